@@ -1,0 +1,180 @@
+"""RunConfig: everything that decides a training run, as one frozen value with a name. Standard library only.
+
+The paper's learning rates (arXiv 2011.04720) hold for one compartment and directions scaled by 1/√D. With K > 1
+compartments, each scaled by 1/√D_k, the best rate is another one: give `lr` then.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Collection, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from hashlib import sha256
+from sys import float_info
+from typing import Any
+
+MODELS = ("fc", "cnn", "resnet8", "resnet32")
+DATA = ("mnist", "fmnist", "cifar10", "mnist-embedded", "fmnist-embedded")
+METHODS = ("sgd", "rbd", "fpd", "nes", "rbd-nes")
+DISTRIBUTIONS = ("normal", "uniform", "rademacher")
+PARTITIONS = "whole, by_layer, by_tensor, even:K (integer K >= 1), by_ratio:R (number R >= 1)"
+LARGEST = 2**32 - 1  # seeds, rows and steps are 32-bit words of Philox
+
+DEFAULTS: dict[str, dict[str, Any]] = {  # method -> the fields it uses, of those that not every method does
+    "sgd": {},
+    "rbd": {"partition": "whole", "dim": 250, "distribution": "normal", "redraw": 1},
+    "fpd": {"partition": "whole", "dim": 250, "distribution": "normal"},
+    "nes": {"dim": 250, "distribution": "normal", "sigma": 0.01},
+    "rbd-nes": {"dim": 250, "distribution": "normal", "sigma": 0.002},
+}
+OPTIONAL = {name for used in DEFAULTS.values() for name in used}
+PAPER_LR = {  # (model, data) -> method -> learning rate, already × batch size; arXiv 2011.04720
+    ("fc", "mnist"): {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125},
+    ("fc", "fmnist"): {"rbd": 0.5, "fpd": 0.5, "sgd": 0.25},
+    ("fc", "cifar10"): {"rbd": 0.25, "fpd": 0.25, "sgd": 0.0078},
+    ("cnn", "mnist"): {"rbd": 0.0625, "fpd": 0.0625, "sgd": 0.03125},
+    ("cnn", "fmnist"): {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0625},
+    ("cnn", "cifar10"): {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156},
+}
+OUR_LR = {  # model -> method -> learning rate on every data set: ours, NOT from the paper (unknown there)
+    "fc": {"nes": 1.0, "rbd-nes": 1.0},
+    "cnn": {"nes": 1.0, "rbd-nes": 1.0},
+    "resnet8": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156, "nes": 1.0, "rbd-nes": 1.0},
+    "resnet32": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156, "nes": 1.0, "rbd-nes": 1.0},
+}
+
+
+def _option(kind: type, default: Any, help: str, choices: tuple[str, ...] = (), low: int = 1, hint: str = "") -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help, "choices": choices, "low": low, "hint": hint})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, checked and resolved: None becomes the method's default, and stays None where a method lacks the field.
+
+    Raises ValueError naming the field, what was got and what is allowed.
+    """
+
+    model: str = _option(str, "fc", "network", MODELS)
+    data: str = _option(str, "mnist-embedded", "data set; -embedded: the small subset of real images", DATA)
+    method: str = _option(str, "rbd", "training method", METHODS)
+    dim: int | None = _option(int, None, "total number of random directions d; not for sgd or by_ratio:R")
+    partition: str | None = _option(str, None, f"compartments of the parameters, for rbd and fpd: {PARTITIONS}")
+    distribution: str | None = _option(str, None, "law of the basis entries; not for sgd", DISTRIBUTIONS)
+    redraw: int | None = _option(int, None, "steps between draws of a basis, for rbd", hint=" (drawn once: method fpd)")
+    sigma: float | None = _option(float, None, "length of a perturbation in parameter space, for nes and rbd-nes")
+    lr: float | None = _option(float, None, "learning rate (already x batch size, directions scaled by 1/sqrt(D_k))")
+    epochs: int = _option(int, 100, "passes over the training images")
+    batch_size: int = _option(int, 32, "images per mini-batch")
+    seed: int = _option(int, 0, "seed of initial parameters, batches and bases", low=0)
+
+    def __post_init__(self) -> None:
+        values = {f: getattr(self, f.name) for f in fields(self)}
+        given = {f.name: _checked(f, v) for f, v in values.items() if v is not None or f.default is not None}
+        model, data, method = given["model"], given["data"], given["method"]
+        for name in sorted(OPTIONAL & given.keys() - DEFAULTS[method].keys()):
+            raise ValueError(f"{name}: does not apply to method {method!r}; got {given[name]!r}, allowed None")
+        resolved = {"lr": default_lr(model, data, method)} | DEFAULTS[method] | given
+        if str(resolved.get("partition")).startswith("by_ratio"):  # d_k = max(⌈D_k/R⌉, 10)
+            if "dim" in given:
+                raise ValueError(f"dim: got {self.dim}, allowed None with {self.partition!r}, which decides it")
+            del resolved["dim"]
+        for f in values:
+            object.__setattr__(self, f.name, resolved.get(f.name))
+
+    def canonical(self) -> str:
+        """All fields that apply, as JSON with sorted keys and no spaces: equal configs give equal text."""
+        applying = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(applying, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def id(self) -> str:
+        """First 16 hex digits of the SHA-256 of `canonical()`."""
+        return sha256(self.canonical().encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `dataclasses.asdict`. Raises ValueError naming missing and unknown keys, or the bad field."""
+        check_keys("config", d, [f.name for f in fields(cls)])
+        return cls(**d)
+
+
+def default_lr(model: str, data: str, method: str) -> float:
+    """The paper's learning rate where it is known, else ours; an embedded subset takes the rate of its full set."""
+    return (OUR_LR[model] | PAPER_LR.get((model, data.removesuffix("-embedded")), {}))[method]
+
+
+def check_keys(what: str, d: Any, names: Collection[str]) -> None:
+    """Raise ValueError unless `d` is a mapping with exactly the keys `names`."""
+    if not hasattr(d, "keys"):
+        raise ValueError(f"{what}: got {d!r}, allowed an object with the keys {', '.join(names)}")
+    for problem, keys in (("missing", set(names) - set(d)), ("unknown", set(d) - set(names))):
+        if keys:
+            got = ", ".join(sorted(map(repr, keys)))
+            raise ValueError(f"{what}: {problem} {got}, allowed exactly {', '.join(names)}")
+
+
+def _checked(f: Field[Any], value: Any) -> Any:
+    """`value` as the field keeps it (1 -> 1.0 for a float), or ValueError saying what is allowed."""
+    kind, choices, low = f.metadata["kind"], f.metadata["choices"], f.metadata["low"]
+    if choices:
+        allowed, good = ", ".join(choices), isinstance(value, str) and value in choices
+    elif kind is int:
+        allowed, good = f"an integer {low} ... {LARGEST}", type(value) is int and low <= value <= LARGEST
+    elif kind is float:
+        allowed = "a finite number > 0"
+        good = isinstance(value, (int, float)) and type(value) is not bool and 0 < value <= float_info.max
+    else:
+        allowed, good = PARTITIONS, isinstance(value, str) and (spelling := _partition(value)) is not None
+    if not good:
+        raise ValueError(f"{f.name}: got {value!r}, allowed {allowed}{f.metadata['hint']}")
+    return spelling if f.name == "partition" else kind(value)
+
+
+def _partition(text: str) -> str | None:
+    """The one spelling of a partition (by_ratio:60.0 -> by_ratio:60), so that equal runs get equal ids; else None."""
+    name, _, number = text.partition(":")
+    try:
+        if name == "even" and 1 <= int(number) <= LARGEST:
+            return f"even:{int(number)}"
+        if name == "by_ratio" and 1 <= float(number) < math.inf:
+            return "by_ratio:" + repr(float(number)).removesuffix(".0")
+    except ValueError:
+        pass
+    return text if text in ("whole", "by_layer", "by_tensor") else None
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add one `--field-name` per field of RunConfig; a value that is not allowed ends with argparse's usage error."""
+    for f in fields(RunConfig):
+        flag, choices = "--" + f.name.replace("_", "-"), f.metadata["choices"] or None
+        help = f"{f.metadata['help']} (default: {_default(f)})"
+        parser.add_argument(flag, type=_argument(f), choices=choices, default=f.default, help=help)
+
+
+def from_arguments(namespace: Namespace) -> RunConfig:
+    """The RunConfig of parsed arguments. Raises ValueError where fields do not fit each other."""
+    return RunConfig(**{f.name: getattr(namespace, f.name) for f in fields(RunConfig)})
+
+
+def _default(f: Field[Any]) -> str:
+    values = {method: used[f.name] for method, used in DEFAULTS.items() if f.name in used} or {"all": f.default}
+    texts = [f"{value} for {method}" for method, value in values.items()]
+    default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])
+    return default if f.name != "lr" else "the paper's, or ours where that is unknown"
+
+
+def _argument(f: Field[Any]) -> Any:
+    def parse(text: str) -> Any:
+        try:
+            value = f.metadata["kind"](text)
+        except ValueError:
+            value = text  # of the wrong kind: the check says what is allowed
+        try:
+            return _checked(f, value)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return parse

@@ -1,0 +1,413 @@
+"""project and expand on a CPU: entries made in vector registers from Philox words and used up there (Numba, LLVM vectors).
+
+Three ways of one product, all with the entries of ``reference.py``:
+
+- signs, float32: sums of 4 signed numbers come from a table of 16, picked by 4 bits of a word with one permute;
+- the others: 16 entries in the lanes of a vector, multiplied and added;
+- float64 gradients: the same, widened.
+
+Work is cut into units whose sizes depend on the basis alone, and every sum has a fixed order, so results do not depend on
+the number of threads. Threads are Python's own, running code that has released the GIL: Numba's threading layers abort on
+concurrent calls (workqueue), on fork (omp) or need a library that few platforms have (tbb).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numba import njit
+
+from rbd.distribution import QUANTILE, Distribution
+from rbd.kernels.simd import (
+    LANES, add_lanes, bits_of, float_bits, float_of, fma, lane_numbers, like, load, narrow, permute, pointer, shift_signed,
+    splat_f32, splat_like, splat_u32, splat_u64, store,
+)  # fmt: skip
+from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
+
+NORMAL, UNIFORM, RADEMACHER = 0, 1, 2
+_KIND = {"normal": NORMAL, "uniform": UNIFORM, "rademacher": RADEMACHER}
+_M0, _M1 = MULTIPLIERS
+_W0, _W1 = WEYL
+_LOW = 0xFFFFFFFF
+_SIGN, _ONE = 0x80000000, 0x3F800000  # sign bit, and 1.0, as bits of a float32
+_OCTAVES = np.roll(QUANTILE, -1, axis=0).T.copy().ravel()  # (5 * 16,) by the exponent field mod 16: 127 + e = e - 1
+_NIBBLES = 0x11111111
+
+ROWS = 128  # rows of a unit: the sign tables of a chunk serve them all
+SEGMENT = 16384  # least columns of a unit of project
+SEGMENTS = 64  # at most so many along a compartment, so that partial sums take O(64 d)
+STRIPE = 4096  # columns of a unit of expand
+SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 128 + 64 * 8 * 16 of them
+INLINE = 2**19  # entries; below this a second thread costs more than it brings
+
+_jit = njit(nogil=True, cache=True, error_model="numpy")
+_inline = njit(forceinline=True, error_model="numpy")  # pieces of a kernel: vectors must not leave the registers
+
+
+@_inline
+def _philox(block, row, step, compartment, seed, stream):
+    """Philox4x32-10 in 16 lanes of 64 bits whose upper halves are never read: (4 words) x (16 lanes)."""
+    c0, c1, c2, c3 = block, row, splat_u64(step), splat_u64(compartment)
+    k0, k1 = seed, stream
+    half, low, m0, m1 = splat_u64(32), splat_u64(_LOW), splat_u64(_M0), splat_u64(_M1)
+    for _ in range(ROUNDS):
+        p0, p1 = (c0 & low) * m0, (c2 & low) * m1
+        c0, c1 = (p1 >> half) ^ c1 ^ splat_u64(k0), p1
+        c2, c3 = (p0 >> half) ^ c3 ^ splat_u64(k1), p0
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return narrow(c0), narrow(c1), narrow(c2), narrow(c3)
+
+
+@_inline
+def _normal(top):
+    """Level of the 16 upper bits of each lane: sign, then 15 bits of the place in the tail (distribution.normal_levels)."""
+    x = float_of(((top >> splat_u32(15)) & splat_u32(0xFFFE)) | splat_u32(1))
+    octave = bits_of(x) >> splat_u32(23)
+    s = splat_f32(2) - float_bits((bits_of(x) & splat_u32(0x7FFFFF)) | splat_u32(_ONE))
+    z = permute(load(pointer(_OCTAVES), 64), octave)
+    z = fma(z, s, permute(load(pointer(_OCTAVES), 48), octave))
+    z = fma(z, s, permute(load(pointer(_OCTAVES), 32), octave))
+    z = fma(z, s, permute(load(pointer(_OCTAVES), 16), octave))
+    z = fma(z, s, permute(load(pointer(_OCTAVES), 0), octave))
+    return float_bits(bits_of(z) | (top & splat_u32(_SIGN)))
+
+
+@_inline
+def _uniform(top):
+    """Level of the 8 upper bits of each lane: 2 b + 1."""
+    return float_of(shift_signed(top, splat_u32(23)) | splat_u32(1))
+
+
+@_inline
+def _rademacher(top):
+    """Level of the top bit of each lane: its sign."""
+    return float_bits(splat_u32(_ONE) ^ (top & splat_u32(_SIGN)))
+
+
+@_inline
+def _entries(kind, word, part):
+    """Levels of part number ``part`` of 16 words: its bits, moved to the top of the word, decide."""
+    if kind == NORMAL:
+        return _normal(word << splat_u32(16 - 16 * part))
+    if kind == UNIFORM:
+        return _uniform(word << splat_u32(24 - 8 * part))
+    return _rademacher(word << splat_u32(31 - part))
+
+
+@_inline
+def _dot(kind, parts, word, x, at, total):
+    """total + sum over the parts of 16 words of level * x, (16,) + (16 parts,) -> (16,)."""
+    for part in range(parts):
+        level = like(_entries(kind, word, part), total)
+        total = fma(level, load(x, at + WORDS * part), total)
+    return total
+
+
+@_inline
+def _axpy(kind, parts, word, c, u, at):
+    """u += c * level over the parts of 16 words, (16 parts,)."""
+    for part in range(parts):
+        level = like(_entries(kind, word, part), c)
+        store(u, at + WORDS * part, fma(level, c, load(u, at + WORDS * part)))
+
+
+@_inline
+def _dot_row(kind, parts, block, chunks, row, step, index, seed, stream, x):
+    """One row over some chunks of x: (16,) partial sums."""
+    t0 = t1 = t2 = t3 = splat_like(0, x)
+    for chunk in range(chunks):
+        blocks = splat_u64(block + BLOCKS * chunk) + lane_numbers()
+        w0, w1, w2, w3 = _philox(blocks, splat_u64(row), step, index, seed, stream)
+        at = chunk * WORDS * parts
+        t0, t1 = _dot(kind, parts, w0, x, at, t0), _dot(kind, parts, w1, x, at + 16, t1)
+        t2, t3 = _dot(kind, parts, w2, x, at + 32, t2), _dot(kind, parts, w3, x, at + 48, t3)
+    return (t0 + t1) + (t2 + t3)
+
+
+@_inline
+def _axpy_rows(kind, parts, block, c, at, rows, row, step, index, seed, stream, u):
+    """One chunk of u += all rows of a compartment, each times its coordinate."""
+    for r in range(rows):
+        w0, w1, w2, w3 = _philox(splat_u64(block) + lane_numbers(), splat_u64(row + r), step, index, seed, stream)
+        cr = splat_like(c[at + r], u)
+        _axpy(kind, parts, w0, cr, u, 0)
+        _axpy(kind, parts, w1, cr, u, 16)
+        _axpy(kind, parts, w2, cr, u, 32)
+        _axpy(kind, parts, w3, cr, u, 48)
+
+
+@_jit
+def _copy_padded(g, start, stop, x):
+    """x = g[start:stop], then zeros."""
+    count = min(stop - start, len(x))
+    x[:count] = g[start : start + count]
+    x[count:] = 0
+
+
+@_jit
+def _project_entries(units, first, last, kind, columns, g, seed, stream, step, partial, scratch):
+    """partial = (rows of a unit) @ (its segment of g), entry by entry."""
+    block = SEGMENT // columns  # chunks of g that stay in the cache while the rows pass over them
+    x, totals = scratch[:SEGMENT], scratch[SEGMENT : SEGMENT + ROWS * LANES]
+    for n in range(first, last):
+        index, start, size, row, rows, chunk0, chunk1, at = units[n]
+        totals[:] = 0
+        for begin in range(chunk0, chunk1, block):
+            chunks = min(block, chunk1 - begin)
+            _copy_padded(g, start + begin * columns, start + size, x)
+            px, pt, b = pointer(x), pointer(totals), BLOCKS * begin
+            for r in range(rows):
+                if kind == NORMAL:
+                    t = _dot_row(NORMAL, 2, b, chunks, row + r, step, index, seed, stream, px)
+                elif kind == UNIFORM:
+                    t = _dot_row(UNIFORM, 4, b, chunks, row + r, step, index, seed, stream, px)
+                else:
+                    t = _dot_row(RADEMACHER, 32, b, chunks, row + r, step, index, seed, stream, px)
+                store(pt, LANES * r, load(pt, LANES * r) + t)
+        for r in range(rows):
+            partial[at + r] = add_lanes(load(pointer(totals), LANES * r))
+
+
+@_jit
+def _expand_entries(units, first, last, kind, columns, c, seed, stream, step, out, scratch):
+    """out = (columns of a unit) @ (all coordinates of its compartment), entry by entry."""
+    u = scratch[:columns]
+    pu, pc = pointer(u), pointer(c)
+    for n in range(first, last):
+        index, start, size, row, rows, chunk0, chunk1, at = units[n]
+        for chunk in range(chunk0, chunk1):
+            u[:] = 0
+            if kind == NORMAL:
+                _axpy_rows(NORMAL, 2, BLOCKS * chunk, pc, at, rows, row, step, index, seed, stream, pu)
+            elif kind == UNIFORM:
+                _axpy_rows(UNIFORM, 4, BLOCKS * chunk, pc, at, rows, row, step, index, seed, stream, pu)
+            else:
+                _axpy_rows(RADEMACHER, 32, BLOCKS * chunk, pc, at, rows, row, step, index, seed, stream, pu)
+            stop = min(size, (chunk + 1) * columns)
+            out[start + chunk * columns : start + stop] = u[: stop - chunk * columns]
+
+
+@_inline
+def _signed(x, bit):
+    """x, negated in the lanes whose number has that bit: (16,) of a table of sign sums."""
+    flip = (narrow(lane_numbers()) << splat_u32(31 - bit)) & splat_u32(_SIGN)
+    return float_bits(bits_of(splat_f32(x)) ^ flip)
+
+
+@_inline
+def _sign_sums(a, b, c, d):
+    """The 16 sums ±a ±b ±c ±d; bit 0 of the place is the sign of a, bit 3 that of d."""
+    return (_signed(a, 0) + _signed(b, 1)) + (_signed(c, 2) + _signed(d, 3))
+
+
+@_inline
+def _pick_word(word, tables, at):
+    """Sum over the 32 signs of a word, by 8 tables of 16: (16 rows,)."""
+    t0 = permute(load(tables, at), word) + permute(load(tables, at + 16), word >> splat_u32(4))
+    t1 = permute(load(tables, at + 32), word >> splat_u32(8)) + permute(load(tables, at + 48), word >> splat_u32(12))
+    t2 = permute(load(tables, at + 64), word >> splat_u32(16)) + permute(load(tables, at + 80), word >> splat_u32(20))
+    t3 = permute(load(tables, at + 96), word >> splat_u32(24)) + permute(load(tables, at + 112), word >> splat_u32(28))
+    return (t0 + t1) + (t2 + t3)
+
+
+@_jit
+def _project_signs(units, first, last, kind, columns, g, seed, stream, step, partial, scratch):
+    """partial = (signs of a unit) @ (its segment of g): 16 rows in the lanes, 4 columns a permute."""
+    x, totals = scratch[:columns], scratch[columns : columns + ROWS]
+    tables = pointer(scratch[columns + ROWS :])  # (64 words, 8 nibbles, 16)
+    for n in range(first, last):
+        index, start, size, row, rows, chunk0, chunk1, at = units[n]
+        totals[:] = 0
+        for chunk in range(chunk0, chunk1):
+            _copy_padded(g, start + chunk * columns, start + size, x)
+            for nibble in range(8):
+                for p in range(WORDS):
+                    i = 4 * WORDS * nibble + p
+                    sums = _sign_sums(x[i], x[i + WORDS], x[i + 2 * WORDS], x[i + 3 * WORDS])
+                    store(tables, (p * 8 + nibble) * 16, sums)
+            for r in range(0, rows, 16):
+                lanes = splat_u64(row + r) + lane_numbers()
+                total = load(pointer(totals), r)
+                for b in range(BLOCKS):
+                    w0, w1, w2, w3 = _philox(splat_u64(BLOCKS * chunk + b), lanes, step, index, seed, stream)
+                    total = total + _pick_word(w0, tables, 128 * b) + _pick_word(w1, tables, 128 * (16 + b))
+                    total = total + _pick_word(w2, tables, 128 * (32 + b)) + _pick_word(w3, tables, 128 * (48 + b))
+                store(pointer(totals), r, total)
+        partial[at : at + rows] = totals[:rows]
+
+
+@_inline
+def _spread(word, k, i):
+    """Bits k, k + 4, ... of a word, moved to the bits i of its nibbles."""
+    shifted = word >> splat_u32(k - i) if k >= i else word << splat_u32(i - k)
+    return shifted & splat_u32(_NIBBLES << i)
+
+
+@_inline
+def _add_signs(sums, a, b, c, d, u, at):
+    """u += the sum of 4 signed coordinates; a ... d are the words of 4 rows for the same 16 x 32 columns."""
+    for k in range(4):
+        nibbles = (_spread(a, k, 0) | _spread(b, k, 1)) | (_spread(c, k, 2) | _spread(d, k, 3))
+        for nibble in range(8):
+            j = at + WORDS * (4 * nibble + k)
+            store(u, j, load(u, j) + permute(sums, nibbles >> splat_u32(4 * nibble)))
+
+
+@_jit
+def _expand_signs(units, first, last, kind, columns, c, seed, stream, step, out, scratch):
+    """out = (signs of a unit's columns) @ (all coordinates): 16 columns in the lanes, 4 rows a permute."""
+    u, four = scratch[:columns], scratch[columns : columns + 4]
+    pu = pointer(u)
+    for n in range(first, last):
+        index, start, size, row, rows, chunk0, chunk1, at = units[n]
+        for chunk in range(chunk0, chunk1):
+            u[:] = 0
+            block = splat_u64(BLOCKS * chunk) + lane_numbers()
+            for r in range(0, rows, 4):
+                for i in range(4):
+                    four[i] = c[at + r + i] if r + i < rows else 0
+                sums = _sign_sums(four[0], four[1], four[2], four[3])
+                a0, a1, a2, a3 = _philox(block, splat_u64(row + r), step, index, seed, stream)
+                b0, b1, b2, b3 = _philox(block, splat_u64(row + r + 1), step, index, seed, stream)
+                c0, c1, c2, c3 = _philox(block, splat_u64(row + r + 2), step, index, seed, stream)
+                d0, d1, d2, d3 = _philox(block, splat_u64(row + r + 3), step, index, seed, stream)
+                _add_signs(sums, a0, b0, c0, d0, pu, 0)
+                _add_signs(sums, a1, b1, c1, d1, pu, 16)
+                _add_signs(sums, a2, b2, c2, d2, pu, 32)
+                _add_signs(sums, a3, b3, c3, d3, pu, 48)
+            stop = min(size, (chunk + 1) * columns)
+            out[start + chunk * columns : start + stop] = u[: stop - chunk * columns]
+
+
+@_jit
+def _add_segments(places, scales, partial, out):
+    """out = scale * the sum over segments of partial, in their order and in float64 until it is rounded."""
+    for k in range(len(places)):
+        at, rows, segments, first = places[k]
+        for r in range(rows):
+            total = 0.0
+            for s in range(segments):
+                total += partial[first + s * rows + r]
+            out[at + r] = total
+            out[at + r] *= scales[k]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the work on some compartments is cut: a pure function of their sizes, never of the number of threads."""
+
+    units: np.ndarray  # (n, 8): index, start, size, row, rows, chunk0, chunk1, place in partial or c
+    pieces: np.ndarray  # bounds of runs of units of about equal cost
+    entries: int  # sum of d_k D_k
+    places: np.ndarray  # (K, 4) for _add_segments: place in c, rows, segments, place in partial
+    partials: int
+
+
+def _pieces(units: list[tuple[int, ...]], count: int = 16) -> np.ndarray:
+    cost = np.cumsum([rows * (chunk1 - chunk0) for *_, rows, chunk0, chunk1, _ in units])
+    return np.unique(np.r_[0, np.searchsorted(cost, cost[-1] * np.arange(1, count) / count) + 1, len(units)])
+
+
+@lru_cache(maxsize=256)
+def _project_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _Plan:
+    units, places, at, first = [], [], 0, 0
+    for index, start, stop, dim, row in compartments:
+        chunks = -(-(stop - start) // columns)
+        step = max(SEGMENT // columns, -(-chunks // SEGMENTS))
+        starts = range(0, chunks, step)
+        for s, chunk in enumerate(starts):
+            for r in range(0, dim, ROWS):
+                place = first + s * dim + r
+                rows = min(ROWS, dim - r)
+                units.append((index, start, stop - start, row + r, rows, chunk, min(chunk + step, chunks), place))
+        places.append((at, dim, len(starts), first))
+        at, first = at + dim, first + len(starts) * dim
+    entries = sum((stop - start) * dim for _, start, stop, dim, _ in compartments)
+    return _Plan(np.array(units), _pieces(units), entries, np.array(places), first)
+
+
+@lru_cache(maxsize=256)
+def _expand_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _Plan:
+    units, at = [], 0
+    for index, start, stop, dim, row in compartments:
+        chunks, step = -(-(stop - start) // columns), STRIPE // columns
+        for chunk in range(0, chunks, step):
+            units.append((index, start, stop - start, row, dim, chunk, min(chunk + step, chunks), at))
+        at += dim
+    entries = sum((stop - start) * dim for _, start, stop, dim, _ in compartments)
+    return _Plan(np.array(units), _pieces(units), entries, np.empty((0, 4), np.int64), 0)
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None  # its threads stayed in the parent
+
+
+os.register_at_fork(after_in_child=_forget_pool) if hasattr(os, "register_at_fork") else None
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="rbd")
+    return _pool
+
+
+def _scratch(args) -> np.ndarray:
+    """Room for what one thread has in hand, a few cache pages whatever the basis."""
+    return np.empty(SCRATCH, args[-1].dtype)
+
+
+def _run(kernel: Callable, plan: _Plan, *args) -> None:
+    """The kernel over all units, piece by piece, on as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), len(plan.pieces) - 1)
+    if threads == 1 or plan.entries < INLINE:
+        return kernel(plan.units, 0, len(plan.units), *args, _scratch(args))
+    taken = itertools.count()  # next() is atomic
+
+    def work() -> None:
+        scratch = _scratch(args)
+        while (piece := next(taken)) < len(plan.pieces) - 1:
+            kernel(plan.units, plan.pieces[piece], plan.pieces[piece + 1], *args, scratch)
+
+    others = [_threads().submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+def _scales(compartments, distribution: Distribution, dtype) -> np.ndarray:
+    return np.array([distribution.scale(stop - start) for _, start, stop, _, _ in compartments], dtype)
+
+
+def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
+            out: torch.Tensor) -> None:  # fmt: skip
+    """See ``reference.project``."""
+    plan = _project_plan(compartments, distribution.columns)
+    x = g.numpy()
+    partial = np.empty(plan.partials, x.dtype)
+    signs = distribution.name == "rademacher" and x.dtype == np.float32
+    kernel = _project_signs if signs else _project_entries
+    _run(kernel, plan, _KIND[distribution.name], distribution.columns, x, seed, stream, step, partial)
+    _add_segments(plan.places, _scales(compartments, distribution, x.dtype), partial, out.numpy())
+
+
+def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
+           out: torch.Tensor) -> None:  # fmt: skip
+    """See ``reference.expand``."""
+    plan = _expand_plan(compartments, distribution.columns)
+    scales = _scales(compartments, distribution, c.numpy().dtype)
+    scaled = c.numpy() * np.repeat(scales, [dim for *_, dim, _ in compartments])
+    signs = distribution.name == "rademacher" and scaled.dtype == np.float32
+    kernel = _expand_signs if signs else _expand_entries
+    _run(kernel, plan, _KIND[distribution.name], distribution.columns, scaled, seed, stream, step, out.numpy())

@@ -1,0 +1,230 @@
+"""Vectors of 16 lanes as Numba values, so that a kernel says which vector instructions it is made of.
+
+LLVM turns the vectors into whatever registers the machine has (one AVX-512 register, two of AVX2, four of NEON); no
+instruction of one machine is named here. Only for use inside ``numba.njit`` functions.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16
+_ELEMENTS = {"f32": ir.FloatType(), "f64": ir.DoubleType(), "u32": ir.IntType(32), "u64": ir.IntType(64)}
+_INDEX = ir.IntType(32)
+
+
+class Vector(types.Type):
+    """The Numba type of a vector of 16 elements: "f32", "f64", "u32" or "u64"."""
+
+    def __init__(self, element: str):
+        self.element = element
+        super().__init__(name=f"Vector({element})")
+
+    @property
+    def is_float(self) -> bool:
+        return self.element[0] == "f"
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.VectorType(_ELEMENTS[fe_type.element], LANES))
+
+
+f32, f64, u32, u64 = Vector("f32"), Vector("f64"), Vector("u32"), Vector("u64")
+_OF_SCALAR = {types.float32: f32, types.float64: f64, types.uint32: u32, types.uint64: u64}
+
+
+def _operator(symbol, integer: str, floating: str | None) -> None:
+    """Give vectors of one type the operator, lane by lane, as an LLVM instruction."""
+
+    @intrinsic
+    def emit(typingctx, a, b):
+        name = floating if a.is_float else integer
+        return a(a, b), lambda context, builder, sig, args: getattr(builder, name)(*args)
+
+    @overload(symbol)
+    def implementation(a, b):
+        if isinstance(a, Vector) and a == b and (floating or not a.is_float):
+            return lambda a, b: emit(a, b)
+
+
+_operator(operator.add, "add", "fadd")
+_operator(operator.sub, "sub", "fsub")
+_operator(operator.mul, "mul", "fmul")
+_operator(operator.xor, "xor", None)
+_operator(operator.and_, "and_", None)
+_operator(operator.or_, "or_", None)
+_operator(operator.lshift, "shl", None)
+_operator(operator.rshift, "lshr", None)
+
+
+def _constant(vector: ir.VectorType, values) -> ir.Constant:
+    return ir.Constant(vector, [ir.Constant(vector.element, v) for v in values])
+
+
+def _splatted(context, builder, x, given: types.Type, scalar: types.Type):
+    vector = context.get_value_type(_OF_SCALAR[scalar])
+    x = context.cast(builder, x, given, scalar)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(_INDEX, 0))
+    return builder.shuffle_vector(first, first, _constant(ir.VectorType(_INDEX, LANES), [0] * LANES))
+
+
+def _splat(scalar: types.Type):
+    @intrinsic
+    def splat(typingctx, x):
+        def generate(context, builder, sig, args):
+            return _splatted(context, builder, args[0], sig.args[0], scalar)
+
+        return _OF_SCALAR[scalar](x), generate
+
+    return splat
+
+
+splat_f32 = _splat(types.float32)  # scalar -> the same number in every lane
+splat_u32 = _splat(types.uint32)
+splat_u64 = _splat(types.uint64)
+
+
+@intrinsic
+def lane_numbers(typingctx):
+    """0, 1, ..., 15 as u64."""
+    return u64(), lambda context, builder, sig, args: _constant(context.get_value_type(u64), range(LANES))
+
+
+def _convert(source: Vector, result: Vector, instruction: str):
+    @intrinsic
+    def convert(typingctx, x):
+        if x != source:
+            return None
+
+        def generate(context, builder, sig, args):
+            return getattr(builder, instruction)(args[0], context.get_value_type(result))
+
+        return result(x), generate
+
+    return convert
+
+
+narrow = _convert(u64, u32, "trunc")  # the lower 32 bits
+float_of = _convert(u32, f32, "sitofp")  # the number, read as a signed integer
+float_bits = _convert(u32, f32, "bitcast")  # the same bits as float32
+bits_of = _convert(f32, u32, "bitcast")
+
+
+@intrinsic
+def shift_signed(typingctx, x, count):
+    """x >> count of u32 lanes, filled with copies of the top bit."""
+    return x(x, count), lambda context, builder, sig, args: builder.ashr(*args)
+
+
+@intrinsic
+def like(typingctx, x, model):
+    """x (f32) in the precision of model: itself, or widened to f64."""
+    if model == f32:
+        return f32(x, model), lambda context, builder, sig, args: args[0]
+    return f64(x, model), lambda context, builder, sig, args: builder.fpext(args[0], context.get_value_type(f64))
+
+
+@intrinsic
+def splat_like(typingctx, x, pointer):
+    """The scalar x in every lane, in the precision of what the pointer points to."""
+
+    def generate(context, builder, sig, args):
+        return _splatted(context, builder, args[0], sig.args[0], pointer.dtype)
+
+    return _OF_SCALAR[pointer.dtype](x, pointer), generate
+
+
+@intrinsic
+def pointer(typingctx, array):
+    """Address of the first element of a contiguous array, which someone else keeps alive.
+
+    Passed on in place of the array: Numba counts references to arrays at every call, and each count empties the registers.
+    """
+
+    def generate(context, builder, sig, args):
+        return context.make_array(array)(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
+
+
+def _address(context, builder, pointer, index, given: types.Type, vector):
+    index = context.cast(builder, index, given, types.intp)
+    return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
+
+
+@intrinsic
+def load(typingctx, pointer, index):
+    """The 16 elements from pointer[index] on; bounds are not checked."""
+    result = _OF_SCALAR[pointer.dtype]
+
+    def generate(context, builder, sig, args):
+        vector = context.get_value_type(result)
+        loaded = builder.load(_address(context, builder, *args, sig.args[1], vector))
+        loaded.align = pointer.dtype.bitwidth // 8
+        return loaded
+
+    return result(pointer, index), generate
+
+
+@intrinsic
+def store(typingctx, pointer, index, x):
+    """Put 16 elements from pointer[index] on; bounds are not checked."""
+
+    def generate(context, builder, sig, args):
+        stored = builder.store(args[2], _address(context, builder, *args[:2], sig.args[1], args[2].type))
+        stored.align = pointer.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(pointer, index, x), generate
+
+
+@intrinsic
+def permute(typingctx, table, index):
+    """table[index mod 16] in every lane. LLVM recognises the pattern as one permute where the machine has one."""
+
+    def generate(context, builder, sig, args):
+        lanes = [ir.Constant(_INDEX, lane) for lane in range(LANES)]
+        index = builder.and_(args[1], _constant(args[1].type, [LANES - 1] * LANES))
+        out = ir.Constant(args[0].type, ir.Undefined)
+        for lane in lanes:
+            entry = builder.extract_element(args[0], builder.extract_element(index, lane))
+            out = builder.insert_element(out, entry, lane)
+        return out
+
+    return table(table, index), generate
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a b + c, rounded once."""
+
+    def generate(context, builder, sig, args):
+        vector = args[0].type
+        name = f"llvm.fma.v{LANES}{a.element}"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        return builder.call(function, args)
+
+    return a(a, b, c), generate
+
+
+@intrinsic
+def add_lanes(typingctx, x):
+    """The sum of the 16 lanes, halves first: a fixed order."""
+
+    def generate(context, builder, sig, args):
+        total, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            half = ir.VectorType(_INDEX, width)
+            low = builder.shuffle_vector(total, total, _constant(half, range(width)))
+            high = builder.shuffle_vector(total, total, _constant(half, range(width, 2 * width)))
+            total = builder.fadd(low, high)
+        return builder.extract_element(total, ir.Constant(_INDEX, 0))
+
+    return {f32: types.float32, f64: types.float64}[x](x), generate

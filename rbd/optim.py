@@ -1,0 +1,245 @@
+"""RBD, FPD and NES as torch optimizers. The update is a pure function; the optimizers only carry (seed, step)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rbd import kernels
+from rbd.basis import check_word
+from rbd.distribution import distribution as distribution_of
+from rbd.partition import Compartment, Partition
+from rbd.partition import partition as partition_of
+from rbd.philox import STREAM_VERSION
+
+
+def rbd_direction(
+    g: Tensor, partition: Partition, distribution: str = "normal", seed: int = 0, stream: int = 0, step: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The gradient seen through random bases: u = Φᵀ Φ g, compartment by compartment (arXiv 2011.04720).
+
+    Args:
+        g: (D,) real floating-point gradient; the others name the bases.
+
+    Returns:
+        u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32.
+    """
+    name = (partition.compartments, distribution_of(distribution), seed, stream, step)
+    c = kernels.project(g, *name)  # (d,)
+    return kernels.expand(c, *name), c  # (D,), (d,)
+
+
+def centred_ranks(losses: Tensor) -> Tensor:
+    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal losses keep their order."""
+    ranks = torch.empty_like(losses)
+    ranks[losses.argsort(stable=True)] = torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
+    return ranks / max(len(losses) - 1, 1) - 0.5
+
+
+class _RandomBases(torch.optim.Optimizer):
+    """Parameter groups as vectors with partitions, and their bases counted by steps."""
+
+    def __init__(self, params, defaults: dict):
+        super().__init__(params, defaults | {"step": 0, "stream_version": STREAM_VERSION})
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add a group. Parameters that need no gradient when they are added stay out of the basis and are never moved."""
+        given = param_group["params"]
+        params = [given] if isinstance(given, Tensor) else list(given)
+        kept = [p for p in params if (p[1] if isinstance(p, tuple) else p).requires_grad]
+        if not kept:
+            raise ValueError("params: got none that requires a gradient, allowed at least one in a group")
+        super().add_param_group(param_group | {"params": kept})
+        try:
+            self._check(self.param_groups[-1])
+        except (TypeError, ValueError):
+            del self.param_groups[-1]
+            raise
+
+    def _check(self, group: dict) -> None:
+        if not (isinstance(group["lr"], (int, float, Tensor)) and 0 <= float(group["lr"]) < math.inf):
+            raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity")
+        for p in group["params"]:
+            if not p.is_floating_point():
+                raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes")
+        check_word("seed", group["seed"])
+        check_word("redraw", group.get("redraw", 1))
+        distribution_of(group["distribution"])
+        self.partition(len(self.param_groups) - 1)
+
+    def partition(self, group: int = 0) -> Partition:
+        """The partition of a parameter group; its compartments are numbered on from the groups before."""
+        first = sum(len(self._cut(g).compartments) for g in self.param_groups[:group])
+        return self._cut(self.param_groups[group]).renumbered(first)
+
+    @staticmethod
+    def _cut(group: dict) -> Partition:
+        names = group.get("param_names") or [""] * len(group["params"])
+        layout = tuple((name, p.numel()) for name, p in zip(names, group["params"]))
+        return partition_of(group.get("partition", "whole"), layout, group["dim"])
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a ``state_dict()``: the next step uses the very bases that the saved optimizer would have used.
+
+        Raises:
+            ValueError: it was saved with another version of the random stream, or for other groups or parameters.
+        """
+        for group in state_dict["param_groups"]:
+            if group.get("stream_version") != STREAM_VERSION:
+                got = group.get("stream_version")
+                raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION}: its bases were others")
+        super().load_state_dict(state_dict)
+
+    def _name(self, index: int) -> tuple:
+        """(compartments, distribution, seed, stream, step) of a group's bases at its present step."""
+        group = self.param_groups[index]
+        redraw = group.get("redraw", 1)
+        drawn = group["step"] // redraw if redraw else 0
+        compartments = self.partition(index).compartments
+        return compartments, distribution_of(group["distribution"]), group["seed"], 0, drawn % 2**32
+
+    @staticmethod
+    def _add(group: dict, u: Tensor, alpha: float) -> None:
+        """θ += alpha u for the parameters that have gradients."""
+        at = 0
+        for p in group["params"]:
+            if p.grad is not None:
+                p.add_(u[at : at + p.numel()].view(p.shape).to(p.dtype), alpha=alpha)
+            at += p.numel()
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """One vector of all values: float64 if any tensor is, else float32."""
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return torch.cat([t.reshape(-1).to(dtype) for t in tensors])
+
+
+class RBD(_RandomBases):
+    """Random bases descent: θ ← θ - η Φᵀ Φ g with Φ drawn anew (arXiv 2011.04720).
+
+    Args:
+        params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
+        lr: η, for directions of unit expected norm; E[Φᵀ Φ g] = (d / D) g, so it is larger than SGD's.
+        dim: total number of random directions d, 1 ... D, shared out over the compartments.
+        partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
+        distribution: of the entries, "normal", "uniform" or "rademacher".
+        seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
+        redraw: steps between draws of a new basis; 0 keeps the first one for ever (FPD).
+
+    All of them may differ between parameter groups. The state is (seed, step), kept in the groups: a ``state_dict`` is a few
+    numbers and resuming is bit-exact. Parameters without a gradient count as zeros and stay where they are.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range.
+        FloatingPointError: at ``step``, if the gradient has NaN or infinity; the parameters are left unchanged.
+    """
+
+    def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
+                 seed: int = 0, redraw: int = 1):  # fmt: skip
+        super().__init__(params, dict(lr=lr, dim=dim, partition=partition, distribution=distribution, seed=seed,
+                                      redraw=redraw))  # fmt: skip
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update; returns what the closure, if given, returns (it is run with gradients on)."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        updates = [self._direction(index) for index in range(len(self.param_groups))]
+        for group, u in zip(self.param_groups, updates):
+            self._add(group, u, -float(group["lr"]))
+            group["step"] += 1
+        return loss
+
+    def _direction(self, index: int) -> Tensor:
+        params = self.param_groups[index]["params"]
+        if any(p.grad is not None and p.grad.is_sparse for p in params):
+            raise TypeError("params: got a sparse gradient, allowed dense ones")
+        g = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in params])  # (D,)
+        name = self._name(index)
+        c = kernels.project(g, *name)  # (d,)
+        if not torch.isfinite(c).all():  # no entry is 0, so nothing non-finite in g stays hidden
+            raise FloatingPointError(f"gradient: got {_culprit(self.param_groups[index])}, allowed finite values")
+        return kernels.expand(c, *name)  # (D,)
+
+
+def _culprit(group: dict) -> str:
+    names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+    bad = [n for n, p in zip(names, group["params"]) if p.grad is not None and not torch.isfinite(p.grad).all()]
+    return f"NaN or infinity in {', '.join(bad)}" if bad else "finite values whose projections overflow"
+
+
+class FPD(RBD):
+    """Fixed projection descent: RBD whose basis is drawn once (Li et al. 2018, arXiv 1804.08838). Arguments as in RBD."""
+
+    def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
+                 seed: int = 0):  # fmt: skip
+        super().__init__(params, lr, dim, partition, distribution, seed, redraw=0)
+
+
+class NES(_RandomBases):
+    """Natural evolution strategies in a random basis: θ ← θ - η / (σ d) Φᵀ c, without gradients.
+
+    c_i is the centred rank of the loss at θ + σ φ_i; each of the d rows φ_i has unit expected norm and is regenerated for
+    its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
+
+    Args:
+        params, lr, dim, distribution, seed: as in RBD; one group only.
+        sigma: σ > 0, length of a perturbation.
+    """
+
+    def __init__(self, params, lr: float, dim: int = 250, distribution: str = "normal", seed: int = 0,
+                 sigma: float = 0.01):  # fmt: skip
+        if not (isinstance(sigma, (int, float)) and 0 < sigma < math.inf):
+            raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
+        super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
+        if len(self.param_groups) > 1:
+            raise ValueError(f"params: got {len(self.param_groups)} groups, allowed one")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One update from d evaluations of the loss.
+
+        Args:
+            closure: returns the loss at the present parameters, without calling backward; called d times.
+
+        Returns:
+            The mean of the d losses.
+
+        Raises:
+            TypeError: there is no closure.
+            FloatingPointError: a loss is NaN; the parameters are put back first.
+        """
+        if closure is None:
+            raise TypeError("closure: got None, allowed a function that returns the loss")
+        (group,) = self.param_groups
+        start = [p.clone() for p in group["params"]]
+        try:
+            losses = torch.stack([self._loss_at(closure, start, row) for row in range(group["dim"])]).float()  # (d,)
+        finally:
+            for p, old in zip(group["params"], start):
+                p.copy_(old)
+        if losses.isnan().any():
+            raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
+        u = kernels.expand(centred_ranks(losses), *self._name(0)) / (group["sigma"] * group["dim"])  # (D,)
+        self._move(group["params"], start, u, -float(group["lr"]))
+        group["step"] += 1
+        return losses.mean()
+
+    def _loss_at(self, closure: Callable[[], Tensor], start: list[Tensor], row: int) -> Tensor:
+        (group,) = self.param_groups
+        (whole,), *name = self._name(0)
+        one = torch.ones(1, device=start[0].device)
+        phi = kernels.expand(one, (Compartment(whole.index, 0, whole.stop, 1, row),), *name)  # (D,)
+        self._move(group["params"], start, phi, group["sigma"])
+        return torch.as_tensor(closure()).detach()
+
+    @staticmethod
+    def _move(params: list[Tensor], start: list[Tensor], u: Tensor, alpha: float) -> None:
+        """θ = start + alpha u."""
+        at = 0
+        for p, old in zip(params, start):
+            p.copy_(old).add_(u[at : at + p.numel()].view(p.shape).to(p.dtype), alpha=alpha)
+            at += p.numel()

@@ -1,0 +1,145 @@
+"""Partition: a parameter vector cut into compartments, each with a basis of its own, and the total d shared out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, groupby
+from typing import NamedTuple
+
+FORMS = ("whole", "by_layer", "by_tensor", "even:K", "by_ratio:R")
+Layout = tuple[tuple[str, int], ...]  # (name, number of values) of each tensor, in the order of the vector
+
+
+class Compartment(NamedTuple):
+    """dim directions, from number row on, over the values start ... stop - 1; index tells its basis from the others'."""
+
+    index: int
+    start: int
+    stop: int
+    dim: int
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Compartments that cover a vector of length D in order, without gaps."""
+
+    compartments: tuple[Compartment, ...]
+
+    @property
+    def size(self) -> int:
+        """D."""
+        return self.compartments[-1].stop
+
+    @property
+    def dim(self) -> int:
+        """d, over all compartments."""
+        return sum(k.dim for k in self.compartments)
+
+    def renumbered(self, first: int) -> Partition:
+        """The same cuts, with the indices counted from first on."""
+        return Partition(tuple(k._replace(index=first + i) for i, k in enumerate(self.compartments)))
+
+
+def share(dim: int, sizes: Sequence[int]) -> list[int]:
+    """Shares of dim in proportion to sizes: d_k nearest to dim D_k / D, with 1 <= d_k <= D_k and the sum dim exactly.
+
+    Every share starts at its quota rounded down (at least 1); what is over or under goes, one by one, to the compartment
+    furthest from its quota, the first of equals.
+
+    Raises:
+        ValueError: dim is less than the number of compartments or more than the sum of sizes.
+    """
+    total = sum(sizes)
+    if not len(sizes) <= dim <= total:
+        raise ValueError(f"dim: got {dim}, allowed {len(sizes)} ... {total} (the compartments, the parameters)")
+    quotas = [dim * size / total for size in sizes]
+    shares = [max(1, math.floor(q)) for q in quotas]
+    while (left := dim - sum(shares)) != 0:
+        sign = 1 if left > 0 else -1
+        free = [k for k, size in enumerate(sizes) if (shares[k] < size if sign > 0 else shares[k] > 1)]
+        shares[max(free, key=lambda k: sign * (quotas[k] - shares[k]))] += sign
+    return shares
+
+
+def _cut(sizes: Sequence[int], dims: Sequence[int]) -> Partition:
+    stops = accumulate(sizes)
+    return Partition(tuple(Compartment(k, stop - n, stop, d) for k, (n, d, stop) in enumerate(zip(sizes, dims, stops))))
+
+
+def _layer_sizes(layout: Layout) -> list[int]:
+    if not all(name for name, _ in layout):
+        raise ValueError("partition: by_layer and by_ratio need names, pass model.named_parameters()")
+    layers = groupby(layout, key=lambda tensor: tensor[0].rpartition(".")[0])
+    return [sum(size for _, size in tensors) for _, tensors in layers]
+
+
+def whole(layout: Layout, dim: int) -> Partition:
+    """One compartment."""
+    size = sum(n for _, n in layout)
+    return _cut([size], share(dim, [size]))
+
+
+def by_layer(layout: Layout, dim: int) -> Partition:
+    """One compartment for the tensors of one module (names equal up to the last dot)."""
+    sizes = _layer_sizes(layout)
+    return _cut(sizes, share(dim, sizes))
+
+
+def by_tensor(layout: Layout, dim: int) -> Partition:
+    """One compartment for each tensor."""
+    sizes = [n for _, n in layout]
+    return _cut(sizes, share(dim, sizes))
+
+
+def even(layout: Layout, dim: int, count: int) -> Partition:
+    """count compartments of equal size (the first ones longer by 1 if it does not divide D), across tensor borders."""
+    size = sum(n for _, n in layout)
+    if not 1 <= count <= size:
+        raise ValueError(f"partition: got even:{count}, allowed even:1 ... even:{size}")
+    sizes = [size // count + (k < size % count) for k in range(count)]
+    return _cut(sizes, share(dim, sizes))
+
+
+def by_ratio(layout: Layout, ratio: float) -> Partition:
+    """By layer, with d_k = max(ceil(D_k / ratio), 10) (arXiv 2011.04720), but never more than D_k."""
+    sizes = _layer_sizes(layout)
+    return _cut(sizes, [min(n, max(math.ceil(n / ratio), 10)) for n in sizes])
+
+
+def parse(form: str) -> tuple[str, float | None]:
+    """Name and number of a form such as "whole", "even:8" or "by_ratio:100".
+
+    Raises:
+        ValueError: it is none of FORMS, K is not a whole number >= 1, or R not a number >= 1.
+    """
+    name, _, number = form.partition(":") if isinstance(form, str) else (None, "", "")
+    if form in ("whole", "by_layer", "by_tensor"):
+        return form, None
+    if name == "even" and re.fullmatch(r"[1-9]\d*", number):
+        return name, int(number)
+    if name == "by_ratio" and re.fullmatch(r"\d+(\.\d+)?", number) and float(number) >= 1:
+        return name, float(number)
+    raise ValueError(f"partition: got {form!r}, allowed {', '.join(FORMS)} with K >= 1 whole, R >= 1")
+
+
+@lru_cache(maxsize=64)
+def partition(form: str, layout: Layout, dim: int | None) -> Partition:
+    """The partition a form names, of a vector made of the tensors in layout.
+
+    Args:
+        form: one of FORMS; dim: total number of directions, not used (None) by by_ratio:R, whose R gives it.
+
+    Raises:
+        ValueError: the form is unknown, or dim does not fit.
+    """
+    name, number = parse(form)
+    if name == "by_ratio":
+        return by_ratio(layout, number)
+    if name == "even":
+        return even(layout, dim, number)
+    return {"whole": whole, "by_layer": by_layer, "by_tensor": by_tensor}[name](layout, dim)

@@ -1,0 +1,203 @@
+"""Record: what one run did and where, as one JSON file named by its config's id, <id>.json.
+
+Records are written whole or not at all. A file that does not read back as a valid record is named in an error and left
+as it is, also by `save`: nothing here skips, repairs or overwrites it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import distributions
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from rbd.config import RunConfig, check_keys
+
+FORMAT = 1
+OUTCOMES = ("finished", "diverged", "interrupted")
+SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for these
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Point:
+    """State after one epoch. Compare curves by `repr` where a loss may be NaN, which equals nothing."""
+
+    epoch: int
+    step: int  # optimizer steps so far
+    images: int  # training images seen so far
+    forward_passes: int  # network evaluations of a mini-batch so far
+    loss: float  # mean training loss over the epoch; not finite where a run diverged
+    accuracy: float  # validation accuracy, %
+    cosine: float | None  # mean cosine between update and gradient over the epoch; None where there is no gradient
+
+    def __post_init__(self) -> None:
+        for name in ("epoch", "step", "images", "forward_passes"):
+            if type(value := getattr(self, name)) is not int or value < 0:
+                raise ValueError(f"{name}: got {value!r}, allowed an integer >= 0")
+        for name in ("loss", "accuracy", "cosine"):
+            if (value := getattr(self, name)) is not None or name != "cosine":
+                object.__setattr__(self, name, _number(name, value))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run. The curve of a config is reproducible bit for bit, the wall times are not and so stand apart.
+
+    Raises ValueError naming the field, what was got and what is allowed.
+    """
+
+    config: RunConfig
+    outcome: str  # one of OUTCOMES
+    curve: tuple[Point, ...]  # one point per epoch
+    seconds: tuple[float, ...]  # wall seconds since the start, at each point of the curve
+    environment: dict[str, str | int | bool | None]  # see environment()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curve", tuple(self.curve))
+        object.__setattr__(self, "seconds", tuple(_number("seconds", s) for s in self.seconds))
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"outcome: got {self.outcome!r}, allowed {', '.join(OUTCOMES)}")
+        n = len(self.curve)
+        if len(self.seconds) != n or not all(0 <= s < math.inf for s in self.seconds):
+            raise ValueError(f"seconds: got {self.seconds}, allowed {n} finite numbers >= 0, one per point")
+        for name, value in self.environment.items():
+            if type(value) not in (str, int, bool, type(None)):  # what JSON gives back as it was
+                raise ValueError(f"environment: got {name} = {value!r}, allowed str, int, bool, None")
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) is bool or not isinstance(value, (int, float)):
+        raise ValueError(f"{name}: got {value!r}, allowed a number")
+    return float(value)
+
+
+def save(record: Record, directory: str | os.PathLike[str]) -> Path:
+    """Write `record` to directory/<config.id>.json in place of an older one of the same config; return the path.
+
+    Raises OSError naming the directory if that cannot be made or written, ValueError if a damaged file is in the way.
+    """
+    find(record.config, directory)  # raises where a damaged file is in the way
+    path = Path(directory) / f"{record.config.id}.json"
+    temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
+    content = {"format": FORMAT, **asdict(record), "curve": [_encoded(point) for point in record.curve]}
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot save a record: {error.strerror}", str(directory)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> Record:
+    """The record in the file `path`. Raises ValueError naming file and cause if it is no valid record."""
+    path = Path(path)
+    data = path.read_bytes()
+    try:
+        record = _decoded(json.loads(data.decode("utf-8"), parse_constant=_refuse))
+        if path.name != f"{record.config.id}.json":
+            raise ValueError(f"file name: got {path.name}, allowed {record.config.id}.json, the id of its config")
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: not a valid record, file not touched: {error}") from error
+    return record
+
+
+def find(config: RunConfig, directory: str | os.PathLike[str]) -> Record | None:
+    """The record of `config` in `directory`, None if there is none. Raises as `load` does."""
+    try:
+        return load(Path(directory) / f"{config.id}.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def load_all(directory: str | os.PathLike[str]) -> list[Record]:
+    """All records (*.json) in `directory`, sorted by id. Raises as `load` does; OSError without a directory."""
+    return [load(path) for path in sorted(Path(directory).iterdir()) if path.suffix == ".json"]
+
+
+def _encoded(point: Point) -> dict[str, Any]:
+    return {name: v if v is None or math.isfinite(v) else str(v) for name, v in asdict(point).items()}
+
+
+def _decoded(d: Any) -> Record:
+    check_keys("record", d, ["format", *(f.name for f in fields(Record))])
+    if type(d["format"]) is not int or d["format"] != FORMAT:
+        raise ValueError(f"format: got {d['format']!r}, allowed {FORMAT}")
+    for name, kind in (("curve", list), ("seconds", list), ("environment", dict)):
+        if type(d[name]) is not kind:
+            raise ValueError(f"{name}: got {d[name]!r}, allowed a {kind.__name__}")
+    config = RunConfig.from_dict(d["config"])
+    if asdict(config) != d["config"]:
+        raise ValueError(f"config: got {d['config']!r}, allowed only its resolved form {config.canonical()}")
+    return Record(config, d["outcome"], tuple(map(_point, d["curve"])), tuple(d["seconds"]), d["environment"])
+
+
+def _point(d: Any) -> Point:
+    check_keys("point", d, [f.name for f in fields(Point)])
+    values: dict[str, Any] = {name: SPECIAL.get(v, v) if isinstance(v, str) else v for name, v in d.items()}
+    return Point(**values)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"got a bare {constant}, allowed 'nan', 'inf', '-inf' as text")
+
+
+def environment(device: str = "cpu") -> dict[str, str | int | bool | None]:
+    """Where a run happens: versions, the code's commit, and the machine; None for what cannot be known."""
+    import torch
+
+    from rbd.philox import STREAM_VERSION
+
+    cpu, packages = _cpu_name(), ("numpy", "numba", "rbd")
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with its build, such as +cpu, which the installed metadata leave out
+        **{name: next((found.version for found in distributions(name=name)), None) for name in packages},
+        "stream_version": STREAM_VERSION,
+        **_checkout(PACKAGE),
+        "platform": platform.platform(),
+        "cpu": cpu,
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else cpu,
+    }
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):  # only Linux has the file, and not on every processor the line
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _checkout(package: Path) -> dict[str, str | bool | None]:
+    """Commit of the checkout that tracks `package`, and whether files under `package` differ; None outside one."""
+    commit = _git(package, "ls-files", "--error-unmatch", "record.py") and _git(package, "rev-parse", "HEAD")
+    changes = _git(package, "status", "--porcelain", "--untracked-files=normal", "--", ".") if commit else None
+    return {"commit": commit, "dirty": None if changes is None else changes != ""}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # within a hook GIT_DIR names another repository; optional locks would disturb a git that runs beside us
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, env=clean, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

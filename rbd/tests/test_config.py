@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, asdict, fields
+from pathlib import Path
+
+import pytest
+
+from rbd import config, distribution, models
+from rbd.config import RunConfig
+
+NAMES = [f.name for f in fields(RunConfig)]
+
+
+def test_fields_and_defaults():
+    assert NAMES == ["model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "lr", "epochs",
+                     "batch_size", "seed"]
+    assert asdict(RunConfig()) == {
+        "model": "fc", "data": "mnist-embedded", "method": "rbd", "dim": 250, "partition": "whole",
+        "distribution": "normal", "redraw": 1, "sigma": None, "lr": 1.0, "epochs": 100, "batch_size": 32, "seed": 0,
+    }
+
+
+@pytest.mark.parametrize("method, resolved", [  # dim, partition, distribution, redraw, sigma
+    ("sgd", (None, None, None, None, None)),
+    ("rbd", (250, "whole", "normal", 1, None)),
+    ("fpd", (250, "whole", "normal", None, None)),
+    ("nes", (250, None, "normal", None, 0.01)),
+    ("rbd-nes", (250, None, "normal", None, 0.002)),
+])
+def test_each_method_gets_its_fields(method, resolved):
+    c = RunConfig(method=method)
+    assert (c.dim, c.partition, c.distribution, c.redraw, c.sigma) == resolved
+
+
+def test_names_are_those_of_the_modules_that_use_them():
+    assert config.MODELS == models.NAMES
+    assert config.DISTRIBUTIONS == tuple(distribution.DISTRIBUTIONS)
+
+
+@pytest.mark.parametrize("model, data, method, lr", [  # the paper's table, read once more
+    ("fc", "mnist", "rbd", 1.0), ("fc", "fmnist", "fpd", 0.5), ("fc", "cifar10", "rbd", 0.25),
+    ("cnn", "mnist", "fpd", 0.0625), ("cnn", "fmnist", "rbd", 0.125), ("cnn", "cifar10", "fpd", 0.125),
+    ("fc", "mnist", "sgd", 0.125), ("fc", "fmnist", "sgd", 0.25), ("fc", "cifar10", "sgd", 0.0078),
+    ("cnn", "mnist", "sgd", 0.03125), ("cnn", "fmnist", "sgd", 0.0625), ("cnn", "cifar10", "sgd", 0.0156),
+    ("fc", "fmnist-embedded", "sgd", 0.25), ("cnn", "mnist-embedded", "rbd", 0.0625),
+])
+def test_paper_learning_rates(model, data, method, lr):
+    assert RunConfig(model=model, data=data, method=method).lr == lr
+    assert RunConfig(model=model, data=data, method=method, lr=3).lr == 3.0
+
+
+def test_every_combination_has_a_rate():
+    ids = {RunConfig(model=m, data=d, method=k).id for m, d, k in itertools.product(
+        config.MODELS, config.DATA, config.METHODS)}
+    assert len(ids) == 4 * 5 * 5
+
+
+BAD = [
+    ({"model": "vgg"}, ("model: got 'vgg'", "fc, cnn, resnet8, resnet32")),
+    ({"model": None}, ("model: got None", "fc, cnn")),
+    ({"data": "svhn"}, ("data: got 'svhn'", "mnist, fmnist, cifar10, mnist-embedded, fmnist-embedded")),
+    ({"method": "adam"}, ("method: got 'adam'", "sgd, rbd, fpd, nes, rbd-nes")),
+    ({"method": ["sgd"]}, ("method: got ['sgd']", "sgd, rbd")),
+    ({"dim": 0}, ("dim: got 0", "an integer 1 ... 4294967295")),
+    ({"dim": -3}, ("dim: got -3", "an integer 1 ...")),
+    ({"dim": True}, ("dim: got True", "an integer")),
+    ({"dim": 250.0}, ("dim: got 250.0", "an integer")),
+    ({"dim": "250"}, ("dim: got '250'", "an integer")),
+    ({"dim": 2**32}, ("dim: got 4294967296", "4294967295")),
+    ({"partition": "thirds"}, ("partition: got 'thirds'", "whole, by_layer, by_tensor, even:K", "by_ratio:R")),
+    ({"partition": "even"}, ("partition: got 'even'", "even:K")),
+    ({"partition": "even:0"}, ("partition: got 'even:0'", "integer K >= 1")),
+    ({"partition": "even:2.5"}, ("partition: got 'even:2.5'", "integer K >= 1")),
+    ({"partition": "whole:3"}, ("partition: got 'whole:3'", "whole")),
+    ({"partition": "by_ratio:0.5"}, ("partition: got 'by_ratio:0.5'", "number R >= 1")),
+    ({"partition": "by_ratio:inf"}, ("partition: got 'by_ratio:inf'", "number R >= 1")),
+    ({"partition": "by_ratio:nan"}, ("partition: got 'by_ratio:nan'", "number R >= 1")),
+    ({"partition": 3}, ("partition: got 3", "whole")),
+    ({"partition": "by_ratio:60", "dim": 250}, ("dim: got 250", "None", "by_ratio:60")),
+    ({"distribution": "cauchy"}, ("distribution: got 'cauchy'", "normal, uniform, rademacher")),
+    ({"redraw": 0}, ("redraw: got 0", "an integer 1 ...", "fpd")),
+    ({"method": "sgd", "redraw": 1}, ("redraw: does not apply to method 'sgd'", "got 1", "None")),
+    ({"method": "sgd", "dim": 250}, ("dim: does not apply to method 'sgd'", "got 250")),
+    ({"method": "sgd", "distribution": "normal"}, ("distribution: does not apply to method 'sgd'", "'normal'")),
+    ({"method": "fpd", "redraw": 2}, ("redraw: does not apply to method 'fpd'", "got 2")),
+    ({"method": "nes", "partition": "whole"}, ("partition: does not apply to method 'nes'", "'whole'")),
+    ({"method": "rbd", "sigma": 0.01}, ("sigma: does not apply to method 'rbd'", "0.01")),
+    ({"method": "nes", "sigma": 0.0}, ("sigma: got 0.0", "a finite number > 0")),
+    ({"lr": -1}, ("lr: got -1", "a finite number > 0")),
+    ({"lr": float("nan")}, ("lr: got nan", "finite")),
+    ({"lr": float("inf")}, ("lr: got inf", "finite")),
+    ({"lr": 10**400}, ("lr: got 1000", "finite")),
+    ({"lr": True}, ("lr: got True", "a finite number > 0")),
+    ({"lr": "1"}, ("lr: got '1'", "a finite number > 0")),
+    ({"epochs": 0}, ("epochs: got 0", "an integer 1 ...")),
+    ({"epochs": None}, ("epochs: got None", "an integer 1 ...")),
+    ({"batch_size": 1.5}, ("batch_size: got 1.5", "an integer 1 ...")),
+    ({"seed": -1}, ("seed: got -1", "an integer 0 ... 4294967295")),
+    ({"seed": 2**32}, ("seed: got 4294967296", "4294967295")),
+]
+
+
+@pytest.mark.parametrize("values, parts", BAD, ids=[str(values) for values, _ in BAD])
+def test_bad_input_is_named(values, parts):
+    with pytest.raises(ValueError) as error:
+        RunConfig(**values)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_extremes_are_allowed():
+    c = RunConfig(seed=2**32 - 1, dim=2**32 - 1, redraw=2**32 - 1, lr=5e-324)
+    assert RunConfig.from_dict(asdict(c)) == c
+
+
+def test_canonical_and_id_never_change():
+    text = ('{"batch_size":32,"data":"mnist-embedded","dim":250,"distribution":"normal","epochs":100,"lr":1.0,'
+            '"method":"rbd","model":"fc","partition":"whole","redraw":1,"seed":0,"sigma":null}')
+    assert RunConfig().canonical() == text
+    assert RunConfig().id == "4280424e4f1252d1"  # results are filed under ids: a change orphans them all
+    assert RunConfig(method="nes", seed=3).id == "f9f5301d6db6c5e0"
+
+
+def test_equal_runs_have_equal_ids():
+    assert RunConfig(lr=1) == RunConfig(lr=1.0) == RunConfig() and RunConfig(lr=1).id == RunConfig().id
+    assert RunConfig(dim=250, redraw=1, partition="whole", distribution="normal").id == RunConfig().id
+    assert RunConfig(partition="by_ratio:60.0") == RunConfig(partition="by_ratio:60")
+    assert RunConfig(partition="by_ratio:60").partition == "by_ratio:60"
+    assert RunConfig(partition="even:08").id == RunConfig(partition="even:8").id
+    assert RunConfig(partition="by_ratio:2.5").partition == "by_ratio:2.5"
+    backwards = dict(reversed(asdict(RunConfig()).items()))
+    assert next(iter(backwards)) == "seed" and RunConfig.from_dict(backwards).id == RunConfig().id
+
+
+def test_every_field_changes_the_id():
+    others = {"model": "cnn", "data": "mnist", "method": "fpd", "dim": 251, "partition": "by_layer", "lr": 0.1,
+              "distribution": "uniform", "redraw": 2, "epochs": 99, "batch_size": 31, "seed": 1}
+    ids = {RunConfig(**{name: value}).id for name, value in others.items()}
+    ids |= {RunConfig().id, RunConfig(method="nes").id, RunConfig(method="nes", sigma=0.02).id}
+    assert set(others) | {"sigma"} == set(NAMES) and len(ids) == len(others) + 3
+
+
+@pytest.mark.parametrize("c", [
+    RunConfig(lr=0.1), RunConfig(method="sgd", lr=1 / 3), RunConfig(method="nes", sigma=1e-7),
+    RunConfig(model="resnet8", data="cifar10", partition="by_ratio:60"),
+])
+def test_round_trip(c):
+    again = RunConfig.from_dict(json.loads(c.canonical()))
+    assert again == c and again.id == c.id and hash(again) == hash(c)
+
+
+def test_from_dict_names_keys():
+    with pytest.raises(ValueError, match="config: unknown 'momentum', allowed exactly model, data"):
+        RunConfig.from_dict(asdict(RunConfig()) | {"momentum": 0.9})
+    with pytest.raises(ValueError, match="config: missing 'lr', 'seed'"):
+        RunConfig.from_dict({k: v for k, v in asdict(RunConfig()).items() if k not in ("lr", "seed")})
+    with pytest.raises(ValueError, match="config: got 3, allowed an object"):
+        RunConfig.from_dict(3)
+
+
+def test_frozen():
+    with pytest.raises(FrozenInstanceError):
+        RunConfig().seed = 1
+
+
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rbd")
+    config.add_arguments(parser)
+    return parser
+
+
+def test_arguments(parser):
+    assert config.from_arguments(parser.parse_args([])) == RunConfig()
+    line = "--model cnn --data cifar10 --dim 500 --partition even:4 --redraw 2 --lr 1 --batch-size 64 --seed 7"
+    assert config.from_arguments(parser.parse_args(line.split())) == RunConfig(
+        model="cnn", data="cifar10", dim=500, partition="even:4", redraw=2, lr=1.0, batch_size=64, seed=7)
+
+
+@pytest.mark.parametrize("line, parts", [
+    ("--dim many", ("--dim", "'many'", "an integer 1 ... 4294967295")),
+    ("--dim 2.5", ("--dim", "'2.5'", "an integer")),
+    ("--lr fast", ("--lr", "'fast'", "a finite number > 0")),
+    ("--lr nan", ("--lr", "nan", "a finite number > 0")),
+    ("--redraw 0", ("--redraw", "0", "fpd")),
+    ("--seed -1", ("--seed", "-1", "an integer 0 ...")),
+    ("--model vgg", ("--model", "'vgg'", "resnet32")),
+    ("--partition even:x", ("--partition", "'even:x'", "even:K")),
+])
+def test_bad_arguments(parser, capsys, line, parts):
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(line.split())
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and all(part in message for part in parts), message
+
+
+def test_help_shows_every_field_with_default(parser):
+    text = " ".join(parser.format_help().split())
+    assert all("--" + name.replace("_", "-") in text for name in NAMES)
+    assert text.count("(default: ") == len(NAMES) and "None" not in text
+    assert "(default: 0.01 for nes, 0.002 for rbd-nes)" in text and "(default: 250)" in text
+    assert all(f.metadata["help"] for f in fields(RunConfig))
+
+
+def test_loads_the_standard_library_only():
+    folder = Path(config.__file__).parent
+    code = ("import runpy, sys; before = set(sys.modules); runpy.run_path(sys.argv[1], run_name='config');"
+            "print(*{m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names)")
+    command = [sys.executable, "-c", code, str(folder / "config.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
