@@ -101,14 +101,10 @@ class _RandomBases(torch.optim.Optimizer):
         compartments = self.partition(index).compartments
         return compartments, distribution_of(group["distribution"]), group["seed"], 0, drawn % 2**32
 
-    @staticmethod
-    def _add(group: dict, u: Tensor, alpha: float) -> None:
-        """θ += alpha u for the parameters that have gradients."""
-        at = 0
-        for p in group["params"]:
-            if p.grad is not None:
-                p.add_(u[at : at + p.numel()].view(p.shape).to(p.dtype), alpha=alpha)
-            at += p.numel()
+
+def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
+    """(D,) cut into the shapes and dtypes of params."""
+    return [part.view(p.shape).to(p.dtype) for part, p in zip(u.split([p.numel() for p in params]), params)]
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
@@ -149,7 +145,9 @@ class RBD(_RandomBases):
             loss = closure() if closure else None
         updates = [self._direction(index) for index in range(len(self.param_groups))]
         for group, u in zip(self.param_groups, updates):
-            self._add(group, u, -float(group["lr"]))
+            pairs = [(p, v) for p, v in zip(group["params"], _views(u, group["params"])) if p.grad is not None]
+            if pairs:
+                torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))  # θ -= η u
             group["step"] += 1
         return loss
 
@@ -160,7 +158,7 @@ class RBD(_RandomBases):
         g = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in params])  # (D,)
         name = self._name(index)
         c = kernels.project(g, *name)  # (d,)
-        if not torch.isfinite(c).all():  # no entry is 0, so nothing non-finite in g stays hidden
+        if not math.isfinite(float(c.sum())):  # no entry is 0, so nothing non-finite in g stays hidden
             raise FloatingPointError(f"gradient: got {_culprit(self.param_groups[index])}, allowed finite values")
         return kernels.expand(c, *name)  # (D,)
 
@@ -239,7 +237,5 @@ class NES(_RandomBases):
     @staticmethod
     def _move(params: list[Tensor], start: list[Tensor], u: Tensor, alpha: float) -> None:
         """θ = start + alpha u."""
-        at = 0
-        for p, old in zip(params, start):
-            p.copy_(old).add_(u[at : at + p.numel()].view(p.shape).to(p.dtype), alpha=alpha)
-            at += p.numel()
+        for p, old, v in zip(params, start, _views(u, params)):
+            p.copy_(old).add_(v, alpha=alpha)

@@ -40,11 +40,12 @@ _SIGN, _ONE = 0x80000000, 0x3F800000  # sign bit, and 1.0, as bits of a float32
 _OCTAVES = np.roll(QUANTILE, -1, axis=0).T.copy().ravel()  # (5 * 16,) by the exponent field mod 16: 127 + e = e - 1
 _NIBBLES = 0x11111111
 
-ROWS = 128  # rows of a unit: the sign tables of a chunk serve them all
-SEGMENT = 16384  # least columns of a unit of project
+HALF = BLOCKS // 2  # blocks whose sign tables are in use at a time
+ROWS = 256  # rows of a unit: the sign tables of a chunk serve them all
+SEGMENT = 8192  # least columns of a unit of project
 SEGMENTS = 64  # at most so many along a compartment, so that partial sums take O(64 d)
 STRIPE = 4096  # columns of a unit of expand
-SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 128 + 64 * 8 * 16 of them
+SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 256 + 4096 of them
 INLINE = 2**19  # entries; below this a second thread costs more than it brings
 
 _jit = njit(nogil=True, cache=True, error_model="numpy")
@@ -221,25 +222,28 @@ def _pick_word(word, tables, at):
 def _project_signs(units, first, last, kind, columns, g, seed, stream, step, partial, scratch):
     """partial = (signs of a unit) @ (its segment of g): 16 rows in the lanes, 4 columns a permute."""
     x, totals = scratch[:columns], scratch[columns : columns + ROWS]
-    tables = pointer(scratch[columns + ROWS :])  # (64 words, 8 nibbles, 16)
+    tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): half a chunk, to fit a cache of 32 KiB
     for n in range(first, last):
         index, start, size, row, rows, chunk0, chunk1, at = units[n]
         totals[:] = 0
         for chunk in range(chunk0, chunk1):
             _copy_padded(g, start + chunk * columns, start + size, x)
-            for nibble in range(8):
-                for p in range(WORDS):
-                    i = 4 * WORDS * nibble + p
-                    sums = _sign_sums(x[i], x[i + WORDS], x[i + 2 * WORDS], x[i + 3 * WORDS])
-                    store(tables, (p * 8 + nibble) * 16, sums)
-            for r in range(0, rows, 16):
-                lanes = splat_u64(row + r) + lane_numbers()
-                total = load(pointer(totals), r)
-                for b in range(BLOCKS):
-                    w0, w1, w2, w3 = _philox(splat_u64(BLOCKS * chunk + b), lanes, step, index, seed, stream)
-                    total = total + _pick_word(w0, tables, 128 * b) + _pick_word(w1, tables, 128 * (16 + b))
-                    total = total + _pick_word(w2, tables, 128 * (32 + b)) + _pick_word(w3, tables, 128 * (48 + b))
-                store(pointer(totals), r, total)
+            for half in range(0, BLOCKS, HALF):
+                for word in range(4):
+                    for b in range(HALF):
+                        for nibble in range(8):
+                            i = 4 * WORDS * nibble + BLOCKS * word + half + b
+                            sums = _sign_sums(x[i], x[i + WORDS], x[i + 2 * WORDS], x[i + 3 * WORDS])
+                            store(tables, ((b * 4 + word) * 8 + nibble) * 16, sums)
+                for r in range(0, rows, LANES):
+                    lanes = splat_u64(row + r) + lane_numbers()
+                    total = load(pointer(totals), r)
+                    for b in range(HALF):
+                        block = splat_u64(BLOCKS * chunk + half + b)
+                        w0, w1, w2, w3 = _philox(block, lanes, step, index, seed, stream)
+                        total = total + (_pick_word(w0, tables, 512 * b) + _pick_word(w1, tables, 512 * b + 128))
+                        total = total + (_pick_word(w2, tables, 512 * b + 256) + _pick_word(w3, tables, 512 * b + 384))
+                    store(pointer(totals), r, total)
         partial[at : at + rows] = totals[:rows]
 
 
@@ -251,37 +255,49 @@ def _spread(word, k, i):
 
 
 @_inline
-def _add_signs(sums, a, b, c, d, u, at):
-    """u += the sum of 4 signed coordinates; a ... d are the words of 4 rows for the same 16 x 32 columns."""
+def _nibbles(k, words):
+    a, b, c, d = words
+    return (_spread(a, k, 0) | _spread(b, k, 1)) | (_spread(c, k, 2) | _spread(d, k, 3))
+
+
+@_inline
+def _add_signs(s0, s1, w0, w1, u, at):
+    """u += the sums of 4 signed coordinates each; w0 and w1 are the words of 4 rows for the same 16 x 32 columns."""
     for k in range(4):
-        nibbles = (_spread(a, k, 0) | _spread(b, k, 1)) | (_spread(c, k, 2) | _spread(d, k, 3))
+        n0, n1 = _nibbles(k, w0), _nibbles(k, w1)
         for nibble in range(8):
             j = at + WORDS * (4 * nibble + k)
-            store(u, j, load(u, j) + permute(sums, nibbles >> splat_u32(4 * nibble)))
+            by = splat_u32(4 * nibble)
+            store(u, j, load(u, j) + (permute(s0, n0 >> by) + permute(s1, n1 >> by)))
 
 
 @_jit
 def _expand_signs(units, first, last, kind, columns, c, seed, stream, step, out, scratch):
     """out = (signs of a unit's columns) @ (all coordinates): 16 columns in the lanes, 4 rows a permute."""
-    u, four = scratch[:columns], scratch[columns : columns + 4]
+    u, four = scratch[:columns], scratch[columns : columns + 8]
     pu = pointer(u)
     for n in range(first, last):
         index, start, size, row, rows, chunk0, chunk1, at = units[n]
         for chunk in range(chunk0, chunk1):
             u[:] = 0
             block = splat_u64(BLOCKS * chunk) + lane_numbers()
-            for r in range(0, rows, 4):
-                for i in range(4):
+            for r in range(0, rows, 8):
+                for i in range(8):
                     four[i] = c[at + r + i] if r + i < rows else 0
-                sums = _sign_sums(four[0], four[1], four[2], four[3])
-                a0, a1, a2, a3 = _philox(block, splat_u64(row + r), step, index, seed, stream)
+                s0 = _sign_sums(four[0], four[1], four[2], four[3])
+                s1 = _sign_sums(four[4], four[5], four[6], four[7])
+                a0, a1, a2, a3 = _philox(block, splat_u64(row + r + 0), step, index, seed, stream)
                 b0, b1, b2, b3 = _philox(block, splat_u64(row + r + 1), step, index, seed, stream)
                 c0, c1, c2, c3 = _philox(block, splat_u64(row + r + 2), step, index, seed, stream)
                 d0, d1, d2, d3 = _philox(block, splat_u64(row + r + 3), step, index, seed, stream)
-                _add_signs(sums, a0, b0, c0, d0, pu, 0)
-                _add_signs(sums, a1, b1, c1, d1, pu, 16)
-                _add_signs(sums, a2, b2, c2, d2, pu, 32)
-                _add_signs(sums, a3, b3, c3, d3, pu, 48)
+                e0, e1, e2, e3 = _philox(block, splat_u64(row + r + 4), step, index, seed, stream)
+                f0, f1, f2, f3 = _philox(block, splat_u64(row + r + 5), step, index, seed, stream)
+                g0, g1, g2, g3 = _philox(block, splat_u64(row + r + 6), step, index, seed, stream)
+                h0, h1, h2, h3 = _philox(block, splat_u64(row + r + 7), step, index, seed, stream)
+                _add_signs(s0, s1, (a0, b0, c0, d0), (e0, f0, g0, h0), pu, 0)
+                _add_signs(s0, s1, (a1, b1, c1, d1), (e1, f1, g1, h1), pu, 16)
+                _add_signs(s0, s1, (a2, b2, c2, d2), (e2, f2, g2, h2), pu, 32)
+                _add_signs(s0, s1, (a3, b3, c3, d3), (e3, f3, g3, h3), pu, 48)
             stop = min(size, (chunk + 1) * columns)
             out[start + chunk * columns : start + stop] = u[: stop - chunk * columns]
 
@@ -368,9 +384,18 @@ def _scratch(args) -> np.ndarray:
     return np.empty(SCRATCH, args[-1].dtype)
 
 
+_count: int | None = None
+
+
+def set_threads(count: int | None) -> None:
+    """Use so many threads from now on; None: as many as torch (torch.get_num_threads())."""
+    global _count
+    _count = count
+
+
 def _run(kernel: Callable, plan: _Plan, *args) -> None:
-    """The kernel over all units, piece by piece, on as many threads as torch uses."""
-    threads = min(torch.get_num_threads(), len(plan.pieces) - 1)
+    """The kernel over all units, piece by piece, each taken by the next free thread."""
+    threads = min(_count or torch.get_num_threads(), len(plan.pieces) - 1)
     if threads == 1 or plan.entries < INLINE:
         return kernel(plan.units, 0, len(plan.units), *args, _scratch(args))
     taken = itertools.count()  # next() is atomic

@@ -1,0 +1,227 @@
+"""train(RunConfig) -> Record: the whole loop on one screen, with checkpoints from which it goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from secrets import token_hex
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from rbd import data, models
+from rbd.config import RunConfig
+from rbd.kernels import cpu
+from rbd.optim import FPD, NES, RBD
+from rbd.record import Point, Record, environment
+
+SAMPLE = 50  # steps between two cosines of update and gradient: often enough for a mean, too rare to cost anything
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: optimizer steps done, the curve and its wall seconds so far."""
+
+    step: int = 0
+    curve: tuple[Point, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+
+def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
+          data_dir: str | os.PathLike[str] | None = None, device: str = "cpu", threads: int | None = None,
+          bar: bool | None = False) -> Record:  # fmt: skip
+    """Run a configuration, or go on from its checkpoint, until it finishes, diverges or is interrupted (Ctrl-C).
+
+    Args:
+        config: what to run.
+        checkpoints: directory for <config.id>.safetensors, written at the end of every epoch; None: no checkpoints.
+        data_dir: root of the full data sets, see rbd.data.data_dir.
+        device: where tensors live, "cpu" or "cuda".
+        threads: CPU threads for the run; None: as many as torch uses now.
+        bar: show a progress bar on stderr; None: only on a terminal.
+
+    Returns:
+        The Record. Its curve is the same, bit for bit, however often the run was interrupted on one kind of machine.
+
+    Raises:
+        FileNotFoundError, ValueError: the data set is missing or damaged, or the checkpoint is.
+        OSError: a checkpoint cannot be written.
+    """
+    with _cores(config, threads or torch.get_num_threads()):
+        return _train(config, checkpoints, data_dir, device, bar)
+
+
+@contextmanager
+def _cores(config: RunConfig, threads: int) -> Iterator[None]:
+    """Threads for the basis kernels, and for torch: one for the FC net, whose operations are too small to share.
+
+    OpenMP's idle threads spin for milliseconds on cores that the kernels need.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if config.model == "fc" else threads)
+    cpu.set_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        cpu.set_threads(None)
+
+
+def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | None) -> Record:
+    sets = data.load(config.data, data_dir)
+    split, held_out = sets.train.to(device), sets.validation.to(device)
+    model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
+    optimizer = build_optimizer(config, model)
+    path = None if checkpoints is None else Path(checkpoints) / f"{config.id}.safetensors"
+    progress = load_checkpoint(path, config, model, optimizer) if path and path.exists() else Progress()
+
+    per_epoch = len(split) // config.batch_size  # mini-batches
+    batches_per_step = config.dim if config.method == "nes" else 1
+    passes_per_step = config.dim if config.method in ("nes", "rbd-nes") else 1
+    steps = config.epochs * per_epoch // batches_per_step
+    if steps == 0:
+        need = -(-batches_per_step // per_epoch)
+        raise ValueError(f"epochs: got {config.epochs}, allowed {need} and above: a step of nes takes {config.dim} batches")
+    if progress.curve and not math.isfinite(progress.curve[-1].loss):
+        return Record(config, "diverged", progress.curve, progress.seconds, environment(device))
+
+    outcome, began, before = "finished", time.perf_counter(), progress.seconds[-1] if progress.seconds else 0.0
+    stream = _stream(split, config, progress.step * batches_per_step, per_epoch)
+    losses, cosines = [], []
+    shown = tqdm(total=steps, initial=progress.step, desc=_title(config), unit="step", disable=None if bar is None else not bar)
+    try:
+        for step in range(progress.step + 1, steps + 1):
+            sampled = config.method in ("sgd", "rbd", "fpd") and step % SAMPLE == 1
+            start = _vector(model.parameters()) if sampled else None
+            losses.append(_update(config, model, optimizer, stream))
+            if sampled:
+                cosines.append(_cosine(start - _vector(model.parameters()), _vector(p.grad for p in model.parameters())))
+            shown.update()
+            epoch = step * batches_per_step // per_epoch
+            if epoch > (step - 1) * batches_per_step // per_epoch:
+                loss = float(torch.stack(losses).double().mean())
+                cosine = float(torch.stack(cosines).mean()) if cosines else None
+                images = step * batches_per_step * config.batch_size
+                point = Point(epoch, step, images, step * passes_per_step, loss, accuracy(model, held_out), cosine)
+                now = before + time.perf_counter() - began
+                progress = Progress(step, (*progress.curve, point), (*progress.seconds, now))
+                losses, cosines = [], []
+                shown.set_postfix_str(f"{point.accuracy:.1f} %", refresh=False)
+                if path:
+                    save_checkpoint(path, config, model, optimizer, progress)
+                if not math.isfinite(loss):
+                    raise FloatingPointError
+    except FloatingPointError:
+        outcome = "diverged"
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+    finally:
+        shown.close()
+    return Record(config, outcome, progress.curve, progress.seconds, environment(device))
+
+
+def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer a configuration names: plain SGD, or one that moves in random bases."""
+    named = list(model.named_parameters())
+    if config.method == "sgd":
+        return torch.optim.SGD(named, config.lr)
+    options = dict(dim=config.dim, distribution=config.distribution, seed=config.seed)
+    if config.method == "rbd":
+        return RBD(named, config.lr, partition=config.partition, redraw=config.redraw, **options)
+    if config.method == "fpd":
+        return FPD(named, config.lr, partition=config.partition, **options)
+    return NES(named, config.lr, sigma=config.sigma, **options)
+
+
+def _update(config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator) -> Tensor:
+    """One step; returns the mean training loss it saw, ()."""
+    if config.method == "nes":  # every perturbation has a mini-batch of its own
+        return optimizer.step(lambda: _loss(model, *next(stream)))
+    x, y = next(stream)
+    if config.method == "rbd-nes":  # all perturbations share one
+        return optimizer.step(lambda: _loss(model, x, y))
+    optimizer.zero_grad()
+    loss = _loss(model, x, y)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(model(x), y)
+
+
+def _stream(split: data.Split, config: RunConfig, start: int, per_epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches from number start on, epoch after epoch without end."""
+    epoch, skip = divmod(start, per_epoch)
+    while True:
+        yield from islice(data.batches(split, config.batch_size, config.seed, epoch), skip, None)
+        epoch, skip = epoch + 1, 0
+
+
+def accuracy(model: nn.Module, split: data.Split) -> float:
+    """Share of right answers, %."""
+    model.eval()
+    with torch.no_grad():
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.evaluation(split))
+    model.train()
+    return 100 * right / len(split)
+
+
+def _vector(tensors) -> Tensor:
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+def _cosine(u: Tensor, g: Tensor) -> Tensor:
+    return torch.dot(u, g) / (u.norm() * g.norm())
+
+
+def _title(config: RunConfig) -> str:
+    return f"{config.model} {config.data} {config.method} seed {config.seed}"
+
+
+def save_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer,
+                    progress: Progress) -> None:  # fmt: skip
+    """Write parameters as tensors and everything else as JSON in the header, whole or not at all (safetensors: no pickle)."""
+    known = {"config": config.canonical(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    content = save(tensors, {name: json.dumps(value) for name, value in known.items()})
+    temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot save a checkpoint: {error.strerror}", str(path.parent)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put model and optimizer where the checkpoint left them.
+
+    Raises:
+        ValueError: the file is damaged, or of another configuration or stream version; it is left as it is.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            known = {name: json.loads(text) for name, text in file.metadata().items()}
+            if known["config"] != config.canonical():
+                raise ValueError(f"made by {known['config']}")
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        optimizer.load_state_dict(known["optimizer"])
+        points = tuple(Point(**point) for point in known["progress"].pop("curve"))
+        return replace(Progress(**known["progress"]), curve=points, seconds=tuple(known["progress"]["seconds"]))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a checkpoint of this run: {error}; remove it to start the run again") from error
