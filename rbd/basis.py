@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rbd import kernels
+from rbd.distribution import Distribution
 from rbd.distribution import distribution as distribution_of
 
 WORD = 2**32
@@ -30,8 +31,8 @@ def check_word(name: str, value: int) -> int:
 class Basis:
     """d random directions in R^D, each of unit expected norm, regenerated whenever they are used.
 
-    Every entry is a pure function of (seed, stream, compartment, step, row, column) and the distribution, with mean 0 and
-    variance 1 / D (arXiv 2011.04720).
+    Every entry is a pure function of (seed, stream, compartment, step, row, column) and the distribution, with mean 0
+    and variance 1 / D (arXiv 2011.04720).
 
     Attributes:
         dim: d, number of directions, 1 ... size.
@@ -60,7 +61,7 @@ class Basis:
             raise ValueError(f"dim: got {self.dim}, allowed 1 ... {self.size} (the size)")
         distribution_of(self.distribution)
 
-    def _name(self) -> tuple:
+    def _name(self) -> tuple[tuple, Distribution, int, int, int]:
         compartments = ((self.compartment, 0, self.size, self.dim, self.row),)
         return compartments, distribution_of(self.distribution), self.seed, self.stream, self.step
 
@@ -71,15 +72,15 @@ class Basis:
             TypeError, ValueError: g is not a real floating-point tensor of shape (D,), or out does not fit.
             RuntimeError: there are no kernels for g's device.
         """
-        return kernels.project(g, *self._name(), out=out)
+        return kernels.project(g, *self._name(), out)
 
     def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors as in ``project``."""
-        return kernels.expand(c, *self._name(), out=out)
+        return kernels.expand(c, *self._name(), out)
 
     def dense(self) -> torch.Tensor:
         """Φ itself, (d, D) float32: for looking at it; training never makes one."""
         from rbd.kernels.reference import rows
 
-        (compartment,), distribution, *name = self._name()
-        return torch.from_numpy(rows(compartment, distribution, *name, 0, self.dim)) * distribution.scale(self.size)
+        (compartment,), law, seed, stream, step = self._name()
+        return torch.from_numpy(rows(compartment, law, seed, stream, step, 0, self.dim)) * law.scale(self.size)

@@ -4,8 +4,8 @@ A distribution is a table of levels indexed by the bits of one entry: 1 bit for 
 normal one. Bits are the currency of on-demand bases, so an entry takes no more of them than its law can show. The table
 is the definition; the fast kernels compute the same levels, bit for bit, without it.
 
-Column ``64 * per_word * chunk + 64 * part + p`` of a row is part ``part`` (the lowest bits first) of word ``p`` of the chunk,
-so contiguous columns meet contiguous words.
+Column ``64 * per_word * chunk + 64 * part + p`` of a row is part ``part`` (the lowest bits first) of word ``p`` of the
+chunk, so contiguous columns meet contiguous words.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Distribution:
         return self.levels[parts].reshape(*words.shape[:-1], self.columns)
 
     def scale(self, size: int) -> float:
-        """What turns levels into entries of directions in R^size with unit expected norm: 1 / (deviation sqrt(size))."""
+        """Factor from levels to entries of directions in R^size with unit expected norm: 1 / (deviation sqrt(size))."""
         return 1.0 / (self.deviation * math.sqrt(size))
 
 
-# Row e: z(u) for u = x / 2**17, x in [2**e, 2**(e+1)), as a polynomial in s = 2 - x / 2**e, lowest power first; z is the
-# upper quantile of the standard normal law. Least maximum error over the odd x of the octave (3.1e-5 in the worst one),
+# Row e: z(u) for u = x / 2**17, x in [2**e, 2**(e+1)), as a polynomial in s = 2 - x / 2**e, lowest power first; z is
+# the upper quantile of the standard normal law. Least maximum error over the odd x of the octave (3.1e-5 in the worst),
 # rounded to float32; the last row has z(s = 0) = 0 exactly, so small levels keep their relative precision.
 QUANTILE = np.array([
     (4.324919, 0.0, 0.0, 0.0, 0.0),
@@ -86,8 +86,8 @@ def _fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def normal_levels() -> np.ndarray:
     """The 65,536 mid-quantiles of the standard normal law: bit 15 is the sign, the others the place in the tail.
 
-    z = the upper quantile at u = (m + 1/2) / 2**16 for m = the lower 15 bits, by a polynomial of degree 4 in each octave
-    of x = 2 m + 1 (the exponent of float(x) names the octave, its mantissa the place inside). |level| <= 4.325.
+    z = the upper quantile at u = (m + 1/2) / 2**16 for m = the lower 15 bits, by a polynomial of degree 4 in each
+    octave of x = 2 m + 1 (the exponent of float(x) names the octave, its mantissa the place inside). |level| <= 4.325.
     """
     m = np.arange(2**15)
     mantissa, exponent = np.frexp((2 * m + 1).astype(np.float32))  # x = mantissa 2**exponent, mantissa in [1/2, 1)

@@ -46,7 +46,7 @@ class _RandomBases(torch.optim.Optimizer):
         super().__init__(params, defaults | {"step": 0, "stream_version": STREAM_VERSION})
 
     def add_param_group(self, param_group: dict) -> None:
-        """Add a group. Parameters that need no gradient when they are added stay out of the basis and are never moved."""
+        """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved."""
         given = param_group["params"]
         params = [given] if isinstance(given, Tensor) else list(given)
         kept = [p for p in params if (p[1] if isinstance(p, tuple) else p).requires_grad]
@@ -90,7 +90,7 @@ class _RandomBases(torch.optim.Optimizer):
         for group in state_dict["param_groups"]:
             if group.get("stream_version") != STREAM_VERSION:
                 got = group.get("stream_version")
-                raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION}: its bases were others")
+                raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
         super().load_state_dict(state_dict)
 
     def _name(self, index: int) -> tuple:
@@ -125,8 +125,8 @@ class RBD(_RandomBases):
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
         redraw: steps between draws of a new basis; 0 keeps the first one for ever (FPD).
 
-    All of them may differ between parameter groups. The state is (seed, step), kept in the groups: a ``state_dict`` is a few
-    numbers and resuming is bit-exact. Parameters without a gradient count as zeros and stay where they are.
+    All of them may differ between parameter groups. The state is (seed, step), kept in the groups: a ``state_dict`` is a
+    few numbers and resuming is bit-exact. Parameters without a gradient count as zeros and stay where they are.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
@@ -230,7 +230,7 @@ class NES(_RandomBases):
         (group,) = self.param_groups
         (whole,), *name = self._name(0)
         one = torch.ones(1, device=start[0].device)
-        phi = kernels.expand(one, (Compartment(whole.index, 0, whole.stop, 1, row),), *name)  # (D,)
+        phi = kernels.expand(one, (Compartment(whole.number, 0, whole.stop, 1, row),), *name)  # (D,)
         self._move(group["params"], start, phi, group["sigma"])
         return torch.as_tensor(closure()).detach()
 

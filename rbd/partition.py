@@ -15,9 +15,9 @@ Layout = tuple[tuple[str, int], ...]  # (name, number of values) of each tensor,
 
 
 class Compartment(NamedTuple):
-    """dim directions, from number row on, over the values start ... stop - 1; index tells its basis from the others'."""
+    """dim directions, from number row on, over the values start ... stop - 1; number tells its basis from the others'."""
 
-    index: int
+    number: int
     start: int
     stop: int
     dim: int
@@ -41,8 +41,8 @@ class Partition:
         return sum(k.dim for k in self.compartments)
 
     def renumbered(self, first: int) -> Partition:
-        """The same cuts, with the indices counted from first on."""
-        return Partition(tuple(k._replace(index=first + i) for i, k in enumerate(self.compartments)))
+        """The same cuts, with the numbers counted from first on."""
+        return Partition(tuple(k._replace(number=first + i) for i, k in enumerate(self.compartments)))
 
 
 def share(dim: int, sizes: Sequence[int]) -> list[int]:
@@ -111,15 +111,15 @@ def by_ratio(layout: Layout, ratio: float) -> Partition:
     return _cut(sizes, [min(n, max(math.ceil(n / ratio), 10)) for n in sizes])
 
 
-def parse(form: str) -> tuple[str, float | None]:
-    """Name and number of a form such as "whole", "even:8" or "by_ratio:100".
+def parse(form: str) -> tuple[str, float]:
+    """Name and number (1 if it has none) of a form such as "whole", "even:8" or "by_ratio:100".
 
     Raises:
         ValueError: it is none of FORMS, K is not a whole number >= 1, or R not a number >= 1.
     """
     name, _, number = form.partition(":") if isinstance(form, str) else (None, "", "")
     if form in ("whole", "by_layer", "by_tensor"):
-        return form, None
+        return form, 1
     if name == "even" and re.fullmatch(r"[1-9]\d*", number):
         return name, int(number)
     if name == "by_ratio" and re.fullmatch(r"\d+(\.\d+)?", number) and float(number) >= 1:
@@ -140,6 +140,8 @@ def partition(form: str, layout: Layout, dim: int | None) -> Partition:
     name, number = parse(form)
     if name == "by_ratio":
         return by_ratio(layout, number)
+    if dim is None:
+        raise ValueError(f"dim: got None, allowed 1 ... {sum(n for _, n in layout)} with partition {form!r}")
     if name == "even":
-        return even(layout, dim, number)
+        return even(layout, dim, int(number))
     return {"whole": whole, "by_layer": by_layer, "by_tensor": by_tensor}[name](layout, dim)

@@ -104,6 +104,26 @@ def save(record: Record, directory: str | os.PathLike[str]) -> Path:
     return path
 
 
+def check_writable(directory: str | os.PathLike[str]) -> None:
+    """Make the directory. Raises OSError naming it if records cannot be saved there, before hours of work are lost."""
+    probe = Path(directory) / f".{token_hex(8)}.tmp"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot save a record: {error.strerror}", str(directory)) from error
+
+
+def summary(record: Record) -> str:
+    """One line for a person: outcome, last validation accuracy, cosine, wall time."""
+    if not record.curve:
+        return f"{record.outcome} before the end of the first epoch"
+    last, seconds = record.curve[-1], record.seconds[-1]
+    cosine = "" if last.cosine is None else f", cosine of update and gradient {last.cosine:.4f}"
+    return f"{record.outcome} after {last.epoch} epochs: {last.accuracy:.2f} % validation accuracy{cosine}, {seconds:.1f} s"
+
+
 def load(path: str | os.PathLike[str]) -> Record:
     """The record in the file `path`. Raises ValueError naming file and cause if it is no valid record."""
     path = Path(path)

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from rbd import data, models
-from rbd.config import RunConfig
+from rbd.config import DEFAULTS, RunConfig
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.record import Point, Record, environment
@@ -87,26 +87,28 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     progress = load_checkpoint(path, config, model, optimizer) if path and path.exists() else Progress()
 
     per_epoch = len(split) // config.batch_size  # mini-batches
-    batches_per_step = config.dim if config.method == "nes" else 1
-    passes_per_step = config.dim if config.method in ("nes", "rbd-nes") else 1
+    batches_per_step = config.dim or 1 if config.method == "nes" else 1
+    passes_per_step = config.dim or 1 if config.method in ("nes", "rbd-nes") else 1
     steps = config.epochs * per_epoch // batches_per_step
     if steps == 0:
-        need = -(-batches_per_step // per_epoch)
-        raise ValueError(f"epochs: got {config.epochs}, allowed {need} and above: a step of nes takes {config.dim} batches")
+        least = -(-batches_per_step // per_epoch)
+        raise ValueError(f"epochs: got {config.epochs}, allowed {least} and above: nes takes {config.dim} batches a step")
     if progress.curve and not math.isfinite(progress.curve[-1].loss):
         return Record(config, "diverged", progress.curve, progress.seconds, environment(device))
 
     outcome, began, before = "finished", time.perf_counter(), progress.seconds[-1] if progress.seconds else 0.0
     stream = _stream(split, config, progress.step * batches_per_step, per_epoch)
     losses, cosines = [], []
-    shown = tqdm(total=steps, initial=progress.step, desc=_title(config), unit="step", disable=None if bar is None else not bar)
+    hidden = None if bar is None else not bar
+    shown = tqdm(total=steps, initial=progress.step, desc=_title(config), unit="step", disable=hidden, leave=False)
     try:
         for step in range(progress.step + 1, steps + 1):
             sampled = config.method in ("sgd", "rbd", "fpd") and step % SAMPLE == 1
             start = _vector(model.parameters()) if sampled else None
             losses.append(_update(config, model, optimizer, stream))
             if sampled:
-                cosines.append(_cosine(start - _vector(model.parameters()), _vector(p.grad for p in model.parameters())))
+                moved = start - _vector(model.parameters())
+                cosines.append(_cosine(moved, _vector(p.grad for p in model.parameters())))
             shown.update()
             epoch = step * batches_per_step // per_epoch
             if epoch > (step - 1) * batches_per_step // per_epoch:
@@ -133,15 +135,11 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer a configuration names: plain SGD, or one that moves in random bases."""
-    named = list(model.named_parameters())
+    named, methods = list(model.named_parameters()), {"rbd": RBD, "fpd": FPD, "nes": NES, "rbd-nes": NES}
     if config.method == "sgd":
         return torch.optim.SGD(named, config.lr)
-    options = dict(dim=config.dim, distribution=config.distribution, seed=config.seed)
-    if config.method == "rbd":
-        return RBD(named, config.lr, partition=config.partition, redraw=config.redraw, **options)
-    if config.method == "fpd":
-        return FPD(named, config.lr, partition=config.partition, **options)
-    return NES(named, config.lr, sigma=config.sigma, **options)
+    used = {name: getattr(config, name) for name in DEFAULTS[config.method]}
+    return methods[config.method](named, config.lr, seed=config.seed, **used)
 
 
 def _update(config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator) -> Tensor:
@@ -193,7 +191,7 @@ def _title(config: RunConfig) -> str:
 
 def save_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer,
                     progress: Progress) -> None:  # fmt: skip
-    """Write parameters as tensors and everything else as JSON in the header, whole or not at all (safetensors: no pickle)."""
+    """Write parameters as tensors and the rest as JSON in the header, whole or not at all (safetensors: no pickle)."""
     known = {"config": config.canonical(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     content = save(tensors, {name: json.dumps(value) for name, value in known.items()})

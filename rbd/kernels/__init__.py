@@ -1,4 +1,4 @@
-"""project and expand on the backend that a tensor's device asks for. A missing backend raises; none replaces another."""
+"""project and expand on the backend that a tensor's device asks for; a missing one raises, none replaces another."""
 
 from __future__ import annotations
 

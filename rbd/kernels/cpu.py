@@ -1,4 +1,4 @@
-"""project and expand on a CPU: entries made in vector registers from Philox words and used up there (Numba, LLVM vectors).
+"""project and expand on a CPU: entries made in vector registers from Philox words and used up there (Numba, LLVM).
 
 Three ways of one product, all with the entries of ``reference.py``:
 
@@ -6,16 +6,16 @@ Three ways of one product, all with the entries of ``reference.py``:
 - the others: 16 entries in the lanes of a vector, multiplied and added;
 - float64 gradients: the same, widened.
 
-Work is cut into units whose sizes depend on the basis alone, and every sum has a fixed order, so results do not depend on
-the number of threads. Threads are Python's own, running code that has released the GIL: Numba's threading layers abort on
-concurrent calls (workqueue), on fork (omp) or need a library that few platforms have (tbb).
+Work is cut into units whose sizes depend on the basis alone, and every sum has a fixed order, so results do not depend
+on the number of threads. Threads are Python's own, running code that has released the GIL: Numba's threading layers
+abort on concurrent calls (workqueue), on fork (omp) or need a library that few platforms have (tbb).
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,8 +26,24 @@ from numba import njit
 
 from rbd.distribution import QUANTILE, Distribution
 from rbd.kernels.simd import (
-    LANES, add_lanes, bits_of, float_bits, float_of, fma, lane_numbers, like, load, narrow, permute, pointer, shift_signed,
-    splat_f32, splat_like, splat_u32, splat_u64, store,
+    LANES,
+    add_lanes,
+    bits_of,
+    float_bits,
+    float_of,
+    fma,
+    lane_numbers,
+    like,
+    load,
+    narrow,
+    permute,
+    pointer,
+    shift_signed,
+    splat_f32,
+    splat_like,
+    splat_u32,
+    splat_u64,
+    store,
 )  # fmt: skip
 from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
 
@@ -68,7 +84,7 @@ def _philox(block, row, step, compartment, seed, stream):
 
 @_inline
 def _normal(top):
-    """Level of the 16 upper bits of each lane: sign, then 15 bits of the place in the tail (distribution.normal_levels)."""
+    """Level of the 16 upper bits of each lane: sign, then the place in the tail (distribution.normal_levels)."""
     x = float_of(((top >> splat_u32(15)) & splat_u32(0xFFFE)) | splat_u32(1))
     octave = bits_of(x) >> splat_u32(23)
     s = splat_f32(2) - float_bits((bits_of(x) & splat_u32(0x7FFFFF)) | splat_u32(_ONE))
@@ -222,7 +238,7 @@ def _pick_word(word, tables, at):
 def _project_signs(units, first, last, kind, columns, g, seed, stream, step, partial, scratch):
     """partial = (signs of a unit) @ (its segment of g): 16 rows in the lanes, 4 columns a permute."""
     x, totals = scratch[:columns], scratch[columns : columns + ROWS]
-    tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): half a chunk, to fit a cache of 32 KiB
+    tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): 16 KiB, half an L1 cache
     for n in range(first, last):
         index, start, size, row, rows, chunk0, chunk1, at = units[n]
         totals[:] = 0
@@ -326,7 +342,7 @@ class _Plan:
     partials: int
 
 
-def _pieces(units: list[tuple[int, ...]], count: int = 16) -> np.ndarray:
+def _pieces(units: Sequence[tuple[int, ...]], count: int = 16) -> np.ndarray:
     cost = np.cumsum([rows * (chunk1 - chunk0) for *_, rows, chunk0, chunk1, _ in units])
     return np.unique(np.r_[0, np.searchsorted(cost, cost[-1] * np.arange(1, count) / count) + 1, len(units)])
 

@@ -15,19 +15,20 @@ TILE = 2**20  # entries in a tile of rows
 
 def rows(compartment: tuple[int, ...], distribution: Distribution, seed: int, stream: int, step: int,
          first: int, last: int) -> np.ndarray:  # fmt: skip
-    """Levels of the rows first ... last - 1 of a compartment, counted from its own first row: (last - first, D_k) float32."""
+    """Levels of the rows first ... last - 1 of a compartment, counted from its first: (last - first, D_k) float32."""
     index, start, stop, _, row = compartment
     chunks = np.arange(-(-(stop - start) // distribution.columns))
     made = words(row + np.arange(first, last), chunks, seed, stream, step, index)  # (rows, chunks, 64)
     return distribution.entries(made).reshape(last - first, -1)[:, : stop - start]
 
 
-def _tiles(compartment: tuple[int, ...], *args) -> Iterator[tuple[slice, np.ndarray]]:
+def _tiles(compartment: tuple[int, ...], distribution: Distribution, seed: int, stream: int,
+           step: int) -> Iterator[tuple[slice, np.ndarray]]:  # fmt: skip
     _, start, stop, dim, _ = compartment
     tall = max(1, TILE // (stop - start))
     for first in range(0, dim, tall):
         last = min(first + tall, dim)
-        yield slice(first, last), rows(compartment, *args, first, last)
+        yield slice(first, last), rows(compartment, distribution, seed, stream, step, first, last)
 
 
 def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
@@ -42,7 +43,8 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
     """
     at = 0
     for k in compartments:
-        total = np.concatenate([levels @ g.double().numpy()[k[1] : k[2]] for _, levels in _tiles(k, distribution, seed, stream, step)])
+        x = g[k[1] : k[2]].double().numpy()
+        total = np.concatenate([levels @ x for _, levels in _tiles(k, distribution, seed, stream, step)])
         c = torch.from_numpy(total).to(g.dtype)  # (d_k,)
         out[at : at + k[3]] = c * distribution.scale(k[2] - k[1])
         at += k[3]

@@ -44,7 +44,7 @@ def _operator(symbol, integer: str, floating: str | None) -> None:
 
     @intrinsic
     def emit(typingctx, a, b):
-        name = floating if a.is_float else integer
+        name = floating if a.is_float and floating else integer
         return a(a, b), lambda context, builder, sig, args: getattr(builder, name)(*args)
 
     @overload(symbol)
@@ -144,7 +144,7 @@ def splat_like(typingctx, x, pointer):
 def pointer(typingctx, array):
     """Address of the first element of a contiguous array, which someone else keeps alive.
 
-    Passed on in place of the array: Numba counts references to arrays at every call, and each count empties the registers.
+    Passed on in place of the array: Numba counts references to arrays at calls, and each count empties the registers.
     """
 
     def generate(context, builder, sig, args):
@@ -165,7 +165,7 @@ def load(typingctx, pointer, index):
 
     def generate(context, builder, sig, args):
         vector = context.get_value_type(result)
-        loaded = builder.load(_address(context, builder, *args, sig.args[1], vector))
+        loaded = builder.load(_address(context, builder, args[0], args[1], sig.args[1], vector))
         loaded.align = pointer.dtype.bitwidth // 8
         return loaded
 
@@ -177,7 +177,7 @@ def store(typingctx, pointer, index, x):
     """Put 16 elements from pointer[index] on; bounds are not checked."""
 
     def generate(context, builder, sig, args):
-        stored = builder.store(args[2], _address(context, builder, *args[:2], sig.args[1], args[2].type))
+        stored = builder.store(args[2], _address(context, builder, args[0], args[1], sig.args[1], args[2].type))
         stored.align = pointer.dtype.bitwidth // 8
         return context.get_dummy_value()
 

@@ -39,7 +39,7 @@ def test_each_method_gets_its_fields(method, resolved):
 
 def test_names_are_those_of_the_modules_that_use_them():
     assert config.MODELS == models.NAMES
-    assert config.DISTRIBUTIONS == tuple(distribution.DISTRIBUTIONS)
+    assert tuple(distribution.DISTRIBUTIONS) == config.DISTRIBUTIONS
 
 
 @pytest.mark.parametrize("model, data, method, lr", [  # the paper's table, read once more
