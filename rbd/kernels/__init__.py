@@ -68,8 +68,8 @@ def project(g: torch.Tensor, compartments: tuple, distribution: Distribution, se
     Returns:
         (sum of dims,) float32, or float64 for float64 g.
     """
-    module = _backend(backend, g.device) if isinstance(g, torch.Tensor) else load("reference")
     x = _operand("g", g, compartments[-1][2])
+    module = _backend(backend, x.device)
     c = _result(out, x, sum(k[3] for k in compartments))
     module.project(x, compartments, distribution, seed, stream, step, c)
     return c
@@ -78,8 +78,8 @@ def project(g: torch.Tensor, compartments: tuple, distribution: Distribution, se
 def expand(c: torch.Tensor, compartments: tuple, distribution: Distribution, seed: int, stream: int, step: int,
            out: torch.Tensor | None = None, backend: str | None = None) -> torch.Tensor:  # fmt: skip
     """The vector with coordinates c: u[start:stop] = Φ_kᵀ c_k, (sum of dims,) -> (D,); arguments as in ``project``."""
-    module = _backend(backend, c.device) if isinstance(c, torch.Tensor) else load("reference")
     x = _operand("c", c, sum(k[3] for k in compartments))
+    module = _backend(backend, x.device)
     u = _result(out, x, compartments[-1][2])
     module.expand(x, compartments, distribution, seed, stream, step, u)
     return u
