@@ -17,7 +17,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def ratio(ours: Callable[[], object], theirs: Callable[[], object], budget: float = 4.0, least: int = 7) -> float:
-    """Median time of ours over median time of theirs, called in turn for about budget seconds, at least `least` times each."""
+    """Median time of ours over median time of theirs, called in turn for about budget seconds, at least so often each."""
     ours(), theirs()  # compile, touch memory
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + budget
