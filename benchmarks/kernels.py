@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from _measure import ratio
+from benchmarks._measure import ratio
 
 from rbd import Basis
 

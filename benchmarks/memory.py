@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from _measure import peak_mib
+from benchmarks._measure import peak_mib
 
 STEPS = """
 import torch
 from rbd import RBD
 model = torch.nn.Linear({size} // 10, 10, bias=False)
 optimizer = RBD(model.parameters(), lr=0.1, dim={dim}, distribution="rademacher")
-for _ in range(3):
+for _ in range(2):
     model(torch.ones(1, {size} // 10)).sum().backward()
     optimizer.step()
 """

@@ -1,0 +1,479 @@
+"""The command `rbd`, as a user types it: in this process where that is enough, else in a new one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+import rbd
+from rbd import data, record, report, sweep
+from rbd.__main__ import main
+from rbd.config import DEFAULTS, RunConfig
+
+ROOT = Path(rbd.__file__).parents[1]
+SMALL = ["train", "--method", "sgd", "--epochs", "2", "--batch-size", "500"]  # 20 steps on the embedded MNIST
+RUN = RunConfig(method="sgd", epochs=2, batch_size=500)
+
+
+def command(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
+    """`rbd` in a new process, as after an installation; neither stdout nor stderr is a terminal."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run([sys.executable, "-m", "rbd", *arguments], cwd=cwd, env=environment, text=True, timeout=120, **options)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")  # for argparse
+    return tmp_path
+
+
+@pytest.fixture
+def few(monkeypatch) -> None:
+    """Every data set cut to 320 training and 200 validation images."""
+    real = data.load
+
+    def load(name: str, data_dir=None) -> data.Dataset:
+        sets = real(name, data_dir)
+        parts = ((sets.train, 320), (sets.validation, 200))
+        return data.Dataset(name, *(data.Split(split.images[:n], split.labels[:n]) for split, n in parts))
+
+    monkeypatch.setattr(data, "load", load)
+
+
+def refused(arguments: list[str], capsys) -> str:
+    """What the command says on stderr when it exits with 2, whether argparse or the run refuses."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr()
+    assert status == 2 and said.out == "" and "Traceback" not in said.err
+    return " ".join(said.err.split())
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--help"], ["reproduce", "train", "report", "data", "--version"]),
+    (["reproduce", "--help"], ["--profile {quick,paper}", "default: quick", "--results-dir", "--data-dir", "--threads"]),
+    (["report", "--help"], ["--profile {quick,paper}", "--into README", "default: results"]),
+    (["data", "--help"], ["--download", "mnist, fmnist or cifar10", "RBD_DATA_DIR"]),
+])  # fmt: skip
+def test_help(arguments, words, here, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    said = capsys.readouterr()
+    assert stop.value.code == 0 and said.err == ""
+    assert all(word in " ".join(said.out.split()) for word in words), said.out
+
+
+def test_train_help_names_every_field_its_unit_and_default(here, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split("options:")[1].split())
+    entries = {part.split()[0].strip(","): part for part in re.split(r"(?=(?<= )--[a-z-]+ [A-Z{])", text)}
+    for f in fields(RunConfig):
+        entry = entries[f"--{f.name.replace('_', '-')}"]
+        assert "(default: " in entry, f.name
+        for default in {f.default} - {None} | {used[f.name] for used in DEFAULTS.values() if f.name in used}:
+            assert str(default) in entry.split("(default: ")[1], f.name
+    units = {"epochs": "passes over the training images", "batch-size": "images per", "redraw": "steps between",
+             "dim": "number of random directions", "sigma": "length", "lr": "already x batch size"}  # fmt: skip
+    for name, unit in units.items():
+        assert unit in entries[f"--{name}"]
+    for name in ("device", "threads", "results-dir", "data-dir"):
+        assert "(default: " in entries[f"--{name}"]
+
+
+def test_version(here, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"rbd {rbd.__version__}\n"
+
+
+def test_no_command_is_refused(here, capsys):
+    assert "COMMAND" in refused([], capsys)
+    assert "invalid choice: 'trian'" in refused(["trian"], capsys)
+
+
+@pytest.mark.parametrize("script", [
+    "import rbd",
+    "import rbd.__main__, rbd.config, rbd.record, rbd.sweep, rbd.report",
+    "import sys; sys.argv = ['rbd', '--help']\nfrom rbd.__main__ import main\ntry: main()\nexcept SystemExit: pass",
+    "from rbd.__main__ import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
+    "from rbd.__main__ import main\ntry: main(['train', '--model', 'none'])\nexcept SystemExit: pass",
+    "from rbd.__main__ import main\nmain(['report'])",  # there is nothing to report
+])  # fmt: skip
+def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
+    heavy = "print([m for m in ('torch', 'torchvision', 'numba', 'numpy', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+    code = f"import sys\n{script}\nimport sys\n{heavy}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert run.stderr.splitlines()[-1] == "[]"
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--model", "vgg"], "argument --model: invalid choice: 'vgg'"),
+    (["--data", "imagenet"], "argument --data: invalid choice: 'imagenet'"),
+    (["--method", "adam"], "argument --method: invalid choice: 'adam'"),
+    (["--distribution", "cauchy"], "argument --distribution: invalid choice: 'cauchy'"),
+    (["--partition", "even"], "argument --partition: partition: got 'even', allowed whole, by_layer, by_tensor, even:K"),
+    (["--partition", "even:0"], "partition: got 'even:0', allowed"),
+    (["--partition", "by_ratio:nan"], "partition: got 'by_ratio:nan', allowed"),
+    (["--dim", "many"], "argument --dim: dim: got 'many', allowed an integer 1 ... 4294967295"),
+    (["--dim", "2.5"], "dim: got '2.5', allowed an integer"),
+    (["--dim", "-3"], "dim: got -3, allowed an integer 1 ..."),
+    (["--dim", "0"], "dim: got 0, allowed an integer 1 ..."),
+    (["--epochs", "0"], "epochs: got 0, allowed an integer 1 ..."),
+    (["--batch-size", "-1"], "batch_size: got -1, allowed an integer 1 ..."),
+    (["--seed", "-1"], "seed: got -1, allowed an integer 0 ..."),
+    (["--redraw", "0"], "redraw: got 0, allowed an integer 1 ... 4294967295 (drawn once: method fpd)"),
+    (["--lr", "-0.5"], "lr: got -0.5, allowed a finite number > 0"),
+    (["--lr", "nan"], "lr: got nan, allowed a finite number > 0"),
+    (["--sigma", "inf"], "sigma: got inf, allowed a finite number > 0"),
+    (["--threads", "0"], "argument --threads: got '0', allowed an integer >= 1"),
+    (["--colour", "red"], "unrecognized arguments: --colour red"),
+    # what does not fit together
+    (["--method", "sgd", "--dim", "5"], "rbd: error: dim: does not apply to method 'sgd'; got 5, allowed None"),
+    (["--method", "fpd", "--redraw", "2"], "redraw: does not apply to method 'fpd'"),
+    (["--method", "nes", "--partition", "whole"], "partition: does not apply to method 'nes'"),
+    (["--partition", "by_ratio:60", "--dim", "9"], "dim: got 9, allowed None with 'by_ratio:60', which decides it"),
+    # what does not fit the network or the data
+    (["--dim", "101771"], "rbd: error: dim: got 101771, allowed 1 ... 101770"),
+    (["--partition", "even:9", "--dim", "8"], "rbd: error: dim: got 8, allowed 9 ... 101770"),
+    (["--method", "nes", "--epochs", "1"], "rbd: error: epochs: got 1, allowed 2 and above: nes takes 250 batches a step"),
+    (["--batch-size", "5001"], "rbd: error: batch_size: got 5001, allowed 1 ... 5000"),
+    (["--device", "abacus"], "rbd: error: "),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
+def test_bad_input_of_train_is_refused(arguments, message, here, capsys):
+    assert message in refused(["train", *arguments], capsys)
+    assert not [path for path in here.rglob("*") if path.is_file()]
+
+
+def test_bad_input_as_typed(tmp_path):
+    run = command("train", "--dim", "101771", cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "rbd: error: dim: got 101771, allowed 1 ... 101770 (the compartments, the parameters)\n"
+
+
+def test_missing_data_is_named_with_the_command_that_mends_it(here, capsys):
+    said = refused(["train", "--data", "mnist", "--data-dir", "empty"], capsys)
+    assert "mnist: missing in empty: MNIST/raw/train-images-idx3-ubyte" in said
+    assert "run `rbd data --download mnist` with RBD_DATA_DIR=empty" in said
+    assert "--data mnist-embedded" in said
+    assert not [path for path in here.rglob("*") if path.is_file()]
+
+
+def test_results_directory_in_the_way_is_named(here, capsys):
+    Path("results").write_text("mine")
+    said = refused(SMALL, capsys)
+    assert "cannot save a record" in said and "results/runs/train" in said
+    assert Path("results").read_text() == "mine"
+
+
+def test_damaged_record_is_named(here, capsys):
+    path = Path("results/runs/train") / f"{RUN.id}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"format": 1}')
+    said = refused(SMALL, capsys)
+    assert f"rbd: error: {path}: not a valid record, file not touched: record: missing 'config'" in said
+    assert path.read_text() == '{"format": 1}'
+
+
+def test_report_without_records_says_what_to_run(here, capsys):
+    for profile in ("quick", "paper"):
+        said = refused(["report", "--profile", profile], capsys)
+        assert f"results/runs/table1-{profile}: no records of table1-{profile}; run `rbd reproduce --profile {profile}`" in said
+    assert list(here.iterdir()) == []
+
+
+# ---------------------------------------------------------------- data
+
+
+def states(text: str) -> dict[str, list[str]]:
+    """data set -> states of its files, of the lines after the first."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines()[1:]:
+        name, state, path = line.split(maxsplit=2)
+        assert Path(path).exists() == (state != "missing")
+        found.setdefault(name, []).append(state)
+    return found
+
+
+def test_data_shows_every_set_and_what_is_missing(here, capsys):
+    assert main(["data", "--data-dir", str(here / "empty")]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == f"directory of the full data sets: {here / 'empty'}"
+    assert states(text) == {
+        "mnist": ["missing"] * 4, "fmnist": ["missing"] * 4, "cifar10": ["missing"] * 7,
+        "mnist-embedded": ["ok"], "fmnist-embedded": ["ok"],
+    }  # fmt: skip
+    assert list(here.iterdir()) == []  # looking makes nothing
+
+
+def test_data_shows_damage(here, capsys):
+    path = here / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a file")
+    assert main(["data", "--data-dir", str(here)]) == 0
+    text = capsys.readouterr().out
+    assert states(text)["mnist"] == ["damaged", "missing", "missing", "missing"]
+    assert re.search(rf"^mnist +damaged +{re.escape(str(path))}$", text, re.MULTILINE)
+
+
+def test_data_directory_is_that_of_the_environment(here, capsys, monkeypatch):
+    monkeypatch.setenv("RBD_DATA_DIR", str(here / "mine"))
+    assert main(["data"]) == 0
+    assert capsys.readouterr().out.startswith(f"directory of the full data sets: {here / 'mine'}\n")
+
+
+def test_data_refuses_to_download_what_is_embedded(here, capsys):
+    assert "invalid choice: 'mnist-embedded'" in refused(["data", "--download", "mnist-embedded"], capsys)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nothing_is_said_about_a_reader_that_left(unbuffered, tmp_path, monkeypatch):
+    """`rbd data | head -1`."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = command("data", "--data-dir", "empty", cwd=tmp_path, stdout=writer)
+    os.close(writer)
+    assert run.stderr == ""
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_train_from_end_to_end_as_typed(tmp_path):
+    """One line on stdout, nothing on stderr (no terminal: no bar), one record; and the second time at once."""
+    first = command(*SMALL, cwd=tmp_path)
+    assert (first.returncode, first.stderr) == (0, "")
+    name = f"results/runs/train/{RUN.id}.json"
+    assert re.fullmatch(
+        rf"{re.escape(name)}: finished after 2 epochs: \d\d\.\d\d % validation accuracy"
+        r"(, cosine of update and gradient 1\.0000)?, \d+\.\d s\n", first.stdout,
+    ), first.stdout  # fmt: skip
+    made = record.load(tmp_path / name)
+    assert (made.config, made.outcome, len(made.curve)) == (RUN, "finished", 2)
+    assert made.environment["device"] == made.environment["cpu"]
+    assert made.curve[-1].accuracy > 35  # %; 20 steps of SGD gave 59, chance is 10
+    assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()] == [Path(name)]
+    before = (tmp_path / name).read_bytes()
+    second = command(*SMALL, cwd=tmp_path)
+    assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")  # with the seconds of the first
+    assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX")
+def test_bar_is_on_a_terminal_and_not_in_stdout(tmp_path):
+    terminal, end = os.openpty()
+    run = command(*SMALL, cwd=tmp_path, stderr=end)
+    os.close(end)
+    os.set_blocking(terminal, False)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert run.returncode == 0 and run.stdout.count("\n") == 1 and "\r" not in run.stdout
+    assert "fc mnist-embedded sgd seed 0" in shown and "/20" in shown
+
+
+def test_train_is_the_same_in_this_process(here, few, capsys):
+    arguments = ["train", "--method", "rbd", "--dim", "9", "--epochs", "1", "--results-dir", "mine", "--threads", "1"]
+    assert main(arguments) == 0
+    first = capsys.readouterr()
+    (path,) = Path("mine/runs/train").iterdir()
+    assert first.err == "" and first.out.startswith(f"{path}: finished after 1 epochs: ")
+    assert record.load(path).config == RunConfig(dim=9, epochs=1)
+    assert main(arguments) == 0
+    assert capsys.readouterr() == first
+    assert not Path("results").exists()
+
+
+def test_environment_tells_the_threads_that_were_asked_for(here, few):
+    """Kernels take two, torch one for the FC net; a timing can only be read with the number that was asked for."""
+    assert main(["train", "--dim", "9", "--epochs", "1", "--threads", "2"]) == 0
+    (path,) = Path("results/runs/train").iterdir()
+    assert record.load(path).environment["threads"] == 2
+
+
+def test_divergence_is_a_result_with_status_1(here, few, capsys):
+    assert main([*SMALL[:3], "--epochs", "2", "--lr", "1e6"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "" and "diverged after 1 epochs" in said.out
+    (path,) = Path("results/runs/train").iterdir()
+    kept = record.load(path)
+    assert kept.outcome == "diverged" and json.loads(path.read_text())["curve"][0]["loss"] in ("nan", "inf")
+    assert list(Path("results/checkpoints").iterdir()) == []
+    assert main([*SMALL[:3], "--epochs", "2", "--lr", "1e6"]) == 1  # read, and said again
+    assert capsys.readouterr() == said
+    assert main(["train", "--method", "rbd", "--dim", "9", "--lr", "1e30"]) == 1
+    assert "diverged before the end of the first epoch" in capsys.readouterr().out
+
+
+def interrupted_once(monkeypatch) -> None:
+    """Ctrl-C in the second validation from now on, and never after."""
+    import rbd.train as loop
+
+    real, calls = loop.accuracy, []
+
+    def accuracy(*args) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(loop, "accuracy", accuracy)
+
+
+def test_interrupted_train_goes_on(here, few, capsys, monkeypatch):
+    arguments = ["train", "--method", "sgd", "--epochs", "3"]
+    interrupted_once(monkeypatch)
+    assert main(arguments) == 130
+    said = capsys.readouterr()
+    assert "interrupted after 1 epochs" in said.out
+    assert said.err == "\nrbd: interrupted; the same command goes on from the last full epoch\n"
+    assert main(arguments) == 0
+    assert "finished after 3 epochs" in capsys.readouterr().out
+    resumed = record.load(next(Path("results/runs/train").iterdir()))
+    assert main([*arguments, "--results-dir", "whole"]) == 0
+    assert resumed.curve == record.load(next(Path("whole/runs/train").iterdir())).curve
+
+
+# ---------------------------------------------------------------- reproduce and report
+
+
+@pytest.fixture
+def tiny(monkeypatch, few) -> sweep.Sweep:
+    """Three runs of a second in place of table 1."""
+    first = RunConfig(method="sgd", epochs=2, lr=0.125)
+    runs = (first, replace(first, seed=1), RunConfig(method="rbd", dim=20, distribution="rademacher", epochs=2, lr=4.0))
+    made = sweep.Sweep("table1-quick", runs)
+    monkeypatch.setattr(sweep, "table1", lambda profile: made)
+    return made
+
+
+def test_reproduce_runs_reports_and_the_second_time_only_reports(here, tiny, capsys, monkeypatch):
+    assert main(["reproduce"]) == 0
+    first = capsys.readouterr()
+    lines = first.out.splitlines()
+    assert first.err == ""
+    assert lines[0] == "table1-quick: 3 runs, 3 to do, records in results/runs/table1-quick"
+    for number, (line, c) in enumerate(zip(lines[1:4], tiny.configs), 1):
+        assert line.startswith(f"[{number}/3] fc mnist-embedded {c.method} seed {c.seed}: finished after 2 epochs: ")
+    table = report.table(tiny.records("results"), "quick")
+    assert table in first.out and re.search(r"FC, MNIST \| quick: 5,000 images, 2 epochs .* \(n = 1\) .* ± .* \(n = 2\)", table)
+    assert "missing" not in first.out
+    picture = Path("results/figures/table1-quick.png")
+    assert lines[-1] == f"curves: {picture}"
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG")
+
+    monkeypatch.setattr("rbd.train.train", lambda *args, **kwargs: pytest.fail("it trained again"))
+    began = time.perf_counter()
+    assert main(["reproduce"]) == 0
+    assert time.perf_counter() - began < 5  # s; reading and drawing take half a second on a quiet machine
+    second = capsys.readouterr().out.splitlines()
+    assert second[0] == "table1-quick: 3 runs, 0 to do, records in results/runs/table1-quick"
+    assert second[1:] == lines[4:]
+    assert picture.read_bytes() == content
+
+
+def test_reproduce_fills_the_gaps(here, tiny, capsys):
+    assert main(["reproduce"]) == 0
+    kept = {path: path.read_bytes() for path in Path("results/runs/table1-quick").iterdir()}
+    gone = Path("results/runs/table1-quick") / f"{tiny.configs[1].id}.json"
+    gone.unlink()
+    capsys.readouterr()
+    assert main(["reproduce"]) == 0
+    out = capsys.readouterr().out
+    assert "3 runs, 1 to do" in out and re.findall(r"^\[\d/3\]", out, re.MULTILINE) == ["[2/3]"]
+    for path, content in kept.items():
+        assert path.read_bytes() == content or path == gone
+    was, now = (json.loads(content) for content in (kept[gone], gone.read_bytes()))
+    assert was["curve"] == now["curve"]
+
+
+def test_reproduce_interrupted_goes_on(here, tiny, capsys, monkeypatch):
+    interrupted_once(monkeypatch)
+    assert main(["reproduce"]) == 130
+    said = capsys.readouterr()
+    assert "the same command goes on" in said.err and "[1/3]" not in said.out
+    assert main(["reproduce"]) == 0
+    assert "3 runs, 3 to do" in (out := capsys.readouterr().out) and len(re.findall(r"^\[\d/3\]", out, re.MULTILINE)) == 3
+
+
+def test_reproduce_stops_at_a_damaged_record_before_any_training(here, tiny, capsys, monkeypatch):
+    monkeypatch.setattr("rbd.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
+    path = Path("results/runs/table1-quick") / f"{tiny.configs[-1].id}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert f"{path}: not a valid record, file not touched" in refused(["reproduce"], capsys)
+
+
+def test_reproduce_without_the_data_says_how_to_get_them(here, capsys):
+    """The profile needs the full sets: as typed for the first time on a new machine."""
+    assert main(["reproduce", "--profile", "paper", "--data-dir", "empty"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "table1-paper: 72 runs, 72 to do, records in results/runs/table1-paper\n"
+    assert "rbd data --download mnist" in said.err
+
+
+def test_diverged_run_is_shown_once_and_counted(here, tiny, capsys, monkeypatch):
+    """SGD's record then holds a NaN, which equals nothing, and yet it is not news the second time."""
+    diverging = sweep.Sweep("table1-quick", (replace(tiny.configs[0], lr=1e6),))
+    monkeypatch.setattr(sweep, "table1", lambda profile: diverging)
+    assert main(["reproduce"]) == 0
+    out = capsys.readouterr().out
+    assert "[1/1] fc mnist-embedded sgd seed 0: diverged after 1 epochs" in out and "(n = 1, 1 diverged)" in out
+    assert main(["reproduce"]) == 0
+    out = capsys.readouterr().out
+    assert "1 runs, 0 to do" in out and "[1/1]" not in out
+
+
+def test_report_of_a_part_says_how_much_is_missing_and_goes_between_the_marks(here, tiny, capsys):
+    made = sweep.run(tiny.configs[0], tiny.directory("results"), "results")
+    readme = Path("README.md")
+    readme.write_text("# Ünïcode\n<!-- table1-quick -->\nold\n<!-- /table1-quick -->\nend\n", "utf-8")
+    assert main(["report", "--into", "README.md"]) == 0
+    out = capsys.readouterr().out
+    assert "**2 runs are missing.**" in out and f"{made.curve[-1].accuracy:.1f} (n = 1)" in out
+    text = readme.read_text("utf-8")
+    assert text.startswith("# Ünïcode\n<!-- table1-quick -->\n| network") and text.endswith("<!-- /table1-quick -->\nend\n")
+    assert "old" not in text and report.table([made], "quick") in text
+    assert main(["report", "--into", "README.md"]) == 0
+    assert readme.read_text("utf-8") == text
+
+
+def test_report_into_a_file_without_marks_leaves_it(here, tiny, capsys):
+    sweep.run(tiny.configs[0], tiny.directory("results"), "results")
+    Path("README.md").write_text("no marks")
+    said = refused(["report", "--into", "README.md"], capsys)
+    assert "<!-- table1-quick --> ... <!-- /table1-quick -->" in said and "README.md" in said
+    assert Path("README.md").read_text() == "no marks"
+    assert "nowhere.md" in refused(["report", "--into", "nowhere.md"], capsys)
+
+
+def test_output_that_cannot_show_every_character(here, tiny, capsys, monkeypatch):
+    """A Windows console or LC_ALL=C: ± and – become something, but the runs that took minutes are reported."""
+    sweep.run(tiny.configs[0], tiny.directory("results"), "results")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw := io.BytesIO(), encoding="ascii"))
+    assert main(["report"]) == 0
+    sys.stdout.flush()
+    assert b"FC, MNIST" in raw.getvalue()

@@ -1,0 +1,240 @@
+"""rbd.report: a table and a picture that can be checked by hand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import same_color, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from rbd import report
+from rbd.config import RunConfig
+from rbd.record import Point, Record
+
+ROOT = Path(report.__file__).parents[1]
+TABLE1 = """
+FC, MNIST:      22.5 ± 1.7, 80 ± 0.4,   93.893 ± 0.024, 98.27 ± 0.09
+FC, F-MNIST:    45 ± 6,     77.3 ± 0.29, 85.65 ± 0.2,   87.32 ± 0.21
+FC, CIFAR-10:   17.8 ± 0.5, 21.4 ± 1.2, 43.77 ± 0.22,   52.09 ± 0.22
+CNN, MNIST:     51 ± 6,     88.9 ± 0.6, 97.17 ± 0.1,    99.41 ± 0.09
+CNN, F-MNIST:   37 ± 4,     77.8 ± 1.6, 85.56 ± 0.1,    91.95 ± 0.18
+CNN, CIFAR-10:  20.3 ± 1,   37.2 ± 0.8, 54.64 ± 0.33,   81.4 ± 0.4
+"""  # typed a second time from table 1 of arXiv 2011.04720
+
+
+def made(method: str, accuracies: tuple[float, ...], seed: int = 0, outcome: str = "finished", model: str = "fc",
+         data: str = "mnist-embedded", epochs: int | None = None) -> Record:  # fmt: skip
+    config = RunConfig(model=model, data=data, method=method, seed=seed, epochs=epochs or max(len(accuracies), 1))
+    curve = tuple(Point(i, i, i, i, 2.0, a, None) for i, a in enumerate(accuracies, 1))
+    return Record(config, outcome, curve, (1.0,) * len(curve), {})
+
+
+def rows(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+RUNS = (
+    made("sgd", (80.0, 90.0), 0), made("sgd", (82.0, 92.0), 1), made("sgd", (84.0, 94.0), 2),
+    made("rbd", (50.0, 70.0), 0), made("rbd", (60.0, 74.0), 1),
+    made("fpd", (30.0, 44.44), 0),
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(("values", "text"), [
+    ([50.0], "50.0"),
+    ([90.0, 92.0, 94.0], "92.0 ± 2.0"),  # sample standard deviation: √((4 + 0 + 4) / 2)
+    ([70.0, 74.0], "72.0 ± 2.8"),  # √((4 + 4) / 1) = 2.83
+    ([80.0, 80.0], "80.0 ± 0.0"),
+    ([9.96, 9.96], "10.0 ± 0.0"),
+])  # fmt: skip
+def test_interval(values, text):
+    assert report.interval(values) == text
+
+
+def test_final_is_the_last_accuracy_or_chance():
+    assert report.final(made("sgd", (80.0, 90.0))) == 90.0
+    assert report.final(made("rbd", (), outcome="diverged", epochs=3)) == 10.0
+
+
+def test_paper_numbers_are_those_of_table_1():
+    typed = [line.split(":") for line in TABLE1.strip().splitlines()]
+    typed = {title: [number.strip() for number in numbers.split(",")] for title, numbers in typed}
+    kept = {report.title(*pair): [cells[m] for m in ("nes", "fpd", "rbd", "sgd")] for pair, cells in report.PAPER.items()}
+    assert kept == typed
+
+
+@pytest.mark.parametrize("data", ["mnist", "fmnist", "cifar10"])
+@pytest.mark.parametrize("model", ["fc", "cnn"])
+def test_title_is_the_same_for_an_embedded_set(model, data):
+    if data != "cifar10":  # which has none
+        assert report.title(model, f"{data}-embedded") == report.title(model, data)
+    assert report.title(model, data).split(", ")[0] == model.upper()
+
+
+# ---------------------------------------------------------------- table
+
+
+def test_table_by_hand():
+    assert report.table(RUNS, "quick").splitlines() == [
+        "| network, data |  | NES | FPD | RBD | SGD |",
+        "|---|---|---|---|---|---|",
+        "| FC, MNIST | quick: 5,000 images, 2 epochs | – | 44.4 (n = 1) | 72.0 ± 2.8 (n = 2) | 92.0 ± 2.0 (n = 3) |",
+        "|  | paper: full data, 100 epochs | 22.5 ± 1.7 | 80 ± 0.4 | 93.893 ± 0.024 | 98.27 ± 0.09 |",
+    ]
+
+
+def test_order_of_records_does_not_matter_within_a_pair():
+    assert report.table(RUNS[::-1], "quick") == report.table(RUNS, "quick")
+
+
+def test_pairs_have_rows_of_their_own_and_full_data_is_said():
+    runs = [made("rbd", (60.0,) * 3, data="fmnist"), made("rbd", (70.0,) * 2, model="cnn", data="cifar10")]
+    lines = rows(report.table(runs, "paper"))
+    assert [line[0] for line in lines[2:]] == ["FC, F-MNIST", "", "CNN, CIFAR-10", ""]
+    assert lines[2][1:] == ["paper: full data, 3 epochs", "–", "–", "60.0 (n = 1)", "–"]
+    assert lines[4][1:] == ["paper: full data, 2 epochs", "–", "–", "70.0 (n = 1)", "–"]
+    assert lines[5][2:] == ["20.3 ± 1", "37.2 ± 0.8", "54.64 ± 0.33", "81.4 ± 0.4"]
+
+
+def test_diverged_runs_count_and_are_said():
+    """90, 92 and chance, 10: mean 64, deviation √((26² + 28² + 54²) / 2) = 46.8."""
+    runs = [*RUNS[:2], made("sgd", (), 2, "diverged", epochs=2)]
+    assert rows(report.table(runs, "quick"))[2][-1] == "64.0 ± 46.8 (n = 3, 1 diverged)"
+    late = [made("rbd", (50.0, 12.5), 0, "diverged", epochs=3)]
+    assert rows(report.table(late, "quick"))[2][-2] == "12.5 (n = 1, 1 diverged)"
+
+
+def test_legend_says_what_the_numbers_are_and_what_is_missing():
+    assert "missing" not in report.legend("quick", 0)
+    assert "**7 runs are missing.**" in report.legend("paper", 7)
+    for profile, law in (("quick", "signs"), ("paper", "normal")):
+        text = report.legend(profile, 0)
+        assert all(word in text for word in ("Validation accuracy, %", "standard deviation", "d = 250", "seeds", law))
+
+
+# ---------------------------------------------------------------- into a text
+
+
+def test_insert_replaces_what_is_between_the_marks():
+    text = "above\n<!-- t -->\nold\n| x |\n<!-- /t -->\nbelow <!-- u --><!-- /u -->\n"
+    once = report.insert(text, "t", "new\nlines")
+    assert once == "above\n<!-- t -->\nnew\nlines\n<!-- /t -->\nbelow <!-- u --><!-- /u -->\n"
+    assert report.insert(once, "t", "new\nlines") == once
+    assert report.insert(once, "u", "z").endswith("below <!-- u -->\nz\n<!-- /u -->\n")
+
+
+@pytest.mark.parametrize("text", [
+    "", "<!-- t -->", "<!-- /t -->", "<!-- t --> <!-- t --> <!-- /t -->", "<!-- t --> <!-- /t --> <!-- /t -->",
+])  # fmt: skip
+def test_insert_without_one_pair_of_marks(text):
+    with pytest.raises(ValueError, match="text: got no pair of marks <!-- t --> ... <!-- /t -->, allowed exactly one"):
+        report.insert(text, "t", "new")
+
+
+def test_insert_refuses_marks_in_the_wrong_order():
+    """Else the text between them would be doubled: nothing of a README is to be lost or repeated."""
+    with pytest.raises(ValueError, match="marks"):
+        report.insert("a <!-- /t --> b <!-- t --> c", "t", "new")
+
+
+# ---------------------------------------------------------------- picture
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """The figures that are saved, as they are saved."""
+    seen, real = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (seen.append(self), real(self, *args, **kwargs))[1])
+    return seen
+
+
+def test_png_is_written_and_the_same_again(tmp_path):
+    path = report.curves(RUNS, tmp_path / "new" / "figure.png", "quick")
+    assert path == tmp_path / "new" / "figure.png"
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 5000
+    assert report.curves(RUNS, tmp_path / "again.png", "quick").read_bytes() == content
+    report.curves(RUNS, path, "quick")
+    assert path.read_bytes() == content
+    assert report.curves(RUNS[:4], tmp_path / "other.png", "quick").read_bytes() != content
+
+
+def test_picture_shows_the_numbers_with_names_and_units(tmp_path, figures):
+    report.curves([*RUNS, made("nes", (10.0, 12.0, 14.0), model="cnn", data="fmnist-embedded")], tmp_path / "f.png", "quick")
+    (figure,) = figures
+    first, second = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["FC, MNIST", "CNN, F-MNIST"]
+    assert {ax.get_xlabel() for ax in figure.axes} == {"epochs"} and first.get_ylabel() == "validation accuracy (%)"
+    assert {ax.get_ylim() for ax in figure.axes} == {(0, 100)}
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in first.lines}
+    assert drawn == {"FPD": [[1, 30], [2, 44.44]], "RBD": [[1, 55], [2, 72]], "SGD": [[1, 82], [2, 92]]}
+    (band,) = (c for c in first.collections if same_color(c.get_facecolor()[0][:3], report.COLOURS["sgd"]))
+    assert {tuple(v) for v in band.get_paths()[0].vertices} == {(1, 80), (2, 90), (1, 84), (2, 94)}  # lowest, highest
+    (line,) = second.lines
+    assert (line.get_label(), line.get_xydata().tolist()) == ("NES", [[1, 10], [2, 12], [3, 14]])
+    assert "quick" in figure.get_suptitle() and "n = 1/2/3" in figure.get_suptitle()
+
+
+def test_every_method_drawn_anywhere_is_in_a_legend(tmp_path, figures):
+    """Also where the last panel lacks it, as while a sweep is under way."""
+    report.curves([*RUNS, made("nes", (10.0, 12.0), model="cnn")], tmp_path / "f.png", "quick")
+    legends = [ax.get_legend() for ax in figures[0].axes if ax.get_legend()] + figures[0].legends
+    assert {text.get_text() for legend in legends for text in legend.get_texts()} == {"NES", "FPD", "RBD", "SGD"}
+
+
+def test_methods_are_told_apart_with_and_without_colour(tmp_path, figures):
+    runs = [made(method, (20.0 * i, 22.0 * i)) for i, method in enumerate(report.METHODS, 1)]
+    path = report.curves(runs, tmp_path / "f.png", "quick")
+    lines = figures[0].axes[0].lines
+    assert len({line.get_color() for line in lines}) == len({line.get_linestyle() for line in lines}) == 4
+    assert {line.get_label().lower(): line.get_color() for line in lines} == report.COLOURS
+    pixels = imread(path)[:, :, :3].reshape(-1, 3)
+    for colour in report.COLOURS.values():
+        assert (abs(pixels - to_rgb(colour)).max(axis=1) < 0.01).sum() > 20  # pixels that are really that colour
+
+
+def test_one_point_is_visible(tmp_path, figures):
+    report.curves([made("nes", (50.0,))], tmp_path / "f.png", "quick")
+    assert figures[0].axes[0].lines[0].get_marker() == "."
+
+
+def test_runs_of_unequal_length_are_drawn_as_far_as_all_go(tmp_path, figures):
+    report.curves([RUNS[0], made("sgd", (50.0,), 1, "diverged", epochs=2)], tmp_path / "f.png", "quick")
+    assert figures[0].axes[0].lines[0].get_xydata().tolist() == [[1, 65]]
+
+
+def test_nothing_to_draw_but_runs_that_diverged_at_once(tmp_path, recwarn):
+    assert report.curves([made("rbd", (), outcome="diverged", epochs=2)], tmp_path / "f.png", "quick").stat().st_size > 5000
+    assert not recwarn.list
+
+
+def test_no_records_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="records: got none, allowed at least one"):
+        report.curves([], tmp_path / "f.png", "quick")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_picture_that_cannot_be_written(tmp_path):
+    (tmp_path / "figures").write_text("a file")
+    with pytest.raises(OSError, match="figures"):
+        report.curves(RUNS, tmp_path / "figures" / "f.png", "quick")
+
+
+def test_report_does_without_torch():
+    code = "import sys, rbd.report; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False"]  # matplotlib only for a picture
+
+
+def test_epochs_of_a_row_are_all_said():
+    runs = [made("sgd", (1.0,) * 5, 0), made("rbd", (1.0,) * 20, 0)]
+    said = rows(report.table(runs, "quick"))[2][1]
+    assert re.fullmatch(r"quick: 5,000 images, (5/20|20/5) epochs", said)
