@@ -56,9 +56,11 @@ class Basis:
 
     def __post_init__(self) -> None:
         for name in ("seed", "stream", "compartment", "step", "row", "dim", "size"):
-            check_word(name, getattr(self, name))
+            object.__setattr__(self, name, check_word(name, getattr(self, name)))  # a plain int
         if not 1 <= self.dim <= self.size:
             raise ValueError(f"dim: got {self.dim}, allowed 1 ... {self.size} (the size)")
+        if self.row + self.dim > WORD:
+            raise ValueError(f"row: got {self.row}, allowed 0 ... {WORD - self.dim} with {self.dim} rows")
         distribution_of(self.distribution)
 
     def _name(self) -> tuple[tuple, Distribution, int, int, int]:

@@ -33,10 +33,10 @@ def rbd_direction(
 
 
 def centred_ranks(losses: Tensor) -> Tensor:
-    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal losses keep their order."""
+    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal losses keep their order, a single one has 0."""
     ranks = torch.empty_like(losses)
     ranks[losses.argsort(stable=True)] = torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
-    return ranks / max(len(losses) - 1, 1) - 0.5
+    return (ranks - (len(losses) - 1) / 2) / max(len(losses) - 1, 1)
 
 
 class _RandomBases(torch.optim.Optimizer):
@@ -48,6 +48,8 @@ class _RandomBases(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict) -> None:
         """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved."""
         given = param_group["params"]
+        if isinstance(given, set | frozenset):
+            raise TypeError("params: got a set, allowed ordered collections: the basis follows the order")
         params = [given] if isinstance(given, Tensor) else list(given)
         kept = [p for p in params if (p[1] if isinstance(p, tuple) else p).requires_grad]
         if not kept:
@@ -66,6 +68,8 @@ class _RandomBases(torch.optim.Optimizer):
             if not p.is_floating_point():
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes")
         check_word("seed", group["seed"])
+        if group["dim"] is not None:
+            check_word("dim", group["dim"])
         check_word("redraw", group.get("redraw", 1))
         distribution_of(group["distribution"])
         self.partition(len(self.param_groups) - 1)
@@ -91,6 +95,8 @@ class _RandomBases(torch.optim.Optimizer):
             if group.get("stream_version") != STREAM_VERSION:
                 got = group.get("stream_version")
                 raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
+        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
+            self._cut({**group, "dim": saved["dim"], "partition": saved.get("partition", "whole")})
         super().load_state_dict(state_dict)
 
     def _name(self, index: int) -> tuple:
@@ -193,8 +199,11 @@ class NES(_RandomBases):
         if not (isinstance(sigma, (int, float)) and 0 < sigma < math.inf):
             raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
+
+    def _check(self, group: dict) -> None:
         if len(self.param_groups) > 1:
             raise ValueError(f"params: got {len(self.param_groups)} groups, allowed one")
+        super()._check(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import NamedTuple
@@ -55,6 +56,8 @@ def share(dim: int, sizes: Sequence[int]) -> list[int]:
         ValueError: dim is less than the number of compartments or more than the sum of sizes.
     """
     total = sum(sizes)
+    if not isinstance(dim, int):
+        raise TypeError(f"dim: got {dim!r}, allowed an integer")
     if not len(sizes) <= dim <= total:
         raise ValueError(f"dim: got {dim}, allowed {len(sizes)} ... {total} (the compartments, the parameters)")
     quotas = [dim * size / total for size in sizes]
@@ -75,7 +78,7 @@ def _layer_sizes(layout: Layout) -> list[int]:
     if not all(name for name, _ in layout):
         raise ValueError("partition: by_layer and by_ratio need names, pass model.named_parameters()")
     layers = groupby(layout, key=lambda tensor: tensor[0].rpartition(".")[0])
-    return [sum(size for _, size in tensors) for _, tensors in layers]
+    return [n for n in (sum(size for _, size in tensors) for _, tensors in layers) if n]  # no empty compartments
 
 
 def whole(layout: Layout, dim: int) -> Partition:
@@ -92,7 +95,7 @@ def by_layer(layout: Layout, dim: int) -> Partition:
 
 def by_tensor(layout: Layout, dim: int) -> Partition:
     """One compartment for each tensor."""
-    sizes = [n for _, n in layout]
+    sizes = [n for _, n in layout if n]  # no empty compartments
     return _cut(sizes, share(dim, sizes))
 
 
@@ -108,7 +111,7 @@ def even(layout: Layout, dim: int, count: int) -> Partition:
 def by_ratio(layout: Layout, ratio: float) -> Partition:
     """By layer, with d_k = max(ceil(D_k / ratio), 10) (arXiv 2011.04720), but never more than D_k."""
     sizes = _layer_sizes(layout)
-    return _cut(sizes, [min(n, max(math.ceil(n / ratio), 10)) for n in sizes])
+    return _cut(sizes, [min(n, max(math.ceil(n / Fraction(repr(ratio))), 10)) for n in sizes])
 
 
 def parse(form: str) -> tuple[str, float]:

@@ -29,7 +29,7 @@ def _backend(backend: str | None, device: torch.device) -> ModuleType:
         raise RuntimeError(f"device: no kernels for {device.type!r}, allowed {', '.join(map(repr, _OF_DEVICE))}")
     if backend is not None and device.type != "cpu":
         raise RuntimeError(f"device: backend {backend!r} works on 'cpu', got a tensor on {device.type!r}")
-    return load(backend or _OF_DEVICE[device.type])
+    return load(_OF_DEVICE[device.type] if backend is None else backend)
 
 
 def _operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
@@ -41,12 +41,14 @@ def _operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
         raise TypeError(f"{name}: got layout {x.layout}, allowed torch.strided")
     if x.shape != (length,):
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, allowed ({length},)")
-    return x.detach().to(x.dtype if x.dtype == torch.float64 else torch.float32).contiguous()
+    return x.detach().to(x.dtype if x.dtype == torch.float64 else torch.float32).contiguous().resolve_neg()
 
 
 def _result(out: torch.Tensor | None, x: torch.Tensor, length: int) -> torch.Tensor:
     if out is None:
         return torch.empty(length, dtype=x.dtype, device=x.device)
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out: got {type(out).__name__}, allowed a {x.dtype} tensor")
     if (out.shape, out.dtype, out.device) != ((length,), x.dtype, x.device) or not out.is_contiguous():
         raise ValueError(
             f"out: got {out.dtype} {tuple(out.shape)} on {out.device}, "

@@ -1,0 +1,55 @@
+"""The one list of backends under test, the known answers, threads that are put back, and fresh Python processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import rbd
+from rbd import kernels
+
+BACKENDS = [name for name in kernels.BACKENDS if name != "reference"]  # each is held to the reference
+VECTORS = Path(__file__).parent / "vectors" / "philox4x32-10.txt"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def vectors() -> list[tuple[int, ...]]:
+    """Known answers of Philox4x32-10, ten words each: counter (4), key (2), output (4); zeros, ones, digits of pi."""
+    lines = [line.split("#")[0].split() for line in VECTORS.read_text().splitlines()]
+    return [tuple(int(word, 16) for word in line) for line in lines if line]
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def fresh_python(tmp_path_factory) -> Callable[..., str]:
+    """Run a script in a new process, with rbd importable; returns what it printed."""
+
+    def run(script: str, *arguments: str, root: Path = Path(rbd.__file__).parents[1], **environment: str) -> str:
+        file = tmp_path_factory.mktemp("fresh") / "script.py"  # a file, because spawned workers import it
+        file.write_text(script)
+        done = subprocess.run(
+            [sys.executable, file, *arguments], env={**os.environ, "PYTHONPATH": str(root), **environment},
+            cwd=file.parent, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run

@@ -1,0 +1,647 @@
+"""Every backend against the reference: words, entries and integer sums to the bit, real sums within their rounding.
+
+BACKENDS in conftest.py lists what runs here; all tensors are put where that backend computes.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+import numpy as np
+import pytest
+import torch
+
+import rbd
+from rbd import kernels
+from rbd.distribution import DISTRIBUTIONS, Distribution, distribution
+from rbd.kernels import reference
+from rbd.philox import words
+
+NAMES = tuple(DISTRIBUTIONS)
+SIZES = (1, 3, 127, 128, 129, 1000, 101_770)  # around registers, words and chunks; the paper's smallest network
+SHAPES = [(dim, size) for size in SIZES for dim in (1, 2, 7, 250) if dim <= size]
+FLOATS = (torch.float32, torch.float64)
+KEY = (0xFFFFFFFF, 0x80000000, 0xDEADBEEF)  # seed, stream, step: all with the sign bit of 32
+INDEX = 0xC0FFEE00  # of a compartment, likewise
+
+
+@dataclass(frozen=True)
+class Unscaled(Distribution):
+    """Levels as they are, so that sums of integers are integers in both directions."""
+
+    def scale(self, size: int) -> float:
+        return 1.0
+
+
+def unscaled(name: str) -> Unscaled:
+    return Unscaled(**vars(distribution(name)))
+
+
+def one(dim: int, size: int, row: int = 0, index: int = INDEX) -> tuple:
+    """The only compartment of a basis."""
+    return ((index, 0, size, dim, row),)
+
+
+def project(backend: str, g: torch.Tensor, compartments: tuple, law: Distribution, name: tuple = KEY) -> torch.Tensor:
+    """project into a buffer full of NaN, of which none may be left that the sums do not make."""
+    out = torch.full((sum(k[3] for k in compartments),), math.nan, dtype=_dtype(g))
+    assert kernels.project(g, compartments, law, *name, out=out, backend=backend) is out
+    return out
+
+
+def expand(backend: str, c: torch.Tensor, compartments: tuple, law: Distribution, name: tuple = KEY) -> torch.Tensor:
+    out = torch.full((compartments[-1][2],), math.nan, dtype=_dtype(c))
+    assert kernels.expand(c, compartments, law, *name, out=out, backend=backend) is out
+    return out
+
+
+def _dtype(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def normal(count: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def integers(count: int, seed: int, most: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randint(-most, most + 1, (count,), generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def one_hot(place: int, count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(place), count).to(dtype)
+
+
+@lru_cache(maxsize=1)
+def levels(name: str, size: int) -> np.ndarray:
+    """Levels of the first 250 rows of the basis of that size, by definition: (min(250, size), size) float32."""
+    made = words(np.arange(min(250, size)), np.arange(-(-size // distribution(name).columns)), *KEY, INDEX)
+    return distribution(name).entries(made).reshape(len(made), -1)[:, :size]
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the last bit (of finite numbers; 0 and -0 count as equal)."""
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+# words
+
+
+def words_of_signs(u: torch.Tensor) -> np.ndarray:
+    """The words whose bits are the signs of whole chunks: (2048 n,) -> (n, 64) uint32."""
+    bits = (u.numpy() < 0).reshape(-1, 32, 64).astype(np.uint64)  # chunk, bit, word
+    return (bits << np.arange(32, dtype=np.uint64)[:, None]).sum(1).astype(np.uint32)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_words_through_expand(backend, dtype):
+    """Every word of three chunks and of rows up to the last, from the signs of one row at a time."""
+    for row in (0, 1, 2**31, 2**32 - 4):
+        for r in range(4):
+            u = expand(backend, one_hot(r, 4, dtype), one(4, 3 * 2048, row), unscaled("rademacher"))
+            made = words(np.array([row + r]), np.arange(3), *KEY, INDEX)[0]
+            np.testing.assert_array_equal(words_of_signs(u), made)
+
+
+def test_words_through_project(backend):
+    """With g = 2**bit on the 32 columns of word p, c = 2**32 - 1 - 2 word for all rows at once (exact in float64)."""
+    rows, chunks, first = 130, 2, 2**32 - 130  # more rows than a unit of the CPU kernels has
+    made = words(first + np.arange(rows), np.arange(chunks), *KEY, INDEX)
+    for chunk, p in np.ndindex(chunks, 64):
+        g = torch.zeros(chunks, 32, 64, dtype=torch.float64)
+        g[chunk, :, p] = 2.0 ** torch.arange(32)
+        c = project(backend, g.ravel(), one(rows, g.numel(), first), unscaled("rademacher"))
+        np.testing.assert_array_equal((2**32 - 1 - c.numpy()) / 2, made[:, chunk, p])
+
+
+def test_words_through_project_in_float32(backend):
+    """The same in the kernels for float32, half a word at a time, so that 24 bits hold the sum."""
+    rows, half = 37, 2.0 ** torch.arange(16)
+    made = words(np.arange(rows), np.array([0]), *KEY, INDEX)[:, 0]
+    for p, upper in np.ndindex(64, 2):
+        g = torch.zeros(32, 64)
+        g[16 * upper : 16 * upper + 16, p] = half
+        c = project(backend, g.ravel(), one(rows, 2048), unscaled("rademacher"))
+        np.testing.assert_array_equal((2**16 - 1 - c.numpy()) / 2, made[:, p] >> (16 * upper) & 0xFFFF)
+
+
+def test_words_of_the_cpu_kernels_are_the_known_answers(vectors):
+    """The counters of the vectors lie beyond the columns of any basis, so the generator is called by itself."""
+    numba = pytest.importorskip("numba")
+    from rbd.kernels.cpu import _philox
+    from rbd.kernels.simd import lane_numbers, pointer, splat_u64, store
+
+    @numba.njit
+    def blocks(block, row, step, compartment, seed, stream, out):
+        w0, w1, w2, w3 = _philox(splat_u64(block) + lane_numbers(), splat_u64(row), step, compartment, seed, stream)
+        at = pointer(out)
+        store(at, 0, w0), store(at, 16, w1), store(at, 32, w2), store(at, 48, w3)
+
+    for *name, a, b, c, d in vectors:
+        out = np.empty(64, np.uint32)
+        blocks(*name, out)
+        assert out[::16].tolist() == [a, b, c, d]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_extremes_of_every_field(backend, place):
+    """seed, stream, step, compartment: a word of 32 bits in every kernel, whatever its sign bit."""
+    for value in (0, 1, 2**31 - 1, 2**31, 2**32 - 1):
+        *name, index = [value if i == place else i + 1 for i in range(4)]
+        k = one(2, 2048, index=index)
+        u = expand(backend, one_hot(1, 2), k, unscaled("rademacher"), name)
+        np.testing.assert_array_equal(words_of_signs(u), words(np.array([1]), np.array([0]), *name, index)[0])
+        for law in DISTRIBUTIONS.values():
+            g = normal(2048, 0)
+            c = [kernels.project(g, k, law, *name, backend=b) for b in ("reference", backend)]
+            torch.testing.assert_close(*c, rtol=0, atol=1e-5)  # |c| is about 1; other entries would give another c
+
+
+# entries
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_level_of_every_distribution(backend, name, dtype):
+    """1.3 million entries show all 65,536 normal levels (one is missed with a chance of 65,536 exp(-20) = 1.4e-4)."""
+    law, size, dim = unscaled(name), 2**16, 20
+    made = reference.rows(one(dim, size)[0], law, *KEY, 0, dim)
+    rows = [expand(backend, one_hot(i, dim, dtype), one(dim, size), law) for i in range(dim)]
+    assert same_bits(torch.stack(rows), torch.from_numpy(made).to(dtype))
+    assert set(np.unique(torch.stack(rows).numpy())) == set(law.levels.tolist())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_entries_of_every_size(backend, name, size):
+    """Rows by expand, scaled: level times scale, rounded once, as in the reference; the last row of 250 or fewer."""
+    law, dim = distribution(name), min(250, size)
+    for dtype in FLOATS:
+        row = expand(backend, one_hot(dim - 1, dim, dtype), one(dim, size), law)
+        last = torch.from_numpy(reference.rows(one(dim, size)[0], law, *KEY, dim - 1, dim)[0])
+        assert same_bits(row, last.to(dtype) * law.scale(size))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_of_every_kind(backend, name):
+    """Columns by project: the first, the last, and those at borders of registers, words, chunks and segments."""
+    law, size, dim = distribution(name), 40_000, 130
+    made = torch.from_numpy(reference.rows(one(dim, size)[0], law, *KEY, 0, dim))
+    for column in (0, 1, 15, 16, 63, 64, 127, 128, 255, 256, 2047, 2048, 16383, 16384, 32767, 32768, size - 1):
+        for dtype in FLOATS:
+            c = project(backend, one_hot(column, size, dtype), one(dim, size), law)
+            assert same_bits(c, made[:, column].to(dtype) * law.scale(size)), column
+
+
+# integer sums, to the bit
+
+
+@pytest.mark.parametrize(("dim", "size"), SHAPES)
+@pytest.mark.parametrize("name", ["rademacher", "uniform"])
+def test_integers_to_the_bit(backend, set_threads, name, dim, size):
+    """No sum leaves the integers below 2**24, which float32 holds exactly, so any order gives the same bits."""
+    law, k = distribution(name), one(dim, size)
+    for dtype in FLOATS:
+        g = integers(size, 1, 100 if name == "rademacher" else 1, dtype)
+        c = integers(dim, 2, 200, dtype)
+        assert (np.abs(levels(name, size)[:dim]) @ g.abs().float().numpy()).max(initial=0) < 2**24
+        assert law.levels.max() * c.abs().sum() < 2**24
+        set_threads(1)
+        coordinates = project("reference", g, k, law)
+        vector = expand("reference", c, k, unscaled(name))
+        for threads in (1, 2, 3):
+            set_threads(threads)
+            assert same_bits(project(backend, g, k, law), coordinates)
+            assert same_bits(expand(backend, c, k, unscaled(name)), vector)
+
+
+# real sums, within their rounding
+
+
+def bounds(name: str, dim: int, size: int, g: torch.Tensor, c: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of |phi_ij g_j| for every i and of |phi_ij c_i| for every j, each with what rounding adds after the sum.
+
+    3/2 of the result (times eps): the sum, the scale and their product are each rounded, by eps / 2 at most.
+    """
+    phi, scale = levels(name, size)[:dim].astype(np.float64), distribution(name).scale(size)
+    g, c = g.double().numpy(), c.double().numpy()
+    rows = scale * (np.abs(phi) @ np.abs(g) + 1.5 * np.abs(phi @ g))
+    return rows, scale * (np.abs(phi.T) @ np.abs(c) + 1.5 * np.abs(phi.T @ c))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("dim", "size"), SHAPES)
+def test_real_numbers_within_rounding(backend, name, dim, size):
+    """Against the reference in float64: eps sum |phi_ij g_j| for project, whose sums run over 64 lanes.
+
+    expand adds d terms one after another. Their rounding errors, of eps / 2 each, add up as a random walk does, to
+    sqrt(d) eps / 2 of the sum of magnitudes (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
+    """
+    law, k = distribution(name), one(dim, size)
+    for dtype in FLOATS:
+        g, c, eps = normal(size, 3, dtype), normal(dim, 4, dtype), torch.finfo(dtype).eps
+        rows, columns = bounds(name, dim, size, g, c)
+        error = project(backend, g, k, law).double() - project("reference", g.double(), k, law)
+        assert (error.abs().numpy() <= eps * rows).all()
+        error = expand(backend, c, k, law).double() - expand("reference", c.double(), k, law)
+        assert (error.abs().numpy() <= eps * max(1, math.sqrt(dim) / 2) * columns).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["spread", "peak"])
+def test_uneven_numbers_within_rounding(backend, name, kind):
+    """Magnitudes over eight decades, or one that outweighs the others: every later addition rounds at its size.
+
+    256 terms are added one after another in a lane of project, d in expand; sqrt(256) eps is twice the random walk.
+    """
+    dim, size = 250, 20_000
+    g, c = normal(size, 5), normal(dim, 6)
+    if kind == "spread":
+        g, c = g * 10 ** (8 * torch.rand(size)), c * 10 ** (8 * torch.rand(dim))
+    else:
+        g[0], c[0] = 1e6, 1e6
+    rows, columns = bounds(name, dim, size, g, c)
+    eps, law, k = 16 * torch.finfo(torch.float32).eps, distribution(name), one(dim, size)
+    error = project(backend, g, k, law).double() - project("reference", g.double(), k, law)
+    assert (error.abs().numpy() <= eps * rows).all()
+    error = expand(backend, c, k, law).double() - expand("reference", c.double(), k, law)
+    assert (error.abs().numpy() <= eps * columns).all()
+
+
+def test_reference_is_the_definition():
+    """Levels times g, multiplied out here as well; in float64, where both sides round."""
+    for name in NAMES:
+        for size in (1, 3, 129, 1000, 5000):
+            dim = min(size, 250)
+            g, c, k = normal(size, 7, torch.float64), normal(dim, 8, torch.float64), one(dim, size)
+            rows, columns = bounds(name, dim, size, g, c)
+            phi = levels(name, size)[:dim].astype(np.float64) * distribution(name).scale(size)
+            eps = torch.finfo(torch.float64).eps
+            c_, u_ = project("reference", g, k, distribution(name)), expand("reference", c, k, distribution(name))
+            assert (np.abs(c_.numpy() - phi @ g.numpy()) <= 2 * eps * rows).all()
+            assert (np.abs(u_.numpy() - phi.T @ c.numpy()) <= 2 * eps * columns).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_its_upcast(backend, name, dtype):
+    g, c, k, law = normal(1000, 9, dtype), normal(7, 10, dtype), one(7, 1000), distribution(name)
+    assert same_bits(project(backend, g, k, law), project(backend, g.float(), k, law))
+    assert same_bits(expand(backend, c, k, law), expand(backend, c.float(), k, law))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_adjoint(backend, name, dtype):
+    """<Φg, c> = <g, Φᵀc> within eps times the sum of all |phi_ij g_j c_i|."""
+    for dim, size in ((1, 1), (2, 129), (7, 1000), (250, 20_000)):
+        g, c, k, law = normal(size, 11, dtype), normal(dim, 12, dtype), one(dim, size), distribution(name)
+        left = project(backend, g, k, law).double() @ c.double()
+        right = g.double() @ expand(backend, c, k, law).double()
+        most = bounds(name, dim, size, g, c)[0] @ c.abs().double().numpy()
+        assert abs(left - right) <= torch.finfo(dtype).eps * most
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_that_are_not_finite_reach_every_coordinate(backend, name):
+    """No level is 0, so one of them in g is seen in all of c; none appears where there was none."""
+    k, law = one(20, 3000), distribution(name)
+    for bad in (math.nan, math.inf, -math.inf):
+        for place in (0, 1500, 2999):
+            g = normal(3000, 13)
+            g[place] = bad
+            assert not project(backend, g, k, law).isfinite().any()
+    assert project(backend, normal(3000, 13), k, law).isfinite().all()
+    assert not expand(backend, torch.tensor([1.0, math.nan]), one(2, 3000), law).isfinite().any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_that_are_not_finite_stay_in_their_compartment(backend, name):
+    """Even in the first of three short ones that share a buffer."""
+    three, law = ((0, 0, 50, 3, 0), (1, 50, 90, 2, 0), (2, 90, 300, 4, 0)), distribution(name)
+    for first, last in ((0, 50), (50, 90), (90, 300)):
+        g = normal(300, 22)
+        g[first:last] = math.nan
+        c = project(backend, g, three, law)
+        inside = [start == first for _, start, _, dim, _ in three for _ in range(dim)]
+        assert c.isnan().tolist() == inside
+        u = expand(backend, c, three, law)
+        assert u.isnan().tolist() == [first <= i < last for i in range(300)]
+
+
+# shares of a basis
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_do_not_depend_on_their_number(backend, name, dtype):
+    """Rows i ... j of 250 alone are rows i ... j of all of them, to the bit; in expand too, one at a time."""
+    law, size = distribution(name), 5000
+    g, k = normal(size, 14, dtype), one(250, size)
+    whole = project(backend, g, k, law)
+    for first, last in ((0, 1), (0, 7), (17, 18), (100, 200), (127, 129), (249, 250)):
+        assert same_bits(project(backend, g, one(last - first, size, row=first), law), whole[first:last])
+        share = expand(backend, one_hot(0, last - first, dtype), one(last - first, size, row=first), law)
+        assert same_bits(share, expand(backend, one_hot(first, 250, dtype), k, law))
+
+
+def several() -> tuple:
+    """Compartments of awkward lengths, starts, indices and rows: (index, start, stop, dim, row)."""
+    sizes, dims = (5, 127, 1, 2048, 300, 17_000, 64, 4097), (2, 7, 1, 130, 16, 50, 64, 3)
+    stops = np.cumsum(sizes).tolist()
+    rows, indices = (0, 9, 0, 1, 2**31, 0, 3, 250), (3, 1, 4, 0, 2**32 - 1, 7, 2, 6)
+    return tuple((i, stop - n, stop, d, r) for i, n, stop, d, r in zip(indices, sizes, stops, dims, rows))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_compartments_together_are_each_alone(backend, set_threads, name, dtype):
+    """Also cut differently among threads, and moved to the start of a vector: positions count inside a compartment."""
+    together, law = several(), distribution(name)
+    g, c = normal(together[-1][2], 15, dtype), normal(sum(k[3] for k in together), 16, dtype)
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        coordinates, vector, at = project(backend, g, together, law), expand(backend, c, together, law), 0
+        for index, start, stop, dim, row in together:
+            alone = one(dim, stop - start, row, index)
+            assert same_bits(coordinates[at : at + dim], project(backend, g[start:stop], alone, law))
+            assert same_bits(vector[start:stop], expand(backend, c[at : at + dim], alone, law))
+            at += dim
+
+
+def test_many_compartments(backend):
+    """500 of length 1 ... 40 with a direction each, against the reference, with integers."""
+    sizes = torch.randint(1, 41, (500,), generator=torch.Generator().manual_seed(0)).tolist()
+    stops = np.cumsum(sizes).tolist()
+    many = tuple((i, stop - n, stop, 1, 0) for i, (n, stop) in enumerate(zip(sizes, stops)))
+    g, c = integers(stops[-1], 1, 100, torch.float32), integers(500, 2, 100, torch.float32)
+    for name in ("rademacher", "uniform"):
+        law = unscaled(name)
+        assert same_bits(project(backend, g, many, law), project("reference", g, many, law))
+        assert same_bits(expand(backend, c, many, law), expand("reference", c, many, law))
+
+
+# threads and processes
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_any_number_of_threads_gives_the_same_bits(backend, set_threads, name, dtype):
+    law, k = distribution(name), one(250, 101_770)
+    g, c, made = normal(101_770, 17, dtype), normal(250, 18, dtype), []
+    for threads in (1, 2, 3, 7, 2):
+        set_threads(threads)
+        made.append((project(backend, g, k, law), expand(backend, c, k, law)))
+    assert all(same_bits(p, made[0][0]) and same_bits(e, made[0][1]) for p, e in made)
+
+
+def test_calls_from_four_threads_at_once(backend, set_threads):
+    """Each with another basis, while a fifth multiplies matrices with torch; all as when done one by one."""
+    set_threads(2)
+    matrix, busy, products = normal(300 * 300, 19).view(300, 300), threading.Event(), []
+    jobs = [(name, step, 60_000 + step) for step in range(4) for name in NAMES]
+
+    def work(job) -> tuple[torch.Tensor, torch.Tensor]:
+        name, step, size = job
+        k, law = one(20, size), distribution(name)
+        c = kernels.project(normal(size, step), k, law, 1, 2, step, backend=backend)
+        return c, kernels.expand(c, k, law, 1, 2, step, backend=backend)
+
+    def multiply() -> None:
+        while not busy.is_set():
+            products.append(matrix @ matrix)
+
+    serial = [work(job) for job in jobs]
+    alone = matrix @ matrix
+    other = threading.Thread(target=multiply)
+    other.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(work, 3 * jobs))
+    finally:
+        busy.set()
+        other.join()
+    assert all(same_bits(a, b) for one_, two in zip(together, 3 * serial) for a, b in zip(one_, two))
+    assert products
+    assert all(torch.equal(p, alone) for p in products)
+
+
+PROCESS = """
+import os, sys, multiprocessing, threading
+import torch
+from rbd import kernels
+from rbd.distribution import DISTRIBUTIONS
+
+backend = sys.argv[1]
+g = torch.linspace(-1, 1, 100_000)
+
+def work(threads):
+    torch.set_num_threads(threads)
+    made = []
+    for law in DISTRIBUTIONS.values():
+        name = (((0, 0, 100_000, 20, 0),), law, 1, 2, 3)
+        c = kernels.project(g, *name, backend=backend)
+        u = kernels.expand(c, *name, backend=backend)
+        made += [c.numpy().tobytes(), u.numpy().tobytes()]  # torch's own threads would hang in a forked child
+    return made
+"""
+
+FORK = PROCESS + """
+if __name__ == "__main__":
+    before = work(2)  # starts the threads that a child does not inherit
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if work(2) == before else 1)
+    killer = threading.Timer(60, os.kill, (child, 9))  # a child that hangs is a failure, not a wait
+    killer.start()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    killer.cancel()
+    assert status == 0, status
+    assert work(2) == before  # the parent's threads still work
+    print("equal")
+"""
+
+SPAWN = PROCESS + """
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        theirs = pool.apply_async(work, (2,))
+        assert theirs.get(120) == work(1)
+    print("equal")
+"""
+
+
+@pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="this system has no fork")
+def test_after_fork(backend, fresh_python):
+    assert fresh_python(FORK, backend) == "equal\n"
+
+
+def test_in_a_spawned_worker(backend, fresh_python):
+    assert fresh_python(SPAWN, backend) == "equal\n"
+
+
+# memory
+
+PEAK = """
+import resource, sys
+import torch
+from rbd import RBD, kernels
+from rbd.distribution import distribution
+backend, few, many, size = sys.argv[1], *map(int, sys.argv[2:])
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def use(dim):
+    g = torch.ones(size)
+    for name in ("normal", "rademacher"):
+        basis = (((0, 0, size, dim, 0),), distribution(name), 0, 0, 0)
+        kernels.expand(kernels.project(g, *basis, backend=backend), *basis, backend=backend)
+        if backend == "cpu":
+            p = torch.nn.Parameter(torch.zeros(size))
+            p.grad = g
+            RBD([p], lr=1.0, dim=dim, distribution=name).step()
+
+use(few)
+before = peak()
+use(many)
+print(before, peak())
+"""
+
+
+def test_memory_does_not_grow_with_dim(backend, fresh_python):
+    """d = 10, then d = 10,000 at D = 200,000 in one process: the peak may grow by 1 %, a stored basis is 8 GB."""
+    pytest.importorskip("resource")
+    before, after = map(int, fresh_python(PEAK, backend, "10", "10000", "200000").split())
+    assert after <= 1.01 * before
+
+
+def test_memory_of_the_reference_does_not_grow_with_dim(fresh_python):
+    """It works in tiles of 2**20 entries: from d = 50 to 600 at D = 40,000 it may grow by 5 %; stored, 88 MB (20 %)."""
+    pytest.importorskip("resource")
+    before, after = map(int, fresh_python(PEAK, "reference", "50", "600", "40000").split())
+    assert after <= 1.05 * before
+
+
+# compiled code kept between processes
+
+COMPILED = """
+import torch
+from rbd import Basis
+from rbd.kernels import cpu
+basis = Basis(2, 100, "rademacher")
+g = torch.arange(100.0)
+dispatchers = [cpu._project_signs, cpu._add_segments]
+close = torch.allclose(basis.project(g), basis.dense() @ g, atol=1e-4)
+print(close, *(sum(getattr(d.stats, kind).values()) for kind in ("cache_hits", "cache_misses") for d in dispatchers))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(fresh_python, tmp_path_factory) -> tuple[Callable[[], str], Path, str]:
+    """A copy of the package with a cache of its own: how to run the script, its philox.py, the first run's words."""
+    root = tmp_path_factory.mktemp("copy")
+    copytree(Path(rbd.__file__).parent, root / "rbd", ignore=ignore_patterns("__pycache__", "embedded", "tests"))
+
+    def run() -> str:
+        return fresh_python(COMPILED, root=root, NUMBA_CACHE_DIR=str(root / "cache"))
+
+    return run, root / "rbd" / "philox.py", run()
+
+
+def test_second_process_compiles_nothing(compiled):
+    run, _, first = compiled
+    assert first == "True 0 0 1 1\n"  # hits, hits, misses, misses
+    assert run() == "True 1 1 0 0\n"
+
+
+def test_compiled_code_is_not_older_than_the_generator(compiled):
+    """A changed philox.py beside an old cache: kernels and reference must still make the same words."""
+    run, philox, _ = compiled
+    philox.write_text(philox.read_text().replace("0x9E3779B9", "0x9E3779B7"))
+    assert run().startswith("True")
+
+
+# bad input
+
+
+@pytest.mark.parametrize("direction", [kernels.project, kernels.expand], ids=["project", "expand"])
+class TestBadInput:
+    """g for project, c for expand, both (10,), in a basis of ten directions in R^10."""
+
+    NAME = (one(10, 10), distribution("normal"), *KEY)
+
+    @pytest.mark.parametrize("shape", [(9,), (11,), (1, 10), (10, 1), (), (0,)], ids=str)
+    def test_shape(self, direction, shape):
+        with pytest.raises(ValueError, match=rf"^[gc]: got shape {_escaped(shape)}, allowed \(10,\)$"):
+            direction(torch.zeros(shape), *self.NAME)
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64], ids=str)
+    def test_dtype(self, direction, dtype):
+        with pytest.raises(TypeError, match=rf"^[gc]: got {dtype}, allowed a real floating-point tensor$"):
+            direction(torch.zeros(10, dtype=dtype), *self.NAME)
+
+    @pytest.mark.parametrize("given", [[0.0] * 10, np.zeros(10), None, 1.0], ids=["list", "array", "None", "float"])
+    def test_type(self, direction, given):
+        with pytest.raises(TypeError, match=rf"^[gc]: got {type(given).__name__}, allowed a real floating-point"):
+            direction(given, *self.NAME)
+
+    def test_layout(self, direction):
+        with pytest.raises(TypeError, match=r"^[gc]: got layout torch.sparse_coo, allowed torch.strided$"):
+            direction(torch.ones(10).to_sparse(), *self.NAME)
+
+    def test_device(self, direction):
+        with pytest.raises(RuntimeError, match=r"^device: no kernels for 'meta', allowed .*'cpu'"):
+            direction(torch.zeros(10, device="meta"), *self.NAME)
+        with pytest.raises(RuntimeError, match=r"^device: backend 'reference' works on 'cpu', got a tensor on 'meta'$"):
+            direction(torch.zeros(10, device="meta"), *self.NAME, backend="reference")
+
+    @pytest.mark.parametrize("out", [
+        torch.zeros(10, dtype=torch.float64), torch.zeros(10, dtype=torch.int32), torch.zeros(9), torch.zeros(1, 10),
+        torch.zeros(20)[::2], torch.zeros(10, device="meta"), [0.0] * 10, np.zeros(10, np.float32),
+    ], ids=["float64", "int32", "short", "matrix", "strided", "meta", "list", "array"])  # fmt: skip
+    def test_out(self, direction, out):
+        with pytest.raises((TypeError, ValueError), match=r"^out: got .*allowed .*torch.float32"):
+            direction(torch.zeros(10), *self.NAME, out=out)
+
+    def test_out_of_double(self, direction):
+        with pytest.raises(ValueError, match=r"^out: got torch.float32 \(10,\) on cpu, allowed .* torch.float64"):
+            direction(torch.zeros(10, dtype=torch.float64), *self.NAME, out=torch.zeros(10))
+
+    @pytest.mark.parametrize("name", ["tpu", "", "CPU"])
+    def test_backend(self, direction, name):
+        with pytest.raises(ValueError, match=rf"^backend: got '{name}', allowed 'reference', 'cpu'"):
+            direction(torch.zeros(10), *self.NAME, backend=name)
+
+
+def _escaped(shape: tuple) -> str:
+    return str(shape).replace("(", r"\(").replace(")", r"\)")
+
+
+def test_input_may_be_strided_or_part_of_a_graph(backend):
+    """Contiguous copies are made where needed; nothing is recorded for autograd; the input is not changed."""
+    law, k = distribution("normal"), one(7, 1000)
+    g = normal(2000, 20)[::2]
+    kept = g.clone()
+    expected = project(backend, g.contiguous(), k, law)
+    assert same_bits(project(backend, g, k, law), expected)
+    parameter = torch.nn.Parameter(g.clone())
+    made = kernels.project(2 * parameter, k, law, *KEY, backend=backend)
+    assert not made.requires_grad
+    assert same_bits(made, 2 * expected)  # a power of two: exact
+    assert torch.equal(g, kept)
+    assert same_bits(project(backend, torch.complex(g, g).conj().imag, k, law), -expected)  # a lazy negation
+
+
+def test_out_may_be_the_input(backend):
+    law, k, g = distribution("normal"), one(1000, 1000), normal(1000, 21)
+    for direction in (kernels.project, kernels.expand):
+        expected = direction(g, k, law, *KEY, backend=backend)
+        x = g.clone()
+        direction(x, k, law, *KEY, out=x, backend=backend)
+        assert same_bits(x, expected)

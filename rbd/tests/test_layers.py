@@ -1,0 +1,182 @@
+"""Who may import whom: downward only, read from the sources, and what a bare ``import rbd`` may load."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rbd
+
+ROOT = Path(rbd.__file__).parents[1]
+
+LAYERS = {  # modules may import what stands in their own layer or a lower one, lazily or not
+    "rbd.philox": 1, "rbd.distribution": 1,
+    "rbd.kernels": 2, "rbd.kernels.simd": 2, "rbd.kernels.reference": 2, "rbd.kernels.cpu": 2, "rbd.kernels.gpu": 2,
+    "rbd.basis": 3, "rbd.partition": 3,
+    "rbd.optim": 4, "rbd.distributed": 4, "rbd.models": 4, "rbd.data": 4, "rbd.config": 4, "rbd.record": 4,
+    "rbd.train": 5, "rbd.report": 5,
+    "rbd.sweep": 6, "rbd.__main__": 6,
+}  # fmt: skip
+SIDES = ({"rbd.optim", "rbd.distributed"}, {"rbd.models", "rbd.data", "rbd.config", "rbd.record"})  # of layer 4
+NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
+NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.config", "rbd.report")
+PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package but the tests."""
+    files = [p for p in (ROOT / "rbd").rglob("*.py") if "tests" not in p.parts]
+    return {module_of(p): p for p in files}
+
+
+def imported(source: str, package: str) -> set[str]:
+    """All modules that a source names in import statements and in import_module calls, at any depth.
+
+    ``from rbd import kernels`` means rbd.kernels; ``from rbd import __version__`` means rbd itself; an import_module of
+    an f-string counts as all modules that begin like it.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: -node.level + 1 or None] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            inside = {f"{base}.{alias.name}" for alias in node.names} & set(LAYERS)
+            found |= inside or {base}
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func) and node.args:
+            found |= _named(node.args[0])
+    return found
+
+
+def _named(argument: ast.expr) -> set[str]:
+    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+        return {argument.value}
+    if isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant):
+        return {name for name in LAYERS if name.startswith(argument.values[0].value)}
+    return set()
+
+
+def imports() -> dict[str, set[str]]:
+    found = {}
+    for name, path in modules().items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        found[name] = imported(path.read_text(encoding="utf-8"), package)
+    return found
+
+
+def of_package(names: set[str]) -> set[str]:
+    return {n for n in names if n == PUBLIC or n.startswith(PUBLIC + ".")}
+
+
+def test_the_parser_sees_every_kind_of_import():
+    source = """
+import a.b, c
+from rbd import kernels, __version__
+from rbd import __version__ as v
+from .simd import fma
+from . import reference
+def f():
+    from rbd.optim import RBD
+    import_module("rbd.data")
+    importlib.import_module(f"rbd.kernels.{backend}")
+if TYPE_CHECKING:
+    from rbd.train import train
+"""
+    assert imported(source, "rbd.kernels") == {
+        "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.data",
+        "rbd.kernels.cpu", "rbd.kernels.gpu", "rbd.train",
+    }  # fmt: skip
+
+
+def test_every_module_has_a_layer():
+    assert set(modules()) - {PUBLIC} <= set(LAYERS)
+
+
+def test_imports_go_down():
+    up = [f"{name} imports {other}" for name, others in imports().items() if name != PUBLIC
+          for other in of_package(others) if other != PUBLIC and LAYERS.get(other, 9) > LAYERS[name]]  # fmt: skip
+    assert not up
+
+
+def test_imports_inside_a_layer_make_no_circle():
+    """So that every module can be imported first."""
+    left = {name: of_package(others) - {PUBLIC, name} for name, others in imports().items() if name != PUBLIC}
+    left["rbd.kernels"] -= {"rbd.kernels.reference", "rbd.kernels.cpu", "rbd.kernels.gpu"}  # when first asked for
+    while ready := [name for name, others in left.items() if not others & set(left)]:
+        for name in ready:
+            del left[name]
+    assert not left
+
+
+def test_the_sides_of_layer_four_are_strangers():
+    found = imports()
+    for these, those in (SIDES, SIDES[::-1]):
+        assert not [name for name in these & set(found) if found[name] & those]
+
+
+def test_backends_never_import_each_other():
+    backends = {"rbd.kernels.reference", "rbd.kernels.cpu", "rbd.kernels.gpu"}
+    found = imports()
+    for name in backends & set(found):
+        assert not found[name] & (backends - {name})
+        assert "rbd.kernels" not in found[name]  # nor what picks one of them
+
+
+@pytest.mark.parametrize("name", sorted(NO_TORCH))
+def test_modules_that_do_without_torch(name):
+    """Not even lazily."""
+    if name not in modules():
+        pytest.skip(f"{name} is not written yet")
+    others = {other.split(".")[0] for other in imports()[name]}
+    assert not others & {"torch", "torchvision", "numba", "triton", "ray"}
+    if name in NUMPY_ONLY:
+        assert others <= {"__future__", "dataclasses", "math", "numpy", "rbd"}
+
+
+def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
+    homes = {"numba": {"rbd.kernels.cpu", "rbd.kernels.simd"}, "llvmlite": {"rbd.kernels.simd"},
+             "triton": {"rbd.kernels.gpu"}}  # fmt: skip
+    for library, home in homes.items():
+        users = {n for n, others in imports().items() if library in {other.split(".")[0] for other in others}}
+        assert users <= home, library
+
+
+def test_analysis_reads_files_only():
+    """No torch and no rbd in analysis/*.py."""
+    for path in sorted((ROOT / "analysis").glob("*.py")):
+        assert not {n.split(".")[0] for n in imported(path.read_text(encoding="utf-8"), "")} & {"rbd", "torch"}, path
+
+
+@pytest.mark.parametrize(("statement", "absent"), [
+    ("import rbd; rbd.__version__", "torch numba numpy torchvision triton"),
+    ("import rbd.philox, rbd.distribution", "torch numba torchvision triton"),
+    ("import rbd.partition, rbd.config", "torch numba numpy torchvision triton"),
+    ("from rbd import RBD, FPD, NES, Basis", "numba torchvision ray matplotlib"),  # numba comes with the first product
+])  # fmt: skip
+def test_what_an_import_loads(fresh_python, statement, absent):
+    script = f"import sys\n{statement}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
+    assert not set(fresh_python(script).split()) & set(absent.split())
+
+
+def test_public_names(fresh_python):
+    """dir(), import * and unknown names behave as in any package."""
+    script = """
+import rbd
+from rbd import *
+print(sorted(rbd.__all__), RBD.__name__, FPD.__name__, NES.__name__, Basis.__name__, __version__ == rbd.__version__)
+try:
+    rbd.nothing
+except AttributeError as error:
+    print(error)
+"""
+    assert fresh_python(script).splitlines() == [
+        "['Basis', 'FPD', 'NES', 'RBD', '__version__'] RBD FPD NES Basis True",
+        "module 'rbd' has no attribute 'nothing'",
+    ]

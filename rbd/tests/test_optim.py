@@ -1,0 +1,767 @@
+"""RBD, FPD and NES: the update is the equation, the theory holds, and they are good torch optimizers."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rbd import FPD, NES, RBD, Basis
+from rbd.distribution import DISTRIBUTIONS
+from rbd.optim import centred_ranks, rbd_direction
+from rbd.partition import partition
+
+NAMES = tuple(DISTRIBUTIONS)
+FORMS = ("whole", "by_layer", "by_tensor", "even:5", "by_ratio:4")
+EPS = torch.finfo(torch.float32).eps
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """D = 48 + 8 + 24 + 3 = 83."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
+
+
+def layout(model: nn.Module) -> tuple:
+    return tuple((name, p.numel()) for name, p in model.named_parameters())
+
+
+def loss(model: nn.Module, seed: int = 0) -> Tensor:
+    dtype = next(model.parameters()).dtype
+    return model(normal(16, 6, seed=seed, dtype=dtype)).square().mean()
+
+
+def flat(tensors) -> Tensor:
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+def gradients(model: nn.Module) -> Tensor:
+    return flat(p.grad for p in model.parameters())
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        if isinstance(optimizer, NES):
+            optimizer.step(lambda: loss(model, step))  # noqa: B023 (called at once)
+        else:
+            optimizer.zero_grad()
+            loss(model, step).backward()
+            optimizer.step()
+
+
+def parameter(values: Tensor, grad: Tensor | None = None) -> nn.Parameter:
+    p = nn.Parameter(values.clone(memory_format=torch.preserve_format))
+    p.grad = grad
+    return p
+
+
+# the equation
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", FORMS)
+def test_direction_is_the_equation(name, form):
+    """u = Φᵀ Φ g by dense matrices, compartment by compartment.
+
+    Within 3 eps of the sum of magnitudes: entries of dense() carry two roundings of eps / 2 each, and there are two.
+    """
+    p = partition(form, layout(network()), 20)
+    g = normal(83, dtype=torch.float64)
+    u, c = rbd_direction(g, p, name, seed=1, stream=2, step=3)
+    assert (u.shape, c.shape, u.dtype, c.dtype) == ((83,), (p.dim,), torch.float64, torch.float64)
+    at = 0
+    for k in p.compartments:
+        phi = Basis(k.dim, k.stop - k.start, name, 1, 2, k.number, 3).dense().double()
+        part = g[k.start : k.stop]
+        assert ((c[at : at + k.dim] - phi @ part).abs() <= 3 * EPS * (phi.abs() @ part.abs())).all()
+        most = phi.T.abs() @ (phi.abs() @ part.abs())
+        assert ((u[k.start : k.stop] - phi.T @ (phi @ part)).abs() <= 3 * EPS * most).all()
+        at += k.dim
+
+
+def test_direction_has_the_dtype_of_the_kernels():
+    p = partition("whole", (("w", 50),), 5)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        result = torch.float64 if dtype == torch.float64 else torch.float32
+        assert [t.dtype for t in rbd_direction(normal(50, dtype=dtype), p)] == [result] * 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("redraw", [0, 1, 3])
+def test_steps_are_the_equation(form, redraw):
+    """θ_{t+1} = θ_t - η Φᵀ Φ g with Φ of step t // redraw, to the bit, on real gradients of a network."""
+    model, twin = network(), network()
+    optimizer = RBD(model.named_parameters(), lr=0.5, dim=20, partition=form, seed=7, redraw=redraw)
+    assert optimizer.partition() == partition(form, layout(model), 20)
+    for step in range(7):
+        train(model, optimizer, 1, first=step)
+        twin.zero_grad()
+        loss(twin, step).backward()
+        u, _ = rbd_direction(gradients(twin), optimizer.partition(), seed=7, step=step // redraw if redraw else 0)
+        with torch.no_grad():
+            parts = u.split([p.numel() for p in twin.parameters()])
+            for p, part in zip(twin.parameters(), parts):
+                p.add_(part.view_as(p), alpha=-0.5)
+        assert torch.equal(flat(model.parameters()), flat(twin.parameters())), step
+
+
+def test_a_basis_is_kept_for_redraw_steps():
+    """With one fixed gradient the update says which basis was used."""
+    updates = []
+    p = parameter(torch.zeros(40), normal(40))
+    optimizer = RBD([p], lr=1.0, dim=4, redraw=3)
+    for _ in range(7):
+        with torch.no_grad():
+            p.zero_()
+        optimizer.step()
+        updates.append(p.detach().clone())
+    same = [[torch.equal(a, b) for b in updates] for a in updates]
+    assert same == [[i // 3 == j // 3 for j in range(7)] for i in range(7)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fpd_is_rbd_that_never_redraws(form):
+    models = network(), network()
+    arguments = dict(lr=0.5, dim=20, partition=form, distribution="uniform", seed=3)
+    train(models[0], FPD(models[0].named_parameters(), **arguments), 5)
+    train(models[1], RBD(models[1].named_parameters(), **arguments, redraw=0), 5)
+    assert torch.equal(flat(models[0].parameters()), flat(models[1].parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seeds_and_distributions_differ(name):
+    ends = []
+    for seed in (0, 1, 2**32 - 1):
+        model = network()
+        train(model, RBD(model.parameters(), lr=0.5, dim=20, distribution=name, seed=seed), 2)
+        ends.append(flat(model.parameters()))
+    assert not any(torch.equal(a, b) for a, b in [(ends[0], ends[1]), (ends[0], ends[2]), (ends[1], ends[2])])
+
+
+# theory
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_expected_direction_is_a_share_of_the_gradient(name):
+    """E[Φᵀ Φ g] = (d / D) g, over 2000 draws, within 5 standard errors.
+
+    One u_j has variance d (|g|^2 + (kurtosis - 2) g_j^2) / D^2.
+    """
+    size, dim, draws, kurtosis = 40, 4, 2000, {"normal": 3, "uniform": 1.8, "rademacher": 1}[name]
+    g, p = normal(size, dtype=torch.float64), partition("whole", (("w", size),), dim)
+    mean = torch.stack([rbd_direction(g, p, name, step=t)[0] for t in range(draws)]).mean(0)
+    error = (dim * (g @ g + (kurtosis - 2) * g**2) / draws).sqrt() / size
+    assert ((mean - dim / size * g).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize(("dim", "size"), [(25, 10_000), (250, 10_000), (100, 1000)])
+def test_cosine_with_the_gradient(dim, size):
+    """cos(g, Φᵀ Φ g) is about sqrt(d / D); sqrt(d / (D + d + 1)) to the next order, by E[(ΦᵀΦ)^2] of normal entries.
+
+    |Φg|^2 varies by sqrt(2 / d) of itself and the cosine by half of that; 30 draws, 5 standard errors.
+    """
+    g, p = normal(size), partition("whole", (("w", size),), dim)
+    cosines = [torch.cosine_similarity(g, rbd_direction(g, p, step=t)[0], dim=0) for t in range(30)]
+    error = math.sqrt(2 / dim) / 2 / math.sqrt(30)
+    assert torch.stack(cosines).mean() == pytest.approx(math.sqrt(dim / (size + dim + 1)), rel=5 * error)
+    assert torch.stack(cosines).mean() == pytest.approx(math.sqrt(dim / size), rel=5 * error + dim / size)
+
+
+def distance(optimizer_class: type, size: int, dim: int, lr: float, steps: int, **arguments) -> float:
+    """|θ - a|^2 after descending |θ - a|^2 / 2 from |θ - a|^2 = 1, in float64."""
+    goal = nn.functional.normalize(normal(size, seed=5, dtype=torch.float64), dim=0)
+    p = parameter(torch.zeros(size, dtype=torch.float64))
+    optimizer = optimizer_class([p], lr=lr, dim=dim, **arguments)
+    for _ in range(steps):
+        p.grad = p.detach() - goal
+        optimizer.step()
+    return float((p.detach() - goal).square().sum())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rbd_solves_a_quadratic_and_fpd_does_not(name):
+    """With η = 1, D = 100, d = 20, E|θ - a|^2 shrinks by 1 - 2 d / D + d (D + d + 1) / D^2 = 0.842 a step.
+
+    That is 1e-15 in 200 steps; 1e-10 leaves room for chance. A fixed basis reaches d of D directions: 80 % of the
+    square remains (beta law, standard deviation 4 %, 5 of them).
+    """
+    assert distance(RBD, 100, 20, 1.0, 200, distribution=name) < 1e-10
+    assert distance(FPD, 100, 20, 0.8, 2000, distribution=name) == pytest.approx(0.8, abs=0.2)
+
+
+def test_all_directions_solve_it_too():
+    """d = D = 50: a factor of 1 - 2 η + η^2 (2 D + 1) / D = 0.505 a step for η = 1 / 2."""
+    assert distance(RBD, 50, 50, 0.5, 100) < 1e-15
+
+
+def test_one_sign_in_one_dimension_is_gradient_descent():
+    """D = d = 1 with signs: Φᵀ Φ = 1, so RBD is SGD to the bit."""
+    p, q = parameter(torch.tensor([0.3]), torch.tensor([0.7])), parameter(torch.tensor([0.3]), torch.tensor([0.7]))
+    rbd, sgd = RBD([p], lr=0.1, dim=1, distribution="rademacher"), torch.optim.SGD([q], lr=0.1)
+    for _ in range(5):
+        rbd.step(), sgd.step()
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fpd_never_leaves_its_plane(form):
+    """θ - θ0 is a combination of the rows of one Φ: least squares leave 1e-6 of it (dense() rounds entries by 1e-7).
+
+    RBD does leave it, by far.
+    """
+    for optimizer_class, stays in ((FPD, True), (RBD, False)):
+        model = network(torch.float64)
+        start = flat(model.parameters())
+        optimizer = optimizer_class(model.named_parameters(), lr=0.5, dim=20, partition=form)
+        train(model, optimizer, 20)
+        moved = flat(model.parameters()) - start
+        compartments = optimizer.partition().compartments
+        planes = [Basis(k.dim, k.stop - k.start, compartment=k.number).dense().double() for k in compartments]
+        plane = torch.block_diag(*planes).T  # (D, d)
+        rest = moved - plane @ torch.linalg.lstsq(plane, moved[:, None]).solution[:, 0]
+        assert (rest.norm() < 1e-6 * moved.norm()) == stays
+        assert moved.norm() > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_learns(name):
+    """Random data by heart: the loss of a small network halves and more in 60 steps."""
+    model = network()
+    optimizer = RBD(model.parameters(), lr=2.0, dim=20, distribution=name)
+    before = loss(model).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(model).backward()
+        optimizer.step()
+    assert loss(model).item() < before / 2
+
+
+# parameters of all kinds
+
+
+def test_parameters_without_gradients_stay_and_count_as_zeros():
+    a, b, c = parameter(normal(10), normal(10, seed=1)), parameter(normal(20)), parameter(normal(5), normal(5, seed=2))
+    before = b.detach().clone()
+    u, _ = rbd_direction(torch.cat([a.grad, torch.zeros(20), c.grad]), partition("whole", (("w", 35),), 4))
+    expected = torch.cat([a.detach() - u[:10], b.detach(), c.detach() - u[30:]])
+    RBD([a, b, c], lr=1.0, dim=4).step()
+    torch.testing.assert_close(flat([a, b, c]), expected, rtol=EPS, atol=EPS)
+    assert torch.equal(b, before)
+
+
+def test_no_gradients_at_all():
+    p = parameter(normal(10))
+    optimizer = RBD([p], lr=1.0, dim=3)
+    optimizer.step()
+    assert torch.equal(p, normal(10))
+    assert optimizer.param_groups[0]["step"] == 1
+
+
+def test_frozen_parameters_stay_out_of_the_basis():
+    """The same steps as without them: D counts what is trained; layers keep their names."""
+    model, twin = network(), network()
+    model[0].weight.requires_grad_(False)
+    frozen = model[0].weight.detach().clone()
+    optimizer = RBD(model.named_parameters(), lr=0.5, dim=10, partition="by_layer")
+    assert [(k.start, k.stop) for k in optimizer.partition().compartments] == [(0, 8), (8, 35)]
+    train(model, optimizer, 3)
+    kept = [(name, p) for name, p in twin.named_parameters() if name != "0.weight"]
+    train(twin, RBD(kept, lr=0.5, dim=10, partition="by_layer"), 3)
+    assert torch.equal(flat(model.parameters()), flat(twin.parameters()))
+    assert torch.equal(model[0].weight, frozen)
+
+
+def test_tied_parameters_count_once():
+    model = nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False))
+    model[1].weight = model[0].weight
+    for parameters in (model.parameters(), model.named_parameters()):
+        optimizer = RBD(parameters, lr=0.1, dim=5)
+        assert optimizer.partition().size == 25
+    before = model[0].weight.detach().clone()
+    model(normal(3, 5)).square().sum().backward()
+    u, _ = rbd_direction(model[0].weight.grad.reshape(-1), optimizer.partition())
+    optimizer.step()
+    assert torch.equal(model[1].weight, before.add(u.view(5, 5), alpha=-0.1))
+
+
+@pytest.mark.parametrize("dtypes", [
+    (torch.float64, torch.float64), (torch.float32, torch.float64), (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float32), (torch.bfloat16, torch.float64),
+], ids=str)  # fmt: skip
+def test_dtypes(dtypes):
+    """All gradients in float64 if any is, else in float32; each parameter gets its part in its own dtype."""
+    params = [parameter(normal(10, seed=k, dtype=t), normal(10, seed=9 + k, dtype=t)) for k, t in enumerate(dtypes)]
+    wide = torch.float64 if torch.float64 in dtypes else torch.float32
+    u, _ = rbd_direction(torch.cat([p.grad.to(wide) for p in params]), partition("whole", (("w", 20),), 4))
+    expected = [p.detach().clone().add_(part.to(p.dtype), alpha=-0.5) for p, part in zip(params, u.split(10))]
+    RBD(params, lr=0.5, dim=4).step()
+    assert all(torch.equal(p, e) and p.dtype == t for p, e, t in zip(params, expected, dtypes))
+
+
+def test_any_strides():
+    """Values are numbered in logical order: transposed, channels-last, sliced, 0-dim parameters move as plain ones."""
+    values = [normal(4, 6).t(), normal(5, 3, 2, 2).to(memory_format=torch.channels_last), normal(10, 4)[:, ::2],
+              normal(1)[0], normal(3, 2)]  # fmt: skip
+    plain = [parameter(v.contiguous()) for v in values]
+    before = flat(plain)
+    strided = [nn.Parameter(v) for v in values]
+    assert [p.is_contiguous() for p in strided] == [False, False, False, True, True]
+    for p, q in zip(strided, plain):
+        q.grad = normal(*q.shape, seed=q.numel())
+        p.grad = q.grad.to(memory_format=torch.channels_last) if p.dim() == 4 else q.grad.clone()
+    for params in (strided, plain):
+        optimizer = RBD(params, lr=0.5, dim=4)
+        optimizer.step()
+        optimizer.step()
+    assert torch.equal(flat(strided), flat(plain))
+    assert (flat(plain) != before).all()
+
+
+# as torch optimizers are used
+
+
+def test_parameter_groups():
+    """Each with its own options; compartments are numbered on, so that no two groups share a basis."""
+    sizes = (30, 20, 50)
+    params = [parameter(normal(n, seed=n), normal(n, seed=n + 1)) for n in sizes]
+    groups = [{"params": [params[0]], "lr": 0.5, "partition": "even:3"}, {"params": params[1], "dim": 2, "seed": 9},
+              {"params": [params[2]], "distribution": "uniform", "redraw": 0}]  # fmt: skip
+    optimizer = RBD(groups, lr=0.1, dim=6)
+    assert [[k.number for k in optimizer.partition(i).compartments] for i in range(3)] == [[0, 1, 2], [3], [4]]
+    assert [optimizer.partition(i).dim for i in range(3)] == [6, 2, 6]
+    options = [(0.5, "normal", 0, False), (0.1, "normal", 9, False), (0.1, "uniform", 0, True)]
+    expected = [p.detach().clone() for p in params]
+    for step in range(3):
+        for i, (lr, law, seed, fixed) in enumerate(options):
+            u, _ = rbd_direction(params[i].grad, optimizer.partition(i), law, seed, 0, 0 if fixed else step)
+            expected[i].add_(u, alpha=-lr)
+        optimizer.step()
+    assert all(torch.equal(p, e) for p, e in zip(params, expected))
+
+
+def test_add_param_group():
+    """A group that joins later counts its own steps from 0; a bad one leaves no trace."""
+    a, b = parameter(normal(30), normal(30, seed=1)), parameter(normal(20), normal(20, seed=2))
+    optimizer = RBD([a], lr=1.0, dim=3)
+    optimizer.step()
+    bad = {"dim": 21, "lr": -1, "distribution": "gauss", "partition": "by_layer", "seed": -1, "redraw": -1}
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=f"^{name}: got|need names"):
+            optimizer.add_param_group({"params": [b], name: value})
+        assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [b], "dim": 2})
+    before = b.detach().clone()
+    optimizer.step()
+    assert [group["step"] for group in optimizer.param_groups] == [2, 1]
+    u, _ = rbd_direction(b.grad, partition("whole", (("w", 20),), 2).renumbered(1))
+    assert torch.equal(b, before - u)
+
+
+METHODS = {
+    "rbd": lambda model, seed: RBD(model.named_parameters(), 0.5, 20, "by_layer", "uniform", seed, redraw=2),
+    "fpd": lambda model, seed: FPD(model.parameters(), 0.5, 20, "even:3", seed=seed),
+    "nes": lambda model, seed: NES(model.parameters(), 0.1, 10, seed=seed),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resume_is_exact(method):
+    """Through torch.save and a weights_only load, into an optimizer that was made with another seed."""
+    model = network()
+    optimizer = METHODS[method](model, 5)
+    train(model, optimizer, 3)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    assert file.tell() < 10_000  # bytes; the basis alone would be more
+    train(model, optimizer, 4, first=3)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    assert saved["optimizer"]["state"] == {}
+    assert saved["optimizer"]["param_groups"][0]["step"] == 3
+    other = network()
+    other.load_state_dict(saved["model"])
+    resumed = METHODS[method](other, 6)
+    resumed.load_state_dict(saved["optimizer"])
+    train(other, resumed, 4, first=3)
+    assert torch.equal(flat(other.parameters()), flat(model.parameters()))
+    assert resumed.state_dict() == optimizer.state_dict()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_go_on_alike(method, copied):
+    model = network()
+    optimizer = METHODS[method](model, 5)
+    train(model, optimizer, 2)
+    other, twin = copied((model, optimizer))
+    assert type(twin) is type(optimizer)
+    train(model, optimizer, 2, first=2)
+    assert not torch.equal(flat(other.parameters()), flat(model.parameters()))
+    train(other, twin, 2, first=2)
+    assert torch.equal(flat(other.parameters()), flat(model.parameters()))
+
+
+@pytest.mark.parametrize("version", [0, 2**31, None])
+def test_state_of_another_stream_is_refused(version):
+    p = parameter(normal(10))
+    optimizer = RBD([p], lr=1.0, dim=3)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["stream_version"] = version
+    with pytest.raises(ValueError, match=rf"^state_dict: got stream_version {version}, allowed 1"):
+        optimizer.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"^state_dict: got stream_version None"):
+        optimizer.load_state_dict(torch.optim.SGD([p], lr=1.0).state_dict())
+
+
+def test_state_that_does_not_fit_is_refused():
+    """Another number of parameters (torch's own check), or too few values for its dim; nothing changes."""
+    optimizer = RBD([parameter(normal(10))], lr=1.0, dim=3)
+    for params, dim in (([parameter(normal(10)), parameter(normal(10))], 4), ([parameter(normal(50))], 40)):
+        other = RBD(params, lr=1.0, dim=dim)
+        with pytest.raises(ValueError, match=r"parameter group|^dim: got 40, allowed 1 ... 10"):
+            optimizer.load_state_dict(other.state_dict())
+        assert optimizer.param_groups[0]["dim"] == 3
+
+
+@pytest.mark.parametrize("lr", [0.5, torch.tensor(0.5)], ids=["float", "tensor"])
+def test_learning_rate_schedule(lr):
+    """StepLR halves η at every step: with a constant gradient and basis the updates are 1, 1/2, 1/4 of the first."""
+    p = parameter(torch.zeros(20), normal(20))
+    optimizer = FPD([p], lr=lr, dim=4)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    u, _ = rbd_direction(p.grad, optimizer.partition())
+    expected = torch.zeros(20)
+    for step in range(4):
+        optimizer.step()
+        scheduler.step()
+        expected.add_(u, alpha=-0.5 * 0.5**step)
+        assert torch.equal(p, expected)
+
+
+def test_one_cycle_schedule_leaves_the_step_count_alone():
+    """A scheduler may write lr into the groups, and nothing else."""
+    p = parameter(torch.zeros(20), normal(20))
+    optimizer = RBD([p], lr=1.0, dim=4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["step"] == 3
+    assert 0 < optimizer.param_groups[0]["lr"] < 1
+
+
+def test_closure():
+    """It is called once, with gradients on, and its loss is returned; the update is the same as without it."""
+    model, twin, calls = network(), network(), []
+    optimizer = RBD(model.parameters(), lr=0.5, dim=20)
+
+    def closure() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        value = loss(model)
+        value.backward()
+        return value
+
+    expected = loss(model).detach()
+    with torch.no_grad():
+        returned = optimizer.step(closure)
+    assert torch.equal(returned.detach(), expected)
+    assert calls == [True]
+    train(twin, RBD(twin.parameters(), lr=0.5, dim=20), 1)
+    assert torch.equal(flat(model.parameters()), flat(twin.parameters()))
+    assert optimizer.step() is None
+
+
+def test_zero_grad():
+    model = network()
+    optimizer = RBD(model.parameters(), lr=0.5, dim=20)
+    loss(model).backward()
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+    loss(model).backward()
+    optimizer.zero_grad(set_to_none=False)
+    before = flat(model.parameters())
+    optimizer.step()
+    assert torch.equal(flat(model.parameters()), before)
+
+
+def test_gradient_clipping():
+    """clip_grad_norm_ before a step scales the update: Φᵀ Φ is linear (3 eps for as many roundings)."""
+    model, twin = network(), network()
+    for m in (model, twin):
+        loss(m).backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    assert norm > 1e-3
+    start = flat(model.parameters()).double()
+    u, _ = rbd_direction(gradients(twin).double(), partition("whole", layout(twin), 20))
+    RBD(model.parameters(), lr=0.5, dim=20).step()
+    moved = flat(model.parameters()).double() - start
+    torch.testing.assert_close(moved, -0.5 * 1e-3 / float(norm) * u, rtol=1e-4, atol=float(start.abs().max()) * EPS)
+
+
+def test_gradients_are_not_changed():
+    model = network()
+    loss(model).backward()
+    before = gradients(model).clone()
+    RBD(model.parameters(), lr=0.5, dim=20).step()
+    assert torch.equal(gradients(model), before)
+    assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("form", ["whole", "by_layer"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradients_that_are_not_finite(bad, form):
+    """The parameter is named; no parameter of any group moves, no step is counted; the next good gradient works."""
+    model, extra = network(), parameter(normal(10), normal(10))
+    groups = [{"params": [("extra", extra)], "dim": 2}, {"params": list(model.named_parameters())}]
+    optimizer = RBD(groups, lr=0.5, dim=20, partition=form)
+    loss(model).backward()
+    model[2].bias.grad[1] = bad
+    before = flat([extra, *model.parameters()])
+    with pytest.raises(FloatingPointError, match=r"^gradient: got NaN or infinity in 2\.bias, allowed finite values$"):
+        optimizer.step()
+    assert torch.equal(flat([extra, *model.parameters()]), before)
+    assert [group["step"] for group in optimizer.param_groups] == [0, 0]
+    model[2].bias.grad[1] = 0
+    optimizer.step()
+    assert flat(model.parameters()).isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("seed", range(4))  # signs of the one entry that meets it
+def test_gradients_that_are_not_finite_in_one_direction(bad, seed):
+    """With d = 1 the only coordinate is infinite, of either sign, rather than NaN."""
+    p = parameter(normal(10), normal(10))
+    p.grad[3] = bad
+    with pytest.raises(FloatingPointError, match="^gradient: got NaN or infinity in parameter 0"):
+        RBD([p], lr=0.5, dim=1, seed=seed).step()
+    assert torch.equal(p, normal(10))
+
+
+def test_unnamed_parameters_are_counted():
+    params = [parameter(normal(5), normal(5)), parameter(normal(5), torch.full((5,), math.nan))]
+    with pytest.raises(FloatingPointError, match="NaN or infinity in parameter 1, allowed"):
+        RBD(params, lr=0.5, dim=2).step()
+
+
+def test_gradients_whose_projections_overflow():
+    p = parameter(normal(1000), torch.full((1000,), 3e38))
+    with pytest.raises(FloatingPointError, match="finite values whose projections overflow"):
+        RBD([p], lr=0.5, dim=20).step()
+    assert torch.equal(p, normal(1000))
+
+
+def test_sparse_gradients():
+    embedding = nn.Embedding(10, 3, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(TypeError, match="^params: got a sparse gradient, allowed dense ones$"):
+        RBD(embedding.parameters(), lr=0.5, dim=2).step()
+
+
+BAD = [
+    ({"lr": -0.1}, ValueError, r"lr: got -0.1, allowed 0 <= lr < infinity"),
+    ({"lr": math.nan}, ValueError, "lr: got nan"),
+    ({"lr": math.inf}, ValueError, "lr: got inf"),
+    ({"lr": "0.1"}, ValueError, "lr: got '0.1'"),
+    ({"lr": None}, ValueError, "lr: got None"),
+    ({"dim": 0}, ValueError, r"dim: got 0, allowed 1 ... 83"),
+    ({"dim": 84}, ValueError, r"dim: got 84, allowed 1 ... 83"),
+    ({"dim": -3}, ValueError, r"dim: got -3, allowed"),
+    ({"dim": 2.5}, TypeError, r"dim: got 2.5, allowed"),
+    ({"dim": 2.0}, TypeError, r"dim: got 2.0, allowed"),
+    ({"dim": True}, TypeError, r"dim: got True, allowed"),
+    ({"dim": "20"}, TypeError, r"dim: got '20', allowed"),
+    ({"distribution": "gauss"}, ValueError, "distribution: got 'gauss', allowed 'normal', 'uniform', 'rademacher'"),
+    ({"seed": -1}, ValueError, "seed: got -1, allowed 0 ... 4294967295"),
+    ({"seed": 2**32}, ValueError, "seed: got 4294967296, allowed 0 ... 4294967295"),
+    ({"seed": 1.5}, TypeError, "seed: got 1.5, allowed an integer"),
+]  # fmt: skip
+BAD_RBD = [
+    ({"dim": None}, (TypeError, ValueError), "dim: got None, allowed"),
+    ({"redraw": -1}, ValueError, "redraw: got -1, allowed 0 ... 4294967295"),
+    ({"redraw": 0.5}, TypeError, "redraw: got 0.5, allowed an integer"),
+    ({"partition": "layers"}, ValueError, "partition: got 'layers', allowed whole, by_layer"),
+    ({"partition": "even:84"}, ValueError, r"partition: got even:84, allowed even:1 ... even:83"),
+    ({"partition": "by_tensor", "dim": 3}, ValueError, r"dim: got 3, allowed 4 ... 83"),
+    ({"partition": "by_layer"}, ValueError, r"partition: by_layer and by_ratio need names"),
+    ({"partition": "by_ratio:10"}, ValueError, r"partition: by_layer and by_ratio need names"),
+    ({"partition": None}, ValueError, "partition: got None, allowed whole"),
+]
+BAD_NES = [
+    ({"sigma": 0}, ValueError, "sigma: got 0, allowed 0 < sigma < infinity"),
+    ({"sigma": -0.1}, ValueError, "sigma: got -0.1"),
+    ({"sigma": math.nan}, ValueError, "sigma: got nan"),
+    ({"sigma": math.inf}, ValueError, "sigma: got inf"),
+    ({"sigma": "0.1"}, ValueError, "sigma: got '0.1'"),
+    ({"dim": None}, (TypeError, ValueError), "dim: got None, allowed"),
+]
+
+
+CASES = [(RBD, *case) for case in BAD + BAD_RBD] + [(NES, *case) for case in BAD + BAD_NES]
+
+
+@pytest.mark.timeout(10)  # a dim of 2.5 must not be shared out for ever
+@pytest.mark.parametrize(("optimizer_class", "arguments", "error", "message"), CASES,
+                         ids=[f"{case[0].__name__}-{case[1]}" for case in CASES])  # fmt: skip
+def test_bad_arguments(optimizer_class, arguments, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        optimizer_class(network().parameters(), **{"lr": 0.1, "dim": 20, **arguments})
+
+
+@pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
+def test_bad_parameters(optimizer_class):
+    model = network().requires_grad_(False)
+    with pytest.raises(ValueError, match="^params: got none that requires a gradient, allowed at least one"):
+        optimizer_class(model.parameters(), lr=0.1, dim=20)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        optimizer_class([], lr=0.1, dim=20)
+    with pytest.raises(TypeError, match=r"^params: got a parameter of torch.complex64, allowed real floating-point"):
+        optimizer_class([nn.Parameter(torch.zeros(30, dtype=torch.complex64))], lr=0.1, dim=20)
+
+
+def test_parameters_without_an_order():
+    """torch refuses a set in a group, because its order differs between runs; so must RBD, whose bases follow it."""
+    params = {parameter(normal(10)), parameter(normal(10))}
+    with pytest.raises(TypeError, match="ordered collections"):
+        RBD([{"params": params}], lr=0.1, dim=5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parameters_without_values(form):
+    """An empty parameter is allowed, as in torch's optimizers, and changes nothing."""
+    named = [("a.w", parameter(normal(30), normal(30))), ("b.w", parameter(normal(0), normal(0))),
+             ("c.w", parameter(normal(20), normal(20, seed=1)))]  # fmt: skip
+    optimizer = RBD(named, lr=0.1, dim=20, partition=form)
+    optimizer.step()
+    assert not torch.equal(named[2][1], normal(20))
+    assert named[1][1].shape == (0,)
+
+
+# NES
+
+
+def test_centred_ranks_by_hand():
+    ranks = lambda *losses: centred_ranks(torch.tensor(losses)).tolist()  # noqa: E731
+    assert ranks(3.0, 1.0, 2.0) == [0.5, -0.5, 0.0]
+    assert ranks(5.0, 7.0) == [-0.5, 0.5]
+    assert ranks(1.0, 0.0, 4.0, 2.0, 3.0) == [-0.25, -0.5, 0.5, 0.0, 0.25]
+    assert ranks(2.0, 1.0, 2.0) == [0.0, -0.5, 0.5]  # of equals the first comes first
+    assert ranks(0.0, math.inf, -math.inf, 1.0, math.inf) == [-0.25, 0.25, -0.5, 0.0, 0.5]
+    assert sum(ranks(*range(100))) == pytest.approx(0, abs=1e-5)
+
+
+def bowl(p: Tensor) -> Tensor:
+    """A quadratic whose axes differ."""
+    return ((p - normal(len(p), seed=3)) ** 2 * torch.linspace(1, 2, len(p))).sum()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nes_is_its_formula(name):
+    """θ - η / (σ d) Φᵀ c, c the centred ranks of the losses at θ + σ φ_i, by dense matrices.
+
+    The losses differ by more than their rounding, so the ranks agree; u within 1e-5: its 12 terms and roundings.
+    """
+    p = parameter(normal(30))
+    optimizer = NES([p], lr=0.1, dim=12, distribution=name, seed=4, sigma=0.05)
+    for step in range(3):
+        phi, start = Basis(12, 30, name, seed=4, step=step).dense(), p.detach().clone()
+        losses = torch.stack([bowl(start + 0.05 * row) for row in phi])
+        ordered = losses.sort().values.diff()
+        assert ordered.min() > 10 * EPS * losses.max()
+        returned = optimizer.step(lambda: bowl(p))
+        expected = start - 0.1 / (0.05 * 12) * phi.T @ centred_ranks(losses)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
+        assert returned == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_nes_calls_the_closure_dim_times_without_gradients():
+    p, calls = parameter(normal(30)), []
+
+    def closure() -> Tensor:
+        calls.append((torch.is_grad_enabled(), p.detach().clone()))
+        return bowl(p)
+
+    NES([p], lr=0.1, dim=12).step(closure)
+    assert [enabled for enabled, _ in calls] == [False] * 12
+    lengths = [float((q - normal(30)).norm()) for _, q in calls]
+    assert all(0.3 * 0.01 < length < 2 * 0.01 for length in lengths)  # σ times about 1
+    assert len({q.numpy().tobytes() for _, q in calls}) == 12
+
+
+def test_nes_takes_numbers_for_losses():
+    p, q = parameter(normal(30)), parameter(normal(30))
+    NES([p], lr=0.1, dim=12).step(lambda: bowl(p))
+    NES([q], lr=0.1, dim=12).step(lambda: bowl(q).item())
+    assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_nes_restores_the_parameters(dtype):
+    """To the bit, when the closure raises in the middle, and before a NaN is reported; no step is counted."""
+    params = [parameter(normal(4, 6, dtype=dtype).t()), parameter(normal(7, dtype=dtype))]
+    optimizer, before, calls = NES(params, lr=0.1, dim=12), flat(params), []
+
+    def stop() -> float:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(stop)
+    assert torch.equal(flat(params), before)
+    values = iter([math.nan, 1.0, math.nan] + [2.0] * 9)
+    with pytest.raises(FloatingPointError, match="^closure: got NaN in 2 of 12 losses$"):
+        optimizer.step(lambda: next(values))
+    assert torch.equal(flat(params), before)
+    assert optimizer.param_groups[0]["step"] == 0
+
+
+def test_nes_may_meet_infinite_losses():
+    """They rank last (or first); the update stays finite."""
+    p = parameter(normal(30))
+    values = iter([math.inf, 1.0, -math.inf] + [2.0] * 9)
+    NES([p], lr=0.1, dim=12).step(lambda: next(values))
+    assert p.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nes_decreases_a_quadratic(name):
+    """From 30 evaluations a step: the loss falls by more than nine tenths in 100 steps."""
+    p = parameter(normal(30))
+    optimizer = NES([p], lr=0.4, dim=30, distribution=name, sigma=0.1)
+    before = bowl(p).item()
+    for _ in range(100):
+        optimizer.step(lambda: bowl(p))
+    assert bowl(p).item() < before / 10
+
+
+def test_nes_needs_a_closure():
+    optimizer = NES([parameter(normal(30))], lr=0.1, dim=12)
+    with pytest.raises(TypeError, match="closure"):
+        optimizer.step()
+    with pytest.raises(TypeError, match="^closure: got None, allowed a function that returns the loss$"):
+        optimizer.step(None)
+
+
+def test_nes_has_one_group():
+    groups = [{"params": [parameter(normal(30))]}, {"params": [parameter(normal(30))]}]
+    with pytest.raises(ValueError, match="^params: got 2 groups, allowed one$"):
+        NES(groups, lr=0.1, dim=12)
+    optimizer = NES(groups[:1], lr=0.1, dim=12)
+    with pytest.raises(ValueError, match="^params: got 2 groups, allowed one$"):
+        optimizer.add_param_group(groups[1])
+    assert len(optimizer.param_groups) == 1
