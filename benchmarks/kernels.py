@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from benchmarks._measure import ratio
 
+from benchmarks._measure import ratio
 from rbd import Basis
 
 DIM, SIZE = 256, 101_770  # about the paper's d, and the D of its FC net

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from benchmarks._measure import ratio
 
+from benchmarks._measure import ratio
 from rbd import data, models
 from rbd.config import RunConfig
 from rbd.train import _cores, _stream, _update, build_optimizer

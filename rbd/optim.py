@@ -33,7 +33,7 @@ def rbd_direction(
 
 
 def centred_ranks(losses: Tensor) -> Tensor:
-    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal losses keep their order, a single one has 0."""
+    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal ones keep their order, a single one has 0."""
     ranks = torch.empty_like(losses)
     ranks[losses.argsort(stable=True)] = torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
     return (ranks - (len(losses) - 1) / 2) / max(len(losses) - 1, 1)

@@ -68,7 +68,7 @@ STRIPE = 4096  # columns of a unit of expand
 SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 256 + 4096 of them
 INLINE = 2**19  # entries; below this a second thread costs more than it brings
 
-_INCLUDED = crc32(b"".join(Path(m.__file__).read_bytes() for m in (philox, distribution, simd)))
+_INCLUDED = crc32(b"".join(Path(str(m.__file__)).read_bytes() for m in (philox, distribution, simd)))
 
 
 def _jit(kernel: Callable) -> Callable:
