@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
-        return given.run(given)
+        status = given.run(given)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader has left, as `head` does: nothing to say, and nothing to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as a shell has it
     except KeyboardInterrupt:
         print("\nrbd: interrupted; the same command goes on from the last full epoch", file=sys.stderr)
         return 130
@@ -95,7 +101,7 @@ def _reproduce(given: argparse.Namespace) -> int:
         made = sweep.run(wanted, directory, given.results_dir, **_options(given))
         if made.outcome == "interrupted":
             raise KeyboardInterrupt
-        if made != there:
+        if there is None or there.outcome == "interrupted":
             print(f"[{number}/{len(table1.configs)}] {wanted.model} {wanted.data} {wanted.method} seed {wanted.seed}: "
                   f"{record.summary(made)}", flush=True)  # fmt: skip
     return _report(given)
@@ -113,7 +119,10 @@ def _report(given: argparse.Namespace) -> int:
     text = f"{report.table(records, given.profile)}\n\n{report.legend(given.profile, missing)}"
     picture = report.curves(records, given.results_dir / "figures" / f"{table1.name}.png", given.profile)
     if getattr(given, "into", None):
-        given.into.write_text(report.insert(given.into.read_text("utf-8"), table1.name, text), "utf-8")
+        try:
+            given.into.write_text(report.insert(given.into.read_text("utf-8"), table1.name, text), "utf-8")
+        except ValueError as error:
+            raise ValueError(f"{given.into}: {error}") from error
     print(f"\n{text}\n\ncurves: {picture}")
     return 0
 

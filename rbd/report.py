@@ -53,7 +53,7 @@ def table(records: Iterable[Record], profile: str) -> str:
     for (model, data), by_method in _groups(records).items():
         ours = [_cell(by_method.get(m, [])) for m in METHODS]
         paper = [PAPER.get((model, data.removesuffix("-embedded")), {}).get(m, "") for m in METHODS]
-        epochs = "/".join(sorted({str(r.config.epochs) for rs in by_method.values() for r in rs}))
+        epochs = "/".join(map(str, sorted({r.config.epochs for rs in by_method.values() for r in rs})))
         images = "5,000 images" if data.endswith("-embedded") else "full data"
         lines.append("| " + " | ".join([title(model, data), f"{profile}: {images}, {epochs} epochs", *ours]) + " |")
         lines.append("| " + " | ".join(["", "paper: full data, 100 epochs", *paper]) + " |")
@@ -98,7 +98,9 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
         ax.set(title=title(model, data), xlabel="epochs", ylim=(0, 100))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("validation accuracy (%)")
-    axes[-1].legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.12))
+    drawn = {line.get_label(): line for ax in axes for line in ax.lines}
+    if drawn:  # not where every run diverged at once
+        axes[-1].legend(drawn.values(), drawn.keys(), frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.12))
     counts = {len(runs) for by_method in groups.values() for runs in by_method.values()}
     figure.suptitle(f"profile {profile}: mean and range of n = {'/'.join(map(str, sorted(counts)))} runs", fontsize=9)
     path = Path(path)
@@ -125,6 +127,6 @@ def insert(text: str, name: str, content: str) -> str:
         ValueError: the two marks are not there.
     """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if text.count(begin) != 1 or text.count(end) != 1:
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"text: got no pair of marks {begin} ... {end}, allowed exactly one")
     return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]

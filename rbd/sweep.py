@@ -89,8 +89,9 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], **o
     found = record.find(config, directory)
     if found and found.outcome != "interrupted":
         return found
-    record.check_writable(directory)
     checkpoints = Path(results) / "checkpoints"
+    for needed in (directory, checkpoints):
+        record.check_writable(needed)
     made = train(config, checkpoints, **options)
     record.save(made, directory)
     if made.outcome != "interrupted":

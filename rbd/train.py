@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -58,8 +58,10 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         FileNotFoundError, ValueError: the data set is missing or damaged, or the checkpoint is.
         OSError: a checkpoint cannot be written.
     """
-    with _cores(config, threads or torch.get_num_threads()):
-        return _train(config, checkpoints, data_dir, device, bar)
+    threads = threads or torch.get_num_threads()
+    with _cores(config, threads):
+        made = _train(config, checkpoints, data_dir, device, bar)
+    return replace(made, environment=made.environment | {"threads": threads})
 
 
 @contextmanager
@@ -87,6 +89,9 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     progress = load_checkpoint(path, config, model, optimizer) if path and path.exists() else Progress()
 
     per_epoch = len(split) // config.batch_size  # mini-batches
+    if per_epoch == 0:
+        raise ValueError(f"batch_size: got {config.batch_size}, allowed 1 ... {len(split)} (the training images)")
+    every = min(SAMPLE, per_epoch)  # steps
     batches_per_step = config.dim or 1 if config.method == "nes" else 1
     passes_per_step = config.dim or 1 if config.method in ("nes", "rbd-nes") else 1
     steps = config.epochs * per_epoch // batches_per_step
@@ -103,14 +108,14 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     shown = tqdm(total=steps, initial=progress.step, desc=_title(config), unit="step", disable=hidden, leave=False)
     try:
         for step in range(progress.step + 1, steps + 1):
-            sampled = config.method in ("sgd", "rbd", "fpd") and step % SAMPLE == 1
+            sampled = config.method in ("sgd", "rbd", "fpd") and step % every == 1 % every
             start = _vector(model.parameters()) if sampled else None
             losses.append(_update(config, model, optimizer, stream))
             if sampled:
                 moved = start - _vector(model.parameters())
                 cosines.append(_cosine(moved, _vector(p.grad for p in model.parameters())))
             shown.update()
-            epoch = step * batches_per_step // per_epoch
+            epoch = config.epochs if step == steps else step * batches_per_step // per_epoch
             if epoch > (step - 1) * batches_per_step // per_epoch:
                 loss = float(torch.stack(losses).double().mean())
                 cosine = float(torch.stack(cosines).mean()) if cosines else None
@@ -203,7 +208,8 @@ def save_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: 
     except OSError as error:
         raise OSError(error.errno, f"cannot save a checkpoint: {error.strerror}", str(path.parent)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def load_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
