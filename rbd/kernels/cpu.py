@@ -66,7 +66,7 @@ SEGMENT = 8192  # least columns of a unit of project
 SEGMENTS = 64  # at most so many along a compartment, so that partial sums take O(64 d)
 STRIPE = 4096  # columns of a unit of expand
 SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 256 + 4096 of them
-INLINE = 2**19  # entries; below this a second thread costs more than it brings
+INLINE = 2**21  # random bits; below this a second thread costs more than it brings
 
 _INCLUDED = crc32(b"".join(Path(str(m.__file__)).read_bytes() for m in (philox, distribution, simd)))
 
@@ -421,10 +421,11 @@ def set_threads(count: int | None) -> None:
     _count = count
 
 
-def _run(kernel: Callable, plan: _Plan, *args) -> None:
+def _run(kernel: Callable, plan: _Plan, distribution: Distribution, *args) -> None:
     """The kernel over all units, piece by piece, each taken by the next free thread."""
+    args = (_KIND[distribution.name], distribution.columns, *args)
     threads = min(_count or torch.get_num_threads(), len(plan.pieces) - 1)
-    if threads == 1 or plan.entries < INLINE:
+    if threads == 1 or plan.entries * distribution.bits < INLINE:
         return kernel(plan.units, 0, len(plan.units), *args, _scratch(args))
     taken = itertools.count()  # next() is atomic
 
@@ -451,7 +452,7 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
     partial = np.empty(plan.partials, x.dtype)
     signs = distribution.name == "rademacher" and x.dtype == np.float32
     kernel = _project_signs if signs else _project_entries
-    _run(kernel, plan, _KIND[distribution.name], distribution.columns, x, seed, stream, step, partial)
+    _run(kernel, plan, distribution, x, seed, stream, step, partial)
     _add_segments(plan.places, _scales(compartments, distribution, x.dtype), partial, out.numpy())
 
 
@@ -463,4 +464,4 @@ def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int,
     scaled = c.numpy() * np.repeat(scales, [dim for *_, dim, _ in compartments])
     signs = distribution.name == "rademacher" and scaled.dtype == np.float32
     kernel = _expand_signs if signs else _expand_entries
-    _run(kernel, plan, _KIND[distribution.name], distribution.columns, scaled, seed, stream, step, out.numpy())
+    _run(kernel, plan, distribution, scaled, seed, stream, step, out.numpy())

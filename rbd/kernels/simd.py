@@ -110,7 +110,17 @@ def _convert(source: Vector, result: Vector, instruction: str):
     return convert
 
 
-narrow = _convert(u64, u32, "trunc")  # the lower 32 bits
+@intrinsic
+def narrow(typingctx, x):
+    """The lower 32 bits of u64 lanes."""
+
+    def generate(context, builder, sig, args):
+        halves = builder.bitcast(args[0], ir.VectorType(_INDEX, 2 * LANES))
+        return builder.shuffle_vector(halves, halves, _constant(ir.VectorType(_INDEX, LANES), range(0, 2 * LANES, 2)))
+
+    return u32(x), generate
+
+
 float_of = _convert(u32, f32, "sitofp")  # the number, read as a signed integer
 float_bits = _convert(u32, f32, "bitcast")  # the same bits as float32
 bits_of = _convert(f32, u32, "bitcast")
