@@ -37,6 +37,49 @@ class Progress:
     curve: tuple[Point, ...] = ()
     seconds: tuple[float, ...] = ()
 
+    @property
+    def diverged(self) -> bool:
+        return bool(self.curve) and not math.isfinite(self.curve[-1].loss)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use. Methods with the same epochs see the same number of images."""
+
+    epochs: int
+    per_epoch: int  # mini-batches in an epoch
+    batches: int  # mini-batches a step takes: d for nes, whose perturbations have one each
+    passes: int  # network evaluations a step makes: d for nes and rbd-nes
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.per_epoch // self.batches
+
+    def epoch(self, step: int) -> int:
+        """Epochs behind a number of steps; the last step ends the last one."""
+        return self.epochs if step == self.steps else step * self.batches // self.per_epoch
+
+    def sampled(self, step: int) -> bool:
+        """Whether the step's cosine of update and gradient is taken."""
+        every = min(SAMPLE, self.per_epoch)
+        return step % every == 1 % every
+
+
+def budget(config: RunConfig, images: int) -> Budget:
+    """The budget of a run on a number of training images.
+
+    Raises:
+        ValueError: a batch does not fit into the images, or not a single step into the epochs.
+    """
+    d, per_epoch = config.dim or 1, images // config.batch_size
+    if per_epoch == 0:
+        raise ValueError(f"batch_size: got {config.batch_size}, allowed 1 ... {images} (the training images)")
+    made = Budget(config.epochs, per_epoch, d if config.method == "nes" else 1, d if "nes" in config.method else 1)
+    if made.steps == 0:
+        least = -(-d // per_epoch)
+        raise ValueError(f"epochs: got {config.epochs}, allowed {least} and above: nes takes {d} batches a step")
+    return made
+
 
 def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
           data_dir: str | os.PathLike[str] | None = None, device: str = "cpu", threads: int | None = None,
@@ -83,59 +126,47 @@ def _cores(config: RunConfig, threads: int) -> Iterator[None]:
 def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | None) -> Record:
     sets = data.load(config.data, data_dir)
     split, held_out = sets.train.to(device), sets.validation.to(device)
+    allowed = budget(config, len(split))
     model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
     optimizer = build_optimizer(config, model)
-    path = None if checkpoints is None else Path(checkpoints) / f"{config.id}.safetensors"
+    path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
     progress = load_checkpoint(path, config, model, optimizer) if path and path.exists() else Progress()
 
-    per_epoch = len(split) // config.batch_size  # mini-batches
-    if per_epoch == 0:
-        raise ValueError(f"batch_size: got {config.batch_size}, allowed 1 ... {len(split)} (the training images)")
-    every = min(SAMPLE, per_epoch)  # steps
-    batches_per_step = config.dim or 1 if config.method == "nes" else 1
-    passes_per_step = config.dim or 1 if config.method in ("nes", "rbd-nes") else 1
-    steps = config.epochs * per_epoch // batches_per_step
-    if steps == 0:
-        least = -(-batches_per_step // per_epoch)
-        raise ValueError(f"epochs: got {config.epochs}, allowed {least} and above: nes takes {config.dim} batches a step")
-    if progress.curve and not math.isfinite(progress.curve[-1].loss):
-        return Record(config, "diverged", progress.curve, progress.seconds, environment(device))
-
-    outcome, began, before = "finished", time.perf_counter(), progress.seconds[-1] if progress.seconds else 0.0
-    stream = _stream(split, config, progress.step * batches_per_step, per_epoch)
-    losses, cosines = [], []
-    hidden = None if bar is None else not bar
-    shown = tqdm(total=steps, initial=progress.step, desc=_title(config), unit="step", disable=hidden, leave=False)
+    outcome, losses, cosines = "finished", [], []
+    stream = _stream(split, config, progress.step * allowed.batches, allowed.per_epoch)
+    began = time.perf_counter() - (progress.seconds[-1] if progress.seconds else 0)
     try:
-        for step in range(progress.step + 1, steps + 1):
-            sampled = config.method in ("sgd", "rbd", "fpd") and step % every == 1 % every
-            start = _vector(model.parameters()) if sampled else None
-            losses.append(_update(config, model, optimizer, stream))
-            if sampled:
-                moved = start - _vector(model.parameters())
-                cosines.append(_cosine(moved, _vector(p.grad for p in model.parameters())))
-            shown.update()
-            epoch = config.epochs if step == steps else step * batches_per_step // per_epoch
-            if epoch > (step - 1) * batches_per_step // per_epoch:
-                loss = float(torch.stack(losses).double().mean())
-                cosine = float(torch.stack(cosines).mean()) if cosines else None
-                images = step * batches_per_step * config.batch_size
-                point = Point(epoch, step, images, step * passes_per_step, loss, accuracy(model, held_out), cosine)
-                now = before + time.perf_counter() - began
-                progress = Progress(step, (*progress.curve, point), (*progress.seconds, now))
-                losses, cosines = [], []
-                shown.set_postfix_str(f"{point.accuracy:.1f} %", refresh=False)
+        for step in _shown(config, progress.step, allowed.steps, bar):
+            if progress.diverged:
+                raise FloatingPointError
+            if config.method in ("sgd", "rbd", "fpd") and allowed.sampled(step):
+                loss, cosine = _observed_update(config, model, optimizer, stream)
+                cosines.append(cosine)
+            else:
+                loss = _update(config, model, optimizer, stream)
+            losses.append(loss)
+            if (epoch := allowed.epoch(step)) > allowed.epoch(step - 1):
+                mean = float(torch.stack(cosines).mean()) if cosines else None
+                point = Point(epoch, step, step * allowed.batches * config.batch_size, step * allowed.passes,
+                              float(torch.stack(losses).double().mean()), accuracy(model, held_out), mean)  # fmt: skip
+                seconds = (*progress.seconds, time.perf_counter() - began)
+                progress, losses, cosines = Progress(step, (*progress.curve, point), seconds), [], []
                 if path:
                     save_checkpoint(path, config, model, optimizer, progress)
-                if not math.isfinite(loss):
-                    raise FloatingPointError
     except FloatingPointError:
         outcome = "diverged"
     except KeyboardInterrupt:
         outcome = "interrupted"
-    finally:
-        shown.close()
+    if progress.diverged:
+        outcome = "diverged"
     return Record(config, outcome, progress.curve, progress.seconds, environment(device))
+
+
+def _shown(config: RunConfig, done: int, steps: int, bar: bool | None) -> Iterator[int]:
+    """The numbers of the steps to do, with a progress bar."""
+    title = f"{config.model} {config.data} {config.method} seed {config.seed}"
+    hidden = None if bar is None else not bar
+    return iter(tqdm(range(done + 1, steps + 1), title, initial=done, total=steps, unit="step", disable=hidden, leave=False))
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -161,6 +192,14 @@ def _update(config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimize
     return loss.detach()
 
 
+def _observed_update(config, model: nn.Module, optimizer, stream: Iterator) -> tuple[Tensor, Tensor]:
+    """One step of a gradient method; returns its loss and the cosine of update and gradient."""
+    start = _vector(model.parameters())
+    loss = _update(config, model, optimizer, stream)
+    u, g = start - _vector(model.parameters()), _vector(p.grad for p in model.parameters())
+    return loss, torch.dot(u, g) / (u.norm() * g.norm())
+
+
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(model(x), y)
 
@@ -184,14 +223,6 @@ def accuracy(model: nn.Module, split: data.Split) -> float:
 
 def _vector(tensors) -> Tensor:
     return torch.cat([t.detach().reshape(-1) for t in tensors])
-
-
-def _cosine(u: Tensor, g: Tensor) -> Tensor:
-    return torch.dot(u, g) / (u.norm() * g.norm())
-
-
-def _title(config: RunConfig) -> str:
-    return f"{config.model} {config.data} {config.method} seed {config.seed}"
 
 
 def save_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer,

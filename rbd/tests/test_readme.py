@@ -1,0 +1,67 @@
+"""What README.md says can be typed, and what it shows comes from the committed records."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from rbd import report, sweep
+from rbd.__main__ import _parser
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="README.md is in the repository only")
+
+
+def _blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+def _commands() -> list[str]:
+    indented = re.findall(r"^    (.+)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    return [part.strip() for line in indented for part in line.split("&&") if part.strip().startswith(".venv/bin/rbd")]
+
+
+def test_python_blocks_run_as_they_stand():
+    x, y = torch.rand(8, 1, 28, 28), torch.randint(10, (8,))
+    names: dict = {"batches": [(x, y)] * 2, "g": torch.randn(101_770)}
+    assert len(_blocks()) == 2
+    for block in _blocks():
+        exec(block, names)
+    assert names["u"].shape == (101_770,)
+    assert names["optimizer"].param_groups[0]["step"] == 2
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands_are_accepted(command):
+    arguments = shlex.split(command)[1:]
+    if arguments[-1] == "--help":
+        with pytest.raises(SystemExit) as ended:
+            _parser().parse_args(arguments)
+        assert ended.value.code == 0
+    else:
+        assert callable(_parser().parse_args(arguments).run)
+
+
+def test_there_are_commands():
+    assert {shlex.split(command)[1] for command in _commands()} == {"reproduce", "report", "train", "data"}
+
+
+def test_ci_runs_the_test_command():
+    (command,) = re.findall(r"^    (.*bin/tox)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert command in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
+def test_table_and_picture_are_those_of_the_records(tmp_path):
+    table1 = sweep.table1("quick")
+    records = table1.records(ROOT / "results")
+    assert len(records) == len(table1.configs)
+    text = f"{report.table(records, 'quick')}\n\n{report.legend('quick', 0)}"
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert report.insert(readme, table1.name, text) == readme
+    assert all(r.outcome == "finished" and not r.environment["dirty"] for r in records)
+    report.curves(records, tmp_path / "again.png", "quick")
+    assert (ROOT / "results" / "figures" / f"{table1.name}.png").stat().st_size > 10_000
