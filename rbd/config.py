@@ -96,9 +96,15 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> RunConfig:
-        """The inverse of `dataclasses.asdict`. Raises ValueError naming missing and unknown keys, or the bad field."""
-        check_keys("config", d, [f.name for f in fields(cls)])
-        return cls(**d)
+        """The inverse of `asdict` and `canonical`. Raises ValueError naming missing and unknown keys, or the bad field."""
+        whole = cls.completed(d)
+        check_keys("config", whole, [f.name for f in fields(cls)])
+        return cls(**whole)
+
+    @staticmethod
+    def completed(d: Any) -> Any:
+        """d with None for the fields that do not apply, so that records outlive fields that come later."""
+        return dict.fromkeys(sorted(OPTIONAL)) | dict(d) if isinstance(d, Mapping) else d
 
 
 def default_lr(model: str, data: str, method: str) -> float:

@@ -162,7 +162,7 @@ def _decoded(d: Any) -> Record:
         if type(d[name]) is not kind:
             raise ValueError(f"{name}: got {d[name]!r}, allowed a {kind.__name__}")
     config = RunConfig.from_dict(d["config"])
-    if asdict(config) != d["config"]:
+    if asdict(config) != RunConfig.completed(d["config"]):
         raise ValueError(f"config: got {d['config']!r}, allowed only its resolved form {config.canonical()}")
     return Record(config, d["outcome"], tuple(map(_point, d["curve"])), tuple(d["seconds"]), d["environment"])
 
