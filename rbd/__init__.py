@@ -18,6 +18,10 @@ __all__ = ["FPD", "NES", "RBD", "Basis", "__version__"]
 _HOME = {"Basis": "rbd.basis", "RBD": "rbd.optim", "FPD": "rbd.optim", "NES": "rbd.optim"}
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
     if name in _HOME:  # on first use, so that `rbd --help` need not wait for torch
         return getattr(import_module(_HOME[name]), name)

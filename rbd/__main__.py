@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     for command in (reproduce, train):
-        command.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
         command.add_argument("--threads", type=_positive, help="CPU threads of a run (default: as torch decides)")
 
     report = commands.add_parser("report", help="print the table and draw the curves of the records that are there")
@@ -96,6 +96,8 @@ def _reproduce(given: argparse.Namespace) -> int:
     directory = table1.directory(given.results_dir)
     missing = len(table1.configs) - len(table1.records(given.results_dir))
     print(f"{table1.name}: {len(table1.configs)} runs, {missing} to do, records in {directory}", flush=True)
+    if missing:
+        _require_data(table1.configs, given)
     for number, wanted in enumerate(table1.configs, 1):
         there = record.find(wanted, directory)
         made = sweep.run(wanted, directory, given.results_dir, **_options(given))
@@ -105,6 +107,14 @@ def _reproduce(given: argparse.Namespace) -> int:
             print(f"[{number}/{len(table1.configs)}] {wanted.model} {wanted.data} {wanted.method} seed {wanted.seed}: "
                   f"{record.summary(made)}", flush=True)  # fmt: skip
     return _report(given)
+
+
+def _require_data(configs: tuple[config.RunConfig, ...], given: argparse.Namespace) -> None:
+    """Raise now, rather than hours later, if a data set is missing or damaged."""
+    from rbd import data
+
+    for name in dict.fromkeys(c.data for c in configs):
+        data.load(name, given.data_dir)
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -133,7 +143,10 @@ def _data(given: argparse.Namespace) -> int:
     if given.download:
         data.download(given.download, given.data_dir)
     print(f"directory of the full data sets: {data.data_dir(given.data_dir)}")
-    print(*data.status(given.data_dir), sep="\n")
+    files = data.status(given.data_dir)
+    print(*files, sep="\n")
+    if any(file.state == "missing" for file in files):
+        print("fetch a missing set with `rbd data --download NAME`; the embedded ones come with the package")
     return 0
 
 

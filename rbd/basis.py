@@ -57,6 +57,8 @@ class Basis:
     def __post_init__(self) -> None:
         for name in ("seed", "stream", "compartment", "step", "row", "dim", "size"):
             object.__setattr__(self, name, check_word(name, getattr(self, name)))  # a plain int
+        if self.size < 1:
+            raise ValueError(f"size: got {self.size}, allowed 1 ... {WORD - 1}")
         if not 1 <= self.dim <= self.size:
             raise ValueError(f"dim: got {self.dim}, allowed 1 ... {self.size} (the size)")
         if self.row + self.dim > WORD:

@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a training run, as one frozen value with a name. Standard library only.
+"""RunConfig: everything that decides a training run, as one frozen value with a name. No torch.
 
 The paper's learning rates (arXiv 2011.04720) hold for one compartment and directions scaled by 1/√D. With K > 1
 compartments, each scaled by 1/√D_k, the best rate is another one: give `lr` then.
@@ -7,13 +7,14 @@ compartments, each scaled by 1/√D_k, the best rate is another one: give `lr` t
 from __future__ import annotations
 
 import json
-import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from hashlib import sha256
 from sys import float_info
 from typing import Any
+
+from rbd.partition import parse
 
 MODELS = ("fc", "cnn", "resnet8", "resnet32")
 DATA = ("mnist", "fmnist", "cifar10", "mnist-embedded", "fmnist-embedded")
@@ -38,7 +39,7 @@ PAPER_LR = {  # (model, data) -> method -> learning rate, already × batch size;
     ("cnn", "fmnist"): {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0625},
     ("cnn", "cifar10"): {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156},
 }
-OUR_LR = {  # model -> method -> learning rate on every data set: ours, NOT from the paper (unknown there)
+OUR_LR = {  # model -> method -> learning rate on every data set: ours and not tuned yet, NOT from the paper (unknown there)
     "fc": {"nes": 1.0, "rbd-nes": 1.0},
     "cnn": {"nes": 1.0, "rbd-nes": 1.0},
     "resnet8": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156, "nes": 1.0, "rbd-nes": 1.0},
@@ -141,15 +142,11 @@ def _checked(f: Field[Any], value: Any) -> Any:
 
 def _partition(text: str) -> str | None:
     """The one spelling of a partition (by_ratio:60.0 -> by_ratio:60), so that equal runs get equal ids; else None."""
-    name, _, number = text.partition(":")
     try:
-        if name == "even" and 1 <= int(number) <= LARGEST:
-            return f"even:{int(number)}"
-        if name == "by_ratio" and 1 <= float(number) < math.inf:
-            return "by_ratio:" + repr(float(number)).removesuffix(".0")
+        name, number = parse(text)
     except ValueError:
-        pass
-    return text if text in ("whole", "by_layer", "by_tensor") else None
+        return None
+    return f"{name}:{int(number) if number == int(number) else number}" if ":" in text else name
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -126,6 +126,6 @@ def distribution(name: str) -> Distribution:
     Raises:
         ValueError: the name is not one of "normal", "uniform", "rademacher".
     """
-    if name not in DISTRIBUTIONS:
+    if not isinstance(name, str) or name not in DISTRIBUTIONS:
         raise ValueError(f"distribution: got {name!r}, allowed {', '.join(map(repr, DISTRIBUTIONS))}")
     return DISTRIBUTIONS[name]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from rbd import kernels
-from rbd.basis import check_word
+from rbd.basis import WORD, check_word
 from rbd.distribution import distribution as distribution_of
 from rbd.partition import Compartment, Partition
 from rbd.partition import partition as partition_of
@@ -50,11 +51,15 @@ class _RandomBases(torch.optim.Optimizer):
         given = param_group["params"]
         if isinstance(given, set | frozenset):
             raise TypeError("params: got a set, allowed ordered collections: the basis follows the order")
-        params = [given] if isinstance(given, Tensor) else list(given)
+        params = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else [given]
+        for p in params:
+            if not isinstance(tensor := p[1] if isinstance(p, tuple) else p, Tensor):
+                raise TypeError(f"params: got a {type(tensor).__name__}, allowed tensors, as of model.parameters()")
         kept = [p for p in params if (p[1] if isinstance(p, tuple) else p).requires_grad]
         if not kept:
             raise ValueError("params: got none that requires a gradient, allowed at least one in a group")
         super().add_param_group(param_group | {"params": kept})
+        self.param_groups[-1]["size"] = sum(p.numel() for p in self.param_groups[-1]["params"])
         try:
             self._check(self.param_groups[-1])
         except (TypeError, ValueError):
@@ -62,7 +67,7 @@ class _RandomBases(torch.optim.Optimizer):
             raise
 
     def _check(self, group: dict) -> None:
-        if not (isinstance(group["lr"], (int, float, Tensor)) and 0 <= float(group["lr"]) < math.inf):
+        if not (isinstance(group["lr"], (Real, Tensor)) and 0 <= float(group["lr"]) < math.inf):
             raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity")
         for p in group["params"]:
             if not p.is_floating_point():
@@ -72,7 +77,7 @@ class _RandomBases(torch.optim.Optimizer):
             check_word("dim", group["dim"])
         check_word("redraw", group.get("redraw", 1))
         distribution_of(group["distribution"])
-        self.partition(len(self.param_groups) - 1)
+        self._cut(group)
 
     def partition(self, group: int = 0) -> Partition:
         """The partition of a parameter group; its compartments are numbered on from the groups before."""
@@ -89,23 +94,31 @@ class _RandomBases(torch.optim.Optimizer):
         """Go on from a ``state_dict()``: the next step uses the very bases that the saved optimizer would have used.
 
         Raises:
-            ValueError: it was saved with another version of the random stream, or for other groups or parameters.
+            ValueError: it was saved with another version of the random stream, by another optimizer, or for other groups or
+                sizes of parameters.
         """
-        for group in state_dict["param_groups"]:
-            if group.get("stream_version") != STREAM_VERSION:
-                got = group.get("stream_version")
-                raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
+        own = self.defaults.keys() | {"size"}
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
-            self._cut({**group, "dim": saved["dim"], "partition": saved.get("partition", "whole")})
+            if saved.get("stream_version") != STREAM_VERSION:
+                got = saved.get("stream_version")
+                raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
+            if lacking := own - saved.keys():
+                raise ValueError(f"state_dict: got a group without {', '.join(sorted(lacking))}, saved by another optimizer")
+            if saved["size"] != group["size"]:
+                raise ValueError(f"state_dict: got {saved['size']} parameters in a group, allowed {group['size']}")
+            self._check({**group, **{name: saved[name] for name in own}})
         super().load_state_dict(state_dict)
 
     def _name(self, index: int) -> tuple:
         """(compartments, distribution, seed, stream, step) of a group's bases at its present step."""
-        group = self.param_groups[index]
+        group, compartments = self.param_groups[index], self.partition(index).compartments
+        return compartments, distribution_of(group["distribution"]), group["seed"], 0, self._drawn(group)
+
+    @staticmethod
+    def _drawn(group: dict) -> int:
+        """Which basis the present step uses: one in every redraw steps, 0 for ever if redraw is 0."""
         redraw = group.get("redraw", 1)
-        drawn = group["step"] // redraw if redraw else 0
-        compartments = self.partition(index).compartments
-        return compartments, distribution_of(group["distribution"]), group["seed"], 0, drawn % 2**32
+        return group["step"] // redraw % WORD if redraw else 0
 
 
 def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
@@ -162,11 +175,11 @@ class RBD(_RandomBases):
         if any(p.grad is not None and p.grad.is_sparse for p in params):
             raise TypeError("params: got a sparse gradient, allowed dense ones")
         g = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in params])  # (D,)
-        name = self._name(index)
-        c = kernels.project(g, *name)  # (d,)
+        group = self.param_groups[index]
+        u, c = rbd_direction(g, self.partition(index), group["distribution"], group["seed"], 0, self._drawn(group))
         if not math.isfinite(float(c.sum())):  # no entry is 0, so nothing non-finite in g stays hidden
             raise FloatingPointError(f"gradient: got {_culprit(self.param_groups[index])}, allowed finite values")
-        return kernels.expand(c, *name)  # (D,)
+        return u  # (D,)
 
 
 def _culprit(group: dict) -> str:
@@ -181,6 +194,11 @@ class FPD(RBD):
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
                  seed: int = 0):  # fmt: skip
         super().__init__(params, lr, dim, partition, distribution, seed, redraw=0)
+
+    def _check(self, group: dict) -> None:
+        if group["redraw"] != 0:
+            raise ValueError(f"redraw: got {group['redraw']}, allowed 0 (FPD keeps its basis)")
+        super()._check(group)
 
 
 class NES(_RandomBases):

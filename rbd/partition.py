@@ -53,19 +53,23 @@ def share(dim: int, sizes: Sequence[int]) -> list[int]:
     furthest from its quota, the first of equals.
 
     Raises:
+        TypeError: dim is not an integer.
         ValueError: dim is less than the number of compartments or more than the sum of sizes.
     """
     total = sum(sizes)
     if not isinstance(dim, int):
         raise TypeError(f"dim: got {dim!r}, allowed an integer")
     if not len(sizes) <= dim <= total:
-        raise ValueError(f"dim: got {dim}, allowed {len(sizes)} ... {total} (the compartments, the parameters)")
+        limits = "at least 1 per compartment, at most 1 per parameter"
+        raise ValueError(f"dim: got {dim}, allowed {len(sizes)} ... {total} ({limits})")
     quotas = [dim * size / total for size in sizes]
     shares = [max(1, math.floor(q)) for q in quotas]
     while (left := dim - sum(shares)) != 0:
         sign = 1 if left > 0 else -1
         free = [k for k, size in enumerate(sizes) if (shares[k] < size if sign > 0 else shares[k] > 1)]
-        shares[max(free, key=lambda k: sign * (quotas[k] - shares[k]))] += sign
+        free.sort(key=lambda k: sign * (shares[k] - quotas[k]))  # stable: the first of equals stays first
+        for k in free[: abs(left)]:
+            shares[k] += sign
     return shares
 
 
@@ -123,7 +127,7 @@ def parse(form: str) -> tuple[str, float]:
     name, _, number = form.partition(":") if isinstance(form, str) else (None, "", "")
     if form in ("whole", "by_layer", "by_tensor"):
         return form, 1
-    if name == "even" and re.fullmatch(r"[1-9]\d*", number):
+    if name == "even" and re.fullmatch(r"\d+", number) and int(number) >= 1:
         return name, int(number)
     if name == "by_ratio" and re.fullmatch(r"\d+(\.\d+)?", number) and float(number) >= 1:
         return name, float(number)

@@ -18,6 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from rbd import __version__
 from rbd.config import RunConfig, check_keys
 
 FORMAT = 1
@@ -34,9 +35,9 @@ class Point:
     step: int  # optimizer steps so far
     images: int  # training images seen so far
     forward_passes: int  # network evaluations of a mini-batch so far
-    loss: float  # mean training loss over the epoch; not finite where a run diverged
+    loss: float  # mean training loss over the epoch; not finite where sgd diverged (others stop before such a point)
     accuracy: float  # validation accuracy, %
-    cosine: float | None  # mean cosine between update and gradient over the epoch; None where there is no gradient
+    cosine: float | None  # between update and gradient, mean of every 50th step; None where there is no gradient
 
     def __post_init__(self) -> None:
         for name in ("epoch", "step", "images", "forward_passes"):
@@ -183,11 +184,12 @@ def environment(device: str = "cpu") -> dict[str, str | int | bool | None]:
 
     from rbd.philox import STREAM_VERSION
 
-    cpu, packages = _cpu_name(), ("numpy", "numba", "rbd")
+    cpu, packages = _cpu_name(), ("numpy", "numba")
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # with its build, such as +cpu, which the installed metadata leave out
         **{name: next((found.version for found in distributions(name=name)), None) for name in packages},
+        "rbd": __version__,
         "stream_version": STREAM_VERSION,
         **_checkout(PACKAGE),
         "platform": platform.platform(),

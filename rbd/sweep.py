@@ -84,12 +84,12 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], **o
         ValueError, OSError: what train, record.find and record.save raise; a directory that cannot be written is found
             out before the run.
     """
+    found, checkpoints = record.find(config, directory), Path(results) / "checkpoints"
+    if found and found.outcome != "interrupted":
+        (checkpoints / f"{config.id}.safetensors").unlink(missing_ok=True)  # left by a crash after the record was saved
+        return found
     from rbd.train import train  # torch: not to be waited for by those who only read records
 
-    found = record.find(config, directory)
-    if found and found.outcome != "interrupted":
-        return found
-    checkpoints = Path(results) / "checkpoints"
     for needed in (directory, checkpoints):
         record.check_writable(needed)
     made = train(config, checkpoints, **options)

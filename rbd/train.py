@@ -44,7 +44,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may use. Methods with the same epochs see the same number of images."""
+    """What a run may use. Methods with the same epochs see the same number of images, nes to within d - 1 batches."""
 
     epochs: int
     per_epoch: int  # mini-batches in an epoch
@@ -98,13 +98,25 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         The Record. Its curve is the same, bit for bit, however often the run was interrupted on one kind of machine.
 
     Raises:
-        FileNotFoundError, ValueError: the data set is missing or damaged, or the checkpoint is.
+        FileNotFoundError, ValueError: the data set is missing or damaged, or the checkpoint is; the configuration does
+            not fit the data; device or threads are not to be had.
         OSError: a checkpoint cannot be written.
     """
+    _check_place(config, device, threads)
     threads = threads or torch.get_num_threads()
     with _cores(config, threads):
         made = _train(config, checkpoints, data_dir, device, bar)
     return replace(made, environment=made.environment | {"threads": threads})
+
+
+def _check_place(config: RunConfig, device: str, threads: int | None) -> None:
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        there = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is available)"
+        raise ValueError(f"device: got {device!r}, allowed {there}")
+    if device == "cuda" and config.method != "sgd":
+        raise ValueError(f"device: got 'cuda', allowed cpu for {config.method!r}: bases have no GPU kernels yet")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: got {threads}, allowed an integer >= 1")
 
 
 @contextmanager
@@ -124,7 +136,7 @@ def _cores(config: RunConfig, threads: int) -> Iterator[None]:
 
 
 def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | None) -> Record:
-    sets = data.load(config.data, data_dir)
+    where, sets = environment(device), data.load(config.data, data_dir)
     split, held_out = sets.train.to(device), sets.validation.to(device)
     allowed = budget(config, len(split))
     model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
@@ -159,7 +171,7 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
         outcome = "interrupted"
     if progress.diverged:
         outcome = "diverged"
-    return Record(config, outcome, progress.curve, progress.seconds, environment(device))
+    return Record(config, outcome, progress.curve, progress.seconds, where)
 
 
 def _shown(config: RunConfig, done: int, steps: int, bar: bool | None) -> Iterator[int]:
@@ -234,7 +246,10 @@ def save_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: 
     temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f"cannot save a checkpoint: {error.strerror}", str(path.parent)) from error

@@ -148,12 +148,12 @@ def _axpy(kind, parts, word, c, u, at):
 
 
 @_inline
-def _dot_row(kind, parts, block, chunks, row, step, index, seed, stream, x):
+def _dot_row(kind, parts, block, chunks, row, step, number, seed, stream, x):
     """One row over some chunks of x: (16,) partial sums."""
     t0 = t1 = t2 = t3 = splat_like(0, x)
     for chunk in range(chunks):
         blocks = splat_u64(block + BLOCKS * chunk) + lane_numbers()
-        w0, w1, w2, w3 = _philox(blocks, splat_u64(row), step, index, seed, stream)
+        w0, w1, w2, w3 = _philox(blocks, splat_u64(row), step, number, seed, stream)
         at = chunk * WORDS * parts
         t0, t1 = _dot(kind, parts, w0, x, at, t0), _dot(kind, parts, w1, x, at + 16, t1)
         t2, t3 = _dot(kind, parts, w2, x, at + 32, t2), _dot(kind, parts, w3, x, at + 48, t3)
@@ -161,10 +161,10 @@ def _dot_row(kind, parts, block, chunks, row, step, index, seed, stream, x):
 
 
 @_inline
-def _axpy_rows(kind, parts, block, c, at, rows, row, step, index, seed, stream, u):
+def _axpy_rows(kind, parts, block, c, at, rows, row, step, number, seed, stream, u):
     """One chunk of u += all rows of a compartment, each times its coordinate."""
     for r in range(rows):
-        w0, w1, w2, w3 = _philox(splat_u64(block) + lane_numbers(), splat_u64(row + r), step, index, seed, stream)
+        w0, w1, w2, w3 = _philox(splat_u64(block) + lane_numbers(), splat_u64(row + r), step, number, seed, stream)
         cr = splat_like(c[at + r], u)
         _axpy(kind, parts, w0, cr, u, 0)
         _axpy(kind, parts, w1, cr, u, 16)
@@ -186,7 +186,7 @@ def _project_entries(units, first, last, kind, columns, g, seed, stream, step, p
     block = SEGMENT // columns  # chunks of g that stay in the cache while the rows pass over them
     x, totals = scratch[:SEGMENT], scratch[SEGMENT : SEGMENT + ROWS * LANES]
     for n in range(first, last):
-        index, start, size, row, rows, chunk0, chunk1, at = units[n]
+        number, start, size, row, rows, chunk0, chunk1, at = units[n]
         totals[:] = 0
         for begin in range(chunk0, chunk1, block):
             chunks = min(block, chunk1 - begin)
@@ -194,11 +194,11 @@ def _project_entries(units, first, last, kind, columns, g, seed, stream, step, p
             px, pt, b = pointer(x), pointer(totals), BLOCKS * begin
             for r in range(rows):
                 if kind == NORMAL:
-                    t = _dot_row(NORMAL, 2, b, chunks, row + r, step, index, seed, stream, px)
+                    t = _dot_row(NORMAL, 2, b, chunks, row + r, step, number, seed, stream, px)
                 elif kind == UNIFORM:
-                    t = _dot_row(UNIFORM, 4, b, chunks, row + r, step, index, seed, stream, px)
+                    t = _dot_row(UNIFORM, 4, b, chunks, row + r, step, number, seed, stream, px)
                 else:
-                    t = _dot_row(RADEMACHER, 32, b, chunks, row + r, step, index, seed, stream, px)
+                    t = _dot_row(RADEMACHER, 32, b, chunks, row + r, step, number, seed, stream, px)
                 store(pt, LANES * r, load(pt, LANES * r) + t)
         for r in range(rows):
             partial[at + r] = add_lanes(load(pointer(totals), LANES * r))
@@ -210,15 +210,15 @@ def _expand_entries(units, first, last, kind, columns, c, seed, stream, step, ou
     u = scratch[:columns]
     pu, pc = pointer(u), pointer(c)
     for n in range(first, last):
-        index, start, size, row, rows, chunk0, chunk1, at = units[n]
+        number, start, size, row, rows, chunk0, chunk1, at = units[n]
         for chunk in range(chunk0, chunk1):
             u[:] = 0
             if kind == NORMAL:
-                _axpy_rows(NORMAL, 2, BLOCKS * chunk, pc, at, rows, row, step, index, seed, stream, pu)
+                _axpy_rows(NORMAL, 2, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
             elif kind == UNIFORM:
-                _axpy_rows(UNIFORM, 4, BLOCKS * chunk, pc, at, rows, row, step, index, seed, stream, pu)
+                _axpy_rows(UNIFORM, 4, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
             else:
-                _axpy_rows(RADEMACHER, 32, BLOCKS * chunk, pc, at, rows, row, step, index, seed, stream, pu)
+                _axpy_rows(RADEMACHER, 32, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
             stop = min(size, (chunk + 1) * columns)
             out[start + chunk * columns : start + stop] = u[: stop - chunk * columns]
 
@@ -252,7 +252,7 @@ def _project_signs(units, first, last, kind, columns, g, seed, stream, step, par
     x, totals = scratch[:columns], scratch[columns : columns + ROWS]
     tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): 16 KiB, half an L1 cache
     for n in range(first, last):
-        index, start, size, row, rows, chunk0, chunk1, at = units[n]
+        number, start, size, row, rows, chunk0, chunk1, at = units[n]
         totals[:] = 0
         for chunk in range(chunk0, chunk1):
             _copy_padded(g, start + chunk * columns, start + size, x)
@@ -268,7 +268,7 @@ def _project_signs(units, first, last, kind, columns, g, seed, stream, step, par
                     total = load(pointer(totals), r)
                     for b in range(HALF):
                         block = splat_u64(BLOCKS * chunk + half + b)
-                        w0, w1, w2, w3 = _philox(block, lanes, step, index, seed, stream)
+                        w0, w1, w2, w3 = _philox(block, lanes, step, number, seed, stream)
                         total = total + (_pick_word(w0, tables, 512 * b) + _pick_word(w1, tables, 512 * b + 128))
                         total = total + (_pick_word(w2, tables, 512 * b + 256) + _pick_word(w3, tables, 512 * b + 384))
                     store(pointer(totals), r, total)
@@ -305,7 +305,7 @@ def _expand_signs(units, first, last, kind, columns, c, seed, stream, step, out,
     u, four = scratch[:columns], scratch[columns : columns + 8]
     pu = pointer(u)
     for n in range(first, last):
-        index, start, size, row, rows, chunk0, chunk1, at = units[n]
+        number, start, size, row, rows, chunk0, chunk1, at = units[n]
         for chunk in range(chunk0, chunk1):
             u[:] = 0
             block = splat_u64(BLOCKS * chunk) + lane_numbers()
@@ -314,14 +314,14 @@ def _expand_signs(units, first, last, kind, columns, c, seed, stream, step, out,
                     four[i] = c[at + r + i] if r + i < rows else 0
                 s0 = _sign_sums(four[0], four[1], four[2], four[3])
                 s1 = _sign_sums(four[4], four[5], four[6], four[7])
-                a0, a1, a2, a3 = _philox(block, splat_u64(row + r + 0), step, index, seed, stream)
-                b0, b1, b2, b3 = _philox(block, splat_u64(row + r + 1), step, index, seed, stream)
-                c0, c1, c2, c3 = _philox(block, splat_u64(row + r + 2), step, index, seed, stream)
-                d0, d1, d2, d3 = _philox(block, splat_u64(row + r + 3), step, index, seed, stream)
-                e0, e1, e2, e3 = _philox(block, splat_u64(row + r + 4), step, index, seed, stream)
-                f0, f1, f2, f3 = _philox(block, splat_u64(row + r + 5), step, index, seed, stream)
-                g0, g1, g2, g3 = _philox(block, splat_u64(row + r + 6), step, index, seed, stream)
-                h0, h1, h2, h3 = _philox(block, splat_u64(row + r + 7), step, index, seed, stream)
+                a0, a1, a2, a3 = _philox(block, splat_u64(row + r + 0), step, number, seed, stream)
+                b0, b1, b2, b3 = _philox(block, splat_u64(row + r + 1), step, number, seed, stream)
+                c0, c1, c2, c3 = _philox(block, splat_u64(row + r + 2), step, number, seed, stream)
+                d0, d1, d2, d3 = _philox(block, splat_u64(row + r + 3), step, number, seed, stream)
+                e0, e1, e2, e3 = _philox(block, splat_u64(row + r + 4), step, number, seed, stream)
+                f0, f1, f2, f3 = _philox(block, splat_u64(row + r + 5), step, number, seed, stream)
+                g0, g1, g2, g3 = _philox(block, splat_u64(row + r + 6), step, number, seed, stream)
+                h0, h1, h2, h3 = _philox(block, splat_u64(row + r + 7), step, number, seed, stream)
                 _add_signs(s0, s1, (a0, b0, c0, d0), (e0, f0, g0, h0), pu, 0)
                 _add_signs(s0, s1, (a1, b1, c1, d1), (e1, f1, g1, h1), pu, 16)
                 _add_signs(s0, s1, (a2, b2, c2, d2), (e2, f2, g2, h2), pu, 32)
@@ -347,7 +347,7 @@ def _add_segments(places, scales, partial, out):
 class _Plan:
     """How the work on some compartments is cut: a pure function of their sizes, never of the number of threads."""
 
-    units: np.ndarray  # (n, 8): index, start, size, row, rows, chunk0, chunk1, place in partial or c
+    units: np.ndarray  # (n, 8): number, start, size, row, rows, chunk0, chunk1, place in partial or c
     pieces: np.ndarray  # bounds of runs of units of about equal cost
     entries: int  # sum of d_k D_k
     places: np.ndarray  # (K, 4) for _add_segments: place in c, rows, segments, place in partial
@@ -362,7 +362,7 @@ def _pieces(units: Sequence[tuple[int, ...]], count: int = 16) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _project_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _Plan:
     units, places, at, first = [], [], 0, 0
-    for index, start, stop, dim, row in compartments:
+    for number, start, stop, dim, row in compartments:
         chunks = -(-(stop - start) // columns)
         step = max(SEGMENT // columns, -(-chunks // SEGMENTS))
         starts = range(0, chunks, step)
@@ -370,7 +370,7 @@ def _project_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _P
             for r in range(0, dim, ROWS):
                 place = first + s * dim + r
                 rows = min(ROWS, dim - r)
-                units.append((index, start, stop - start, row + r, rows, chunk, min(chunk + step, chunks), place))
+                units.append((number, start, stop - start, row + r, rows, chunk, min(chunk + step, chunks), place))
         places.append((at, dim, len(starts), first))
         at, first = at + dim, first + len(starts) * dim
     entries = sum((stop - start) * dim for _, start, stop, dim, _ in compartments)
@@ -380,10 +380,10 @@ def _project_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _P
 @lru_cache(maxsize=256)
 def _expand_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _Plan:
     units, at = [], 0
-    for index, start, stop, dim, row in compartments:
+    for number, start, stop, dim, row in compartments:
         chunks, step = -(-(stop - start) // columns), STRIPE // columns
         for chunk in range(0, chunks, step):
-            units.append((index, start, stop - start, row, dim, chunk, min(chunk + step, chunks), at))
+            units.append((number, start, stop - start, row, dim, chunk, min(chunk + step, chunks), at))
         at += dim
     entries = sum((stop - start) * dim for _, start, stop, dim, _ in compartments)
     return _Plan(np.array(units), _pieces(units), entries, np.empty((0, 4), np.int64), 0)
@@ -397,7 +397,8 @@ def _forget_pool() -> None:
     _pool = None  # its threads stayed in the parent
 
 
-os.register_at_fork(after_in_child=_forget_pool) if hasattr(os, "register_at_fork") else None
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_pool)
 
 
 def _threads() -> ThreadPoolExecutor:

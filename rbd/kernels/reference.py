@@ -16,9 +16,9 @@ TILE = 2**20  # entries in a tile of rows
 def rows(compartment: tuple[int, ...], distribution: Distribution, seed: int, stream: int, step: int,
          first: int, last: int) -> np.ndarray:  # fmt: skip
     """Levels of the rows first ... last - 1 of a compartment, counted from its first: (last - first, D_k) float32."""
-    index, start, stop, _, row = compartment
+    number, start, stop, _, row = compartment
     chunks = np.arange(-(-(stop - start) // distribution.columns))
-    made = words(row + np.arange(first, last), chunks, seed, stream, step, index)  # (rows, chunks, 64)
+    made = words(row + np.arange(first, last), chunks, seed, stream, step, number)  # (rows, chunks, 64)
     return distribution.entries(made).reshape(last - first, -1)[:, : stop - start]
 
 
@@ -37,7 +37,7 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
 
     Args:
         g: (D,) float32 or float64, contiguous.
-        compartments: tuples (index, start, stop, dim, row): dim rows from row on, over g[start:stop].
+        compartments: tuples (number, start, stop, dim, row): dim rows from row on, over g[start:stop].
         distribution: law of the entries; seed, stream, step: the rest of their name.
         out: (sum of dims,) of g's dtype, overwritten.
     """

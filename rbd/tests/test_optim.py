@@ -424,13 +424,28 @@ def test_state_of_another_stream_is_refused(version):
 
 
 def test_state_that_does_not_fit_is_refused():
-    """Another number of parameters (torch's own check), or too few values for its dim; nothing changes."""
-    optimizer = RBD([parameter(normal(10))], lr=1.0, dim=3)
-    for params, dim in (([parameter(normal(10)), parameter(normal(10))], 4), ([parameter(normal(50))], 40)):
-        other = RBD(params, lr=1.0, dim=dim)
-        with pytest.raises(ValueError, match=r"parameter group|^dim: got 40, allowed 1 ... 10"):
+    """Another size, another optimizer, another basis for FPD, or values that a group cannot have; nothing changes."""
+    ten, fifty = [parameter(normal(10))], [parameter(normal(50))]
+    for optimizer, other, message in (
+        (RBD(ten, 1.0, dim=3), RBD(fifty, 1.0, dim=40), "^state_dict: got 50 parameters in a group, allowed 10"),
+        (RBD(ten, 1.0, dim=3), NES(ten, 1.0, dim=4), "^state_dict: got a group without partition, redraw"),
+        (NES(ten, 1.0, dim=3), RBD(ten, 1.0, dim=4), "^state_dict: got a group without sigma"),
+        (FPD(ten, 1.0, dim=3), RBD(ten, 1.0, dim=4), "^redraw: got 1, allowed 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(other.state_dict())
         assert optimizer.param_groups[0]["dim"] == 3
+    state = RBD(ten, 1.0, dim=3).state_dict()
+    for name, bad in (("seed", -5), ("dim", 11), ("lr", -1.0)):
+        damaged = {"state": {}, "param_groups": [state["param_groups"][0] | {name: bad}]}
+        with pytest.raises(ValueError, match=rf"^{name}: got {bad}"):
+            RBD(ten, 1.0, dim=3).load_state_dict(damaged)
+
+
+@pytest.mark.parametrize("given", [torch.nn.Sequential(torch.nn.Linear(2, 2)), [1, 2]])
+def test_params_that_are_no_tensors_are_named(given):
+    with pytest.raises(TypeError, match=r"^params: got a (Linear|int), allowed tensors"):
+        RBD(given, lr=1.0, dim=1)
 
 
 @pytest.mark.parametrize("lr", [0.5, torch.tensor(0.5)], ids=["float", "tensor"])

@@ -90,7 +90,7 @@ def test_shares_that_give_way_are_the_furthest_above_their_quotas():
 
 @pytest.mark.parametrize(("dim", "sizes"), [(0, [5]), (-1, [5]), (6, [5]), (1, [5, 5]), (11, [5, 5]), (1, [0])])
 def test_share_refuses(dim, sizes):
-    allowed = rf"{len(sizes)} ... {sum(sizes)} \(the compartments, the parameters\)"
+    allowed = rf"{len(sizes)} ... {sum(sizes)} \(at least 1 per compartment, at most 1 per parameter\)"
     with pytest.raises(ValueError, match=rf"^dim: got {dim}, allowed {allowed}$"):
         share(dim, sizes)
 
@@ -248,5 +248,6 @@ def test_layers_need_names(form, layout):
     ("by_tensor", 5, "6 ... 1034"), ("even:8", 7, "8 ... 1034"),
 ])  # fmt: skip
 def test_dim_has_room(form, dim, allowed):
-    with pytest.raises(ValueError, match=rf"^dim: got {dim}, allowed {allowed} \(the compartments, the parameters\)$"):
+    limits = r"\(at least 1 per compartment, at most 1 per parameter\)"
+    with pytest.raises(ValueError, match=rf"^dim: got {dim}, allowed {allowed} {limits}$"):
         partition(form, LAYOUT, dim)

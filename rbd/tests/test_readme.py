@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from rbd import report, sweep
-from rbd.__main__ import _parser
+from rbd.__main__ import _parser, main
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="README.md is in the repository only")
@@ -55,7 +56,7 @@ def test_ci_runs_the_test_command():
     assert command in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
 
 
-def test_table_and_picture_are_those_of_the_records(tmp_path):
+def test_table_and_picture_are_those_of_the_records():
     table1 = sweep.table1("quick")
     records = table1.records(ROOT / "results")
     assert len(records) == len(table1.configs)
@@ -63,5 +64,14 @@ def test_table_and_picture_are_those_of_the_records(tmp_path):
     readme = (ROOT / "README.md").read_text("utf-8")
     assert report.insert(readme, table1.name, text) == readme
     assert all(r.outcome == "finished" and not r.environment["dirty"] for r in records)
-    report.curves(records, tmp_path / "again.png", "quick")
     assert (ROOT / "results" / "figures" / f"{table1.name}.png").stat().st_size > 10_000
+
+
+def test_the_report_command_changes_nothing(tmp_path, capsys):
+    shutil.copytree(ROOT / "results" / "runs", tmp_path / "results" / "runs")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    assert main(["report", "--into", str(tmp_path / "README.md"), "--results-dir", str(tmp_path / "results")]) == 0
+    assert (tmp_path / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
+    assert (tmp_path / "results" / "figures" / "table1-quick.png").stat().st_size > 10_000
+    main(["reproduce", "--results-dir", str(tmp_path / "results")])
+    assert "0 to do" in capsys.readouterr().out
