@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)  # n = 3, as in the paper
 QUICK_EPOCHS = {"fc": 20, "cnn": 10}
 QUICK_SEEDS = {"fc": SEEDS, "cnn": SEEDS[:2]}  # what fits into ten minutes on two cores
 
-# Learning rates of the quick profile: its 5,000 images and few epochs need larger ones than the paper's. Picked by hand after
+# Learning rates of the quick profile: its 5,000 images and few epochs need larger ones than the paper's. Hand-picked after
 # one short run each (seed 100, which no reported run has; the same validation images) at 3 to 5 rates a method: near the
 # best, not always it (CNN, F-MNIST, sgd: 75.0 % at 0.125, 76.2 % at 0.25). No rate of nes was better than chance.
 QUICK_LR = {
