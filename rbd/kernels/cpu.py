@@ -466,3 +466,11 @@ def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int,
     signs = distribution.name == "rademacher" and scaled.dtype == np.float32
     kernel = _expand_signs if signs else _expand_entries
     _run(kernel, plan, distribution, scaled, seed, stream, step, out.numpy())
+
+
+def add(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
+        params: Sequence[torch.Tensor]) -> None:  # fmt: skip
+    """See ``reference.add``."""
+    u = torch.empty(compartments[-1][2], dtype=c.dtype)
+    expand(c, compartments, distribution, seed, stream, step, u)
+    torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -64,3 +64,16 @@ def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int,
         u = sum(levels.T @ scaled[tile] for tile, levels in _tiles(k, distribution, seed, stream, step))
         out[k[1] : k[2]] = torch.from_numpy(u).to(c.dtype)  # (D_k,)
         at += k[3]
+
+
+def add(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
+        params: Sequence[torch.Tensor]) -> None:  # fmt: skip
+    """params += levels^T @ (scale * c), the params being the vector of length D cut into tensors.
+
+    Args:
+        params: contiguous tensors of one dtype with D values in all, updated in place; the others as in ``expand``.
+    """
+    u = torch.empty(sum(p.numel() for p in params), dtype=c.dtype)
+    expand(c, compartments, distribution, seed, stream, step, u)
+    for p, v in zip(params, u.split([p.numel() for p in params])):
+        p += v.view_as(p)

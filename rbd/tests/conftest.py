@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import rbd
-from rbd import kernels
+INTERPRETED = not torch.cuda.is_available()
+if INTERPRETED:  # Triton's kernels then run on the CPU, operation by operation
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import rbd  # noqa: E402
+from rbd import kernels  # noqa: E402
 
 BACKENDS = [name for name in kernels.BACKENDS if name != "reference"]  # each is held to the reference
+DEVICES = {"reference": "cpu", "cpu": "cpu", "gpu": "cpu" if INTERPRETED else "cuda"}
 VECTORS = Path(__file__).parent / "vectors" / "philox4x32-10.txt"
 
 

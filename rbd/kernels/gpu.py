@@ -1,0 +1,310 @@
+"""project and expand on a GPU: entries made in registers from Philox words and used up there (Triton).
+
+A tile is some rows by some blocks of a chunk: its words are made once, and every part of every word is an entry. Sums
+have a fixed order: along the columns of a lane, over the lanes of a tile by a tree, over the segments of a compartment
+one after another in float64. No atomics, so the same bits on every run; the numbers of rows, parts and warps of a tile
+are for speed alone and change none of them. Nothing is tuned at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from rbd.distribution import QUANTILE, Distribution
+from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise RuntimeError(f"backend: 'gpu' needs Triton ({error}); pip install triton") from error
+
+_KIND = {"normal": 0, "uniform": 1, "rademacher": 2}
+_BLOCKS = {"normal": 64, "uniform": 64, "rademacher": 16}  # Philox blocks of a tile, whole chunks
+SEGMENTS = 64  # of a compartment in project, or more if the rows are few: programs enough to fill a GPU
+PROGRAMS = 1024
+SUMMED = 128  # coordinates of a program that adds up segments
+
+_M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
+_W0, _W1 = (tl.constexpr(w) for w in WEYL)
+_ROUNDS, _WORDS, _CHUNK = tl.constexpr(ROUNDS), tl.constexpr(WORDS), tl.constexpr(BLOCKS)
+_NORMAL, _UNIFORM = tl.constexpr(0), tl.constexpr(1)
+_OCTAVES = np.roll(QUANTILE, -1, axis=0).T.copy()  # (5, 16) by the exponent field mod 16: 127 + e = e - 1
+
+
+@triton.jit
+def _philox(block, row, step, compartment, seed, stream):
+    """Philox4x32-10 of counters that broadcast against each other: four words each."""
+    c0, c1, c2, c3 = block, row, step, compartment
+    k0, k1 = seed, stream
+    for _ in tl.static_range(_ROUNDS):
+        p0, p1 = c0.to(tl.uint64) * _M0, c2.to(tl.uint64) * _M1  # 32 x 32 -> 64 bits
+        c0, c1 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, p1.to(tl.uint32)
+        c2, c3 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1, p0.to(tl.uint32)
+        k0, k1 = k0 + _W0, k1 + _W1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _level(word, part, octaves, KIND: tl.constexpr):
+    """Level of part number ``part`` of a word, float32, as distribution.py defines it."""
+    if KIND == _NORMAL:
+        top = word << tl.cast(16 - 16 * part, tl.uint32)
+        x = (((top >> 15) & 0xFFFE) | 1).to(tl.float32)
+        bits = x.to(tl.uint32, bitcast=True)
+        s = 2.0 - ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+        at = octaves + ((bits >> 23) & 15)
+        z = tl.fma(tl.load(at + 64), s, tl.load(at + 48))
+        z = tl.fma(z, s, tl.load(at + 32))
+        z = tl.fma(z, s, tl.load(at + 16))
+        z = tl.fma(z, s, tl.load(at))
+        level = (z.to(tl.uint32, bitcast=True) | (top & 0x80000000)).to(tl.float32, bitcast=True)
+    elif KIND == _UNIFORM:
+        top = (word << tl.cast(24 - 8 * part, tl.uint32)).to(tl.int32, bitcast=True)
+        level = ((top >> 23) | 1).to(tl.float32)
+    else:
+        level = (0x3F800000 ^ ((word << tl.cast(31 - part, tl.uint32)) & 0x80000000)).to(tl.float32, bitcast=True)
+    return level
+
+
+@triton.jit
+def _add_product(total, word, part, x, octaves, KIND: tl.constexpr):
+    """total + level * x; a sign goes straight into the sign bit of x."""
+    if KIND == 2 and total.dtype == tl.float32:
+        sign = (word << tl.cast(31 - part, tl.uint32)) & 0x80000000
+        total += (x.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+    else:
+        total = tl.fma(_level(word, part, octaves, KIND).to(total.dtype), x, total)
+    return total
+
+
+@triton.jit
+def _step_of(step):
+    """A number, or a number in device memory, which a CUDA graph may count up between replays."""
+    if step.dtype.is_ptr():
+        return tl.load(step).to(tl.uint32)
+    else:
+        return step.to(tl.uint32)
+
+
+@triton.jit(do_not_specialize=["seed", "stream", "step"])
+def _project(g, owners, table, partial, octaves, seed, stream, step,
+             KIND: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """partial = (R rows of a compartment) @ (a segment of g); table: see _project_plan."""
+    fields = table + 8 * tl.load(owners + tl.program_id(0))
+    program = tl.program_id(0) - tl.load(fields)
+    start, size, rows = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 5)
+    groups = (rows + R - 1) // R
+    segment, r = program // groups, (program % groups) * R + tl.arange(0, R)  # (R,)
+    row = (tl.load(fields + 4) + r).to(tl.uint32)[:, None]
+    number = tl.load(fields + 1).to(tl.uint32)
+    chunk = segment * tl.load(fields + 6)
+    end = tl.minimum(chunk + tl.load(fields + 6), (size + _WORDS * PARTS - 1) // (_WORDS * PARTS))
+    lane = tl.arange(0, B)
+    inside = (lane // _CHUNK) * (_WORDS * PARTS) + lane % _CHUNK  # (B,) column of the lane's first entry in the tile
+    total = tl.zeros((R, B), partial.dtype.element_ty)
+    while chunk < end:
+        block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]
+        words = _philox(block, row, _step_of(step), number, seed.to(tl.uint32), stream.to(tl.uint32))
+        column = chunk * (_WORDS * PARTS)
+        left = tl.minimum(tl.minimum(size, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
+        of_tile = tl.zeros((R, B), partial.dtype.element_ty)
+        for w in tl.static_range(4):
+            for part in tl.static_range(PARTS):
+                j = inside + (_WORDS * part + _CHUNK * w)
+                x = tl.load(g + (start + column) + j, mask=j < left, other=0).to(of_tile.dtype)[None, :]
+                of_tile = _add_product(of_tile, words[w], part, x, octaves, KIND)
+        total += of_tile
+        chunk += B // _CHUNK
+    tl.store(partial + tl.load(fields + 7) + segment * rows + r, tl.sum(total, 1), mask=r < rows)
+
+
+@triton.jit
+def _add_segments(partial, owners, table, scales, out, COUNT: tl.constexpr):
+    """out = scale * the sum over segments of partial, in their order and in float64 until it is rounded."""
+    k = tl.load(owners + tl.program_id(0))
+    fields = table + 5 * k
+    rows, segments = tl.load(fields + 2), tl.load(fields + 3)
+    r = (tl.program_id(0) - tl.load(fields)) * COUNT + tl.arange(0, COUNT)
+    total = tl.zeros((COUNT,), tl.float64)
+    for segment in range(segments):
+        total += tl.load(partial + tl.load(fields + 4) + segment * rows + r, mask=r < rows, other=0).to(tl.float64)
+    c = total.to(out.dtype.element_ty) * tl.load(scales + k).to(out.dtype.element_ty)
+    tl.store(out + tl.load(fields + 1) + r, c, mask=r < rows)
+
+
+@triton.jit(do_not_specialize=["seed", "stream", "step"])
+def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, step,
+            KIND: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, P: tl.constexpr, L: tl.constexpr,
+            ADD: tl.constexpr):  # fmt: skip
+    """A tile of u = all rows of a compartment, each times its coordinate; ADD: onto the tensors at the addresses."""
+    k = tl.load(owners + tl.program_id(0))
+    fields = table + 11 * k
+    program = tl.program_id(0) - tl.load(fields)
+    rows, at = tl.load(fields + 4), tl.load(fields + 5)
+    number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3)
+    chunk = (tl.load(fields + 6) + program // (PARTS // P)) * (B // _CHUNK)
+    part = (program % (PARTS // P)) * P + tl.arange(0, P)[:, None]  # (P, 1)
+    lane = tl.arange(0, L)
+    block = (chunk * _CHUNK + lane % B).to(tl.uint32)  # (L,)
+    scale = tl.load(scales + tl.load(fields + 10)).to(c.dtype.element_ty)
+    t0 = tl.zeros((P, L), c.dtype.element_ty)
+    t1, t2, t3 = t0, t0, t0
+    for r0 in range(0, rows, L // B):
+        r = r0 + lane // B
+        x = (tl.load(c + at + r, mask=r < rows, other=0) * scale)[None, :]  # (1, L)
+        row = (first_row + r).to(tl.uint32)
+        w0, w1, w2, w3 = _philox(block, row, _step_of(step), number, seed.to(tl.uint32), stream.to(tl.uint32))
+        t0 = _add_product(t0, w0[None, :], part, x, octaves, KIND)
+        t1 = _add_product(t1, w1[None, :], part, x, octaves, KIND)
+        t2 = _add_product(t2, w2[None, :], part, x, octaves, KIND)
+        t3 = _add_product(t3, w3[None, :], part, x, octaves, KIND)
+    b = tl.arange(0, B)[None, :]
+    column = (chunk + b // _CHUNK) * (_WORDS * PARTS) + _WORDS * part + b % _CHUNK  # (P, B)
+    target = tl.load(addresses + tl.load(fields + 9)).to(out.dtype) if ADD else out
+    low, high = tl.load(fields + 7), tl.load(fields + 8)
+    _store_tile(target + tl.load(fields + 2), column, low, high, t0, P, B, L, ADD)
+    _store_tile(target + tl.load(fields + 2), column + _CHUNK, low, high, t1, P, B, L, ADD)
+    _store_tile(target + tl.load(fields + 2), column + 2 * _CHUNK, low, high, t2, P, B, L, ADD)
+    _store_tile(target + tl.load(fields + 2), column + 3 * _CHUNK, low, high, t3, P, B, L, ADD)
+
+
+@triton.jit
+def _store_tile(target, column, low, high, total, P: tl.constexpr, B: tl.constexpr, L: tl.constexpr, ADD: tl.constexpr):
+    """Add up the groups of rows and write (or add) the columns low ... high - 1."""
+    u = tl.sum(tl.reshape(total, (P, L // B, B)), 1)  # (P, B)
+    mask = (column >= low) & (column < high)
+    if ADD:
+        u += tl.load(target + column, mask=mask, other=0).to(u.dtype)
+    tl.store(target + column, u.to(target.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which program does what: a pure function of sizes. Tables are on the device; their owners say whose a program is."""
+
+    owners: torch.Tensor  # (programs,) int32: row of the table
+    table: torch.Tensor  # (n, fields) int64, the first field the owner's first program
+    scales: torch.Tensor  # (K,) float64
+    partials: int = 0
+    sums: tuple[torch.Tensor, ...] = ()  # owners and table of _add_segments
+
+
+def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    firsts = np.cumsum([0, *counts])[:-1]
+    table = np.array([(first, *row) for first, row in zip(firsts, rows)], np.int64)
+    owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return torch.from_numpy(owners).to(device), torch.from_numpy(table).to(device)
+
+
+def _scales(compartments, distribution: Distribution, device: torch.device) -> torch.Tensor:
+    scales = [distribution.scale(stop - start) for _, start, stop, _, _ in compartments]
+    return torch.tensor(scales, dtype=torch.float64, device=device)
+
+
+@lru_cache(maxsize=256)
+def _project_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distribution, device: torch.device) -> _Plan:
+    """Table: first program, number, start, size, row, rows, chunks of a segment, place in partial."""
+    table, counts, sums, at, first = [], [], [], 0, 0
+    tall, wide = _ROWS[distribution.name], _BLOCKS[distribution.name] // BLOCKS
+    for number, start, stop, dim, row in compartments:
+        chunks, groups = -(-(stop - start) // distribution.columns), -(-dim // tall)
+        per = wide * -(-chunks // (wide * max(SEGMENTS, PROGRAMS // groups)))
+        segments = -(-chunks // per)
+        table.append((number, start, stop - start, row, dim, per, first))
+        counts.append(segments * groups)
+        sums.append((at, dim, segments, first))
+        at, first = at + dim, first + segments * dim
+    owned = _owned([-(-dim // SUMMED) for _, dim, *_ in sums], sums, device)
+    return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device), first, owned)
+
+
+@lru_cache(maxsize=256)
+def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distribution, device: torch.device,
+                 sizes: tuple[int, ...]) -> _Plan:  # fmt: skip
+    """One row for each overlap of a compartment with a tensor of the target, whose sizes are given.
+
+    Table: first program, number, place of column 0 in the tensor, row, rows, place in c, first tile, low and high column
+    of the overlap, tensor, compartment.
+    """
+    table, counts, at = [], [], 0
+    tile = distribution.columns * _BLOCKS[distribution.name] // BLOCKS
+    splits = distribution.per_word // _PARTS[distribution.name]
+    bounds = np.cumsum([0, *sizes]).tolist()
+    for k, (number, start, stop, dim, row) in enumerate(compartments):
+        for tensor, (begin, end) in enumerate(zip(bounds, bounds[1:])):
+            if (low := max(start, begin) - start) < (high := min(stop, end) - start):
+                table.append((number, start - begin, row, dim, at, low // tile, low, high, tensor, k))
+                counts.append((-(-high // tile) - low // tile) * splits)
+        at += dim
+    return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device))
+
+
+DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton's interpreter works on the CPU
+if DEVICE == "cuda":
+    _ROWS = {"normal": 8, "uniform": 16, "rademacher": 32}  # of a tile of project
+    _PARTS = {"normal": 2, "uniform": 4, "rademacher": 8}  # of a word, of a tile of expand
+    LANES = 256  # rows times blocks of a tile of expand
+else:  # one NumPy call for each operation on a tile: few large ones
+    _ROWS, _PARTS, LANES = dict.fromkeys(_KIND, 64), {"normal": 2, "uniform": 4, "rademacher": 32}, 4096
+
+
+@lru_cache(maxsize=8)
+def _octaves(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(_OCTAVES.ravel()).to(device)
+
+
+@lru_cache(maxsize=256)
+def _addresses(pointers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(pointers, dtype=torch.int64, device=device)
+
+
+def _word(value):
+    """A 32-bit word as Triton's int32 takes it, or a tensor of one int64 as it is."""
+    return value if isinstance(value, torch.Tensor) else value - 2**32 * (value >= 2**31)
+
+
+def _tile(distribution: Distribution) -> dict[str, int]:
+    name = distribution.name
+    return {"KIND": _KIND[name], "PARTS": distribution.per_word, "B": _BLOCKS[name]}
+
+
+def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
+            out: torch.Tensor) -> None:  # fmt: skip
+    """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
+    plan = _project_plan(compartments, distribution, g.device)
+    partial = torch.empty(plan.partials, dtype=out.dtype, device=g.device)
+    with torch.cuda.device_of(g):
+        _project[(len(plan.owners),)](g, plan.owners, plan.table, partial, _octaves(g.device), _word(seed), _word(stream),
+                                      _word(step), **_tile(distribution), R=_ROWS[distribution.name])  # fmt: skip
+        owners, table = plan.sums
+        _add_segments[(len(owners),)](partial, owners, table, plan.scales, out, COUNT=SUMMED)
+
+
+def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
+           out: torch.Tensor) -> None:  # fmt: skip
+    """See ``reference.expand``; step as in ``project``."""
+    plan = _expand_plan(compartments, distribution, c.device, (compartments[-1][2],))
+    if c.untyped_storage().data_ptr() == out.untyped_storage().data_ptr():
+        c = c.clone()  # programs would read what others have written
+    _launch_expand(plan, c, distribution, seed, stream, step, out, out, False)
+
+
+def add(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
+        params: Sequence[torch.Tensor]) -> None:  # fmt: skip
+    """See ``reference.add``: every parameter is read and written once, and no vector of length D is made."""
+    plan = _expand_plan(compartments, distribution, c.device, tuple(p.numel() for p in params))
+    addresses = _addresses(tuple(p.data_ptr() for p in params), c.device)
+    _launch_expand(plan, c, distribution, seed, stream, step, params[0], addresses, True)
+
+
+def _launch_expand(plan: _Plan, c, distribution, seed, stream, step, out, addresses, add: bool) -> None:
+    with torch.cuda.device_of(c):
+        _expand[(len(plan.owners),)](c, plan.owners, plan.table, plan.scales, out, addresses, _octaves(c.device),
+                                     _word(seed), _word(stream), _word(step), **_tile(distribution),
+                                     P=_PARTS[distribution.name], L=LANES, ADD=add, num_warps=LANES // 32)  # fmt: skip
