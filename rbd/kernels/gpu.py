@@ -132,8 +132,11 @@ def _add_segments(partial, owners, table, scales, out, COUNT: tl.constexpr):
     rows, segments = tl.load(fields + 2), tl.load(fields + 3)
     r = (tl.program_id(0) - tl.load(fields)) * COUNT + tl.arange(0, COUNT)
     total = tl.zeros((COUNT,), tl.float64)
-    for segment in range(segments):
-        total += tl.load(partial + tl.load(fields + 4) + segment * rows + r, mask=r < rows, other=0).to(tl.float64)
+    place = tl.load(fields + 4)
+    end = place + segments * rows
+    while place < end:
+        total += tl.load(partial + place + r, mask=r < rows, other=0).to(tl.float64)
+        place += rows
     c = total.to(out.dtype.element_ty) * tl.load(scales + k).to(out.dtype.element_ty)
     tl.store(out + tl.load(fields + 1) + r, c, mask=r < rows)
 
@@ -155,8 +158,9 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
     scale = tl.load(scales + tl.load(fields + 10)).to(c.dtype.element_ty)
     t0 = tl.zeros((P, L), c.dtype.element_ty)
     t1, t2, t3 = t0, t0, t0
-    for r0 in range(0, rows, L // B):
-        r = r0 + lane // B
+    r0 = rows - rows
+    while r0 < rows:
+        r = r0 + lane // B  # (L,)
         x = (tl.load(c + at + r, mask=r < rows, other=0) * scale)[None, :]  # (1, L)
         row = (first_row + r).to(tl.uint32)
         w0, w1, w2, w3 = _philox(block, row, _step_of(step), number, seed.to(tl.uint32), stream.to(tl.uint32))
@@ -164,6 +168,7 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
         t1 = _add_product(t1, w1[None, :], part, x, octaves, KIND)
         t2 = _add_product(t2, w2[None, :], part, x, octaves, KIND)
         t3 = _add_product(t3, w3[None, :], part, x, octaves, KIND)
+        r0 += L // B
     b = tl.arange(0, B)[None, :]
     column = (chunk + b // _CHUNK) * (_WORDS * PARTS) + _WORDS * part + b % _CHUNK  # (P, B)
     target = tl.load(addresses + tl.load(fields + 9)).to(out.dtype) if ADD else out
