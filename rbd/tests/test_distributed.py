@@ -7,24 +7,34 @@ found is compared here with what this process computes alone. Faults have proces
 from __future__ import annotations
 
 import copy
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rbd import FPD, RBD, Basis, distributed, kernels, optim
+import rbd
+from rbd import FPD, RBD, Basis, distributed, kernels, optim, record
+from rbd.config import RunConfig
 from rbd.distributed import OWN_BATCH, VARIANTS, Part, Workers, in_turn, share
 from rbd.distribution import DISTRIBUTIONS, distribution
 from rbd.optim import rbd_direction
 from rbd.partition import Compartment, partition
+from rbd.train import train
 
+ROOT = Path(rbd.__file__).parents[1]
 MOST = 4  # workers
 STEPS = 4
 SMALL, LARGE = (6, 8, 3), (90, 128, 10)  # widths: D = 83, less than a chunk of any law, and 12,938, several of each
@@ -226,7 +236,8 @@ def resumed(group: dist.ProcessGroup, state: dict, weights: dict) -> Tensor:
     return flat(model.parameters())
 
 
-SHARDED = {"whole": dict(partition="whole", dim=7), "even": dict(partition="even:40", dim=80, redraw=2, distribution="uniform"),
+SHARDED = {"whole": dict(partition="whole", dim=7),
+           "even": dict(partition="even:40", dim=80, redraw=2, distribution="uniform"),
            "by layer": dict(partition="by_layer", dim=9, distribution="rademacher")}  # fmt: skip
 
 
@@ -250,7 +261,13 @@ def sharded(given: dict, group: dist.ProcessGroup) -> list[Tensor]:
     return after
 
 
-def battery(state: dict, weights: dict) -> dict:
+def run(variant: str) -> RunConfig:
+    """10 batches of 500 images an epoch: 10 steps, or 2 where each of 4 workers has its own."""
+    fields = {"method": "sgd"} if variant == "ddp" else {"dim": 30, "distribution": "rademacher", "lr": 4.0}
+    return RunConfig(**{"epochs": 2, "batch_size": 500, "workers": MOST, "variant": variant} | fields)
+
+
+def battery(state: dict, weights: dict, folder: Path) -> dict:
     """Everything, on every number of workers; {(W, name): [what each worker found]}."""
     found: dict = {}
     for size in range(1, MOST + 1):
@@ -270,6 +287,10 @@ def battery(state: dict, weights: dict) -> dict:
             dist.all_gather_object(box, mine, group)
             found |= {(size, name): [each[name] for each in box] for name in mine}
         dist.barrier()
+    for variant in (*VARIANTS, "ddp"):
+        box = [None] * MOST
+        dist.all_gather_object(box, train(run(variant), folder))
+        found["run", variant] = box
     return found
 
 
@@ -288,8 +309,8 @@ def checkpoint() -> tuple[dict, dict]:
 
 
 @pytest.fixture(scope="module")
-def found() -> dict:
-    return distributed.launch(battery, MOST, *checkpoint(), timeout=60)
+def found(tmp_path_factory) -> dict:
+    return distributed.launch(battery, MOST, *checkpoint(), tmp_path_factory.mktemp("checkpoints"), timeout=60)
 
 
 @pytest.fixture(autouse=True)
@@ -363,3 +384,332 @@ def test_ddp_in_order_is_the_mean_gradient(found, workers):
                 p.add_(sum(terms[1:], terms[0]) / workers, alpha=-0.5)
         after.append(flat(model.parameters()))
     equal(found[workers, "ddp"], after)
+
+
+def test_what_users_own_optimizers_do_behind_the_hook(found):
+    """Plain SGD behind it is RBD by tensors, whatever DDP's buckets; others move as one process that is told it."""
+    for workers in range(1, MOST + 1):
+        case = Case("common", options(dim=21, partition="by_tensor", distribution="rademacher", redraw=2), widths=LARGE)
+        equal(found[workers, "hook sgd"], followed(case, workers))
+        equal(found[workers, "hook small buckets"], followed(case, workers))
+        for name in ("momentum", "adam"):
+            equal(found[workers, f"hook {name}"], followed_behind_hook(OPTIMIZERS[name], case, workers))
+
+
+def followed_behind_hook(make, case: Case, workers: int) -> list[Tensor]:
+    model = network(LARGE)
+    bases, own, after = case.optimizer(model), make(model.parameters()), []
+    for step in range(STEPS):
+        parts = []
+        for worker in range(workers):
+            bases.zero_grad()
+            case.backward(model, step, worker)
+            parts.append(bases._part(0))
+        u = in_turn(parts, "common")
+        for p, v in zip(model.parameters(), u.split([p.numel() for p in model.parameters()])):
+            p.grad = v.view_as(p)
+        own.step()
+        bases.param_groups[0]["step"] += 1
+        after.append(flat(model.parameters()))
+    return after
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_parameters(found, name, workers):
+    """FSDP2: as one process that projects each worker's columns, zeros elsewhere, sums in order, and expands once."""
+    given = SHARDED[name]
+    model = network()
+    twin = RBD(model.named_parameters(), lr=0.5, seed=5, **given)
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    expected = []
+    for step in range(STEPS):
+        gradient = found[workers, f"sharded {name}"][0][2 * step]
+        g, terms = gradient.float(), []
+        name_of = (twin.partition().compartments, distribution(given.get("distribution", "normal")), 5, 0, twin._drawn(
+            twin.param_groups[0]))  # fmt: skip
+        for worker in range(workers):
+            columns = torch.zeros_like(g)
+            for start, stop in distributed.local_pieces(shapes, worker, workers):
+                columns[start:stop] = g[start:stop]
+            terms.append(kernels.project(columns, *name_of))
+        u = kernels.expand(distributed.ordered_sum(terms), *name_of)
+        with torch.no_grad():
+            for p, v in zip(model.parameters(), u.split([p.numel() for p in model.parameters()])):
+                p.add_(v.view_as(p), alpha=-0.5)
+        twin.param_groups[0]["step"] += 1
+        expected += [gradient, flat(model.parameters())]
+    equal(found[workers, f"sharded {name}"], expected)
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
+def test_checkpoint_is_read_by_any_number_of_workers(found, workers):
+    """One process without workers wrote it, and goes on to the same end as they do."""
+    model, case = network(), Case("shares")
+    optimizer = case.optimizer(model)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        case.backward(model, step, 0)
+        optimizer.step()
+    assert all(torch.equal(got, flat(model.parameters())) for got in found[workers, "resumed"])
+
+
+@pytest.mark.parametrize("workers", range(2, MOST + 1))
+def test_bytes_on_the_wire(found, workers):
+    """d = 1000, D = 12,938: the values of the table at 4 bytes each, and at most 400 bytes of gloo's for a message."""
+    d, size, w = 1000, 12_938, workers
+    values = {"common": 2 * d * (w - 1) / w, "bases": d * (w - 1), "directions": d * (w - 1),
+              "shares": -(-d // w) * (w - 1), "ddp": 2 * size * (w - 1) / w}  # fmt: skip
+    for variant, count in values.items():
+        messages = 2 * (w - 1) * (4 if variant == "ddp" else 1)
+        for sent in found[workers, f"bytes {variant}"]:
+            assert 4 * count <= sent <= 4 * count + 400 * messages, variant
+
+
+@pytest.mark.parametrize("workers", range(2, MOST + 1))
+def test_all_are_told_who_differs(found, workers):
+    others = ", ".join(str(r) for r in range(workers) if r != 1)
+    got = {"seed": ("0", "1"), "lr": ("0.5", "0.25"), "variant": ("'shares'", "'bases'"), "step": ("4", "3"),
+           "stream": ("1", "2"), "model": ("83", "93"), "frozen": (r"\[0, 1, 2, 3\]", r"\[0, 1\]"),
+           "parameters": (".*", ".*")}  # fmt: skip
+    names = {"stream": "stream_version", "model": "size", "frozen": "parameters with a gradient"}
+    for told in found[workers, "disagreeing"]:
+        assert told.keys() == got.keys()
+        for name, (usual, odd) in got.items():
+            message = f"{names.get(name, name)}: got {usual} on worker {others}, {odd} on worker 1, allowed the same"
+            assert re.match(f"RuntimeError: {message}", told[name]), told[name]
+
+
+@pytest.mark.parametrize("workers", range(2, MOST + 1))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_nan_of_one_worker_stops_all(found, variant, workers):
+    for worker, (message, same, step) in enumerate(found[workers, f"poison {variant}"]):
+        whose = "in 0.bias" if worker == 1 else "from another worker" if variant == "common" else "from worker 1"
+        assert message == f"FloatingPointError: gradient: got NaN or infinity {whose}, allowed finite values"
+        assert same and step == 0
+
+
+# ---------------------------------------------------------------- the suite's own runs
+
+
+@pytest.mark.parametrize("variant", (*VARIANTS, "ddp"))
+def test_runs(found, variant):
+    """All workers return the same curve; images and evaluations are counted over all of them."""
+    records = found["run", variant]
+    assert all(repr(r.curve) == repr(records[0].curve) and r.config == run(variant) for r in records)
+    steps = (3, 5) if variant in OWN_BATCH else (10, 20)  # 4 batches a step: the first step at or beyond the 10th batch
+    batches = MOST if variant in OWN_BATCH else 1
+    assert [(p.step, p.images, p.forward_passes) for p in records[0].curve] == [
+        (n, n * batches * 500, n * MOST) for n in steps]  # fmt: skip
+    assert records[0].outcome == "finished" and records[0].environment["bytes_per_step"] > 0
+
+
+def test_a_run_with_shares_has_the_curve_of_one_process(found):
+    assert repr(train(replace(run("shares"), workers=None, variant=None), threads=1).curve) == repr(
+        found["run", "shares"][0].curve)  # fmt: skip
+
+
+def test_wrong_number_of_workers(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match="^workers: got 2, allowed 3, as many as were started$"), distributed.joined(2):
+        pass
+
+
+# ---------------------------------------------------------------- faults
+
+
+def suffering(path: Path) -> None:
+    """Worker 2 is stopped in the third step of one group, worker 3 killed in the third step of another."""
+    from datetime import timedelta
+
+    groups = {2: [0, 1, 2], 3: [0, 1, 3]}
+    limits = {2: timedelta(seconds=3), 3: timedelta(seconds=60)}
+    made = {odd: dist.new_group(who, timeout=limits[odd]) for odd, who in groups.items()}
+    for odd, how in ((2, signal.SIGSTOP), (3, signal.SIGKILL)):
+        if dist.get_rank() in groups[odd]:
+            model, case = network(), Case("common")
+            optimizer, began = case.optimizer(model, process_group=made[odd]), time.monotonic()
+            try:
+                for step in range(5):
+                    optimizer.zero_grad()
+                    case.backward(model, step, 0)
+                    if step == 2 and dist.get_rank() == odd:
+                        os.kill(os.getpid(), how)
+                    began = time.monotonic()
+                    optimizer.step()
+            except RuntimeError as error:
+                told = {"step": step, "seconds": time.monotonic() - began, "message": str(error)}
+                (path / f"{odd}-{dist.get_rank()}").write_text(json.dumps(told))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_dead_and_hung_workers(tmp_path):
+    """Real processes, stopped and killed: all the others are told, within the group's timeout or at once."""
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    started = mp.get_context("spawn")
+    processes = [started.Process(target=distributed._work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (
+        tmp_path,))) for r in range(4)]  # fmt: skip
+    for process in processes:
+        process.start()
+    try:
+        wanted, end = {f"{odd}-{r}" for odd in (2, 3) for r in (0, 1)}, time.monotonic() + 90
+        while not wanted <= {file.name for file in tmp_path.iterdir()} and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        told = {name: json.loads((tmp_path / name).read_text()) for name in wanted}
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    for name, each in told.items():
+        assert each["step"] == 2
+        assert re.match(r"worker [01] of 3: an exchange failed: another worker died, left or kept the others waiting",
+                        each["message"])  # fmt: skip
+        assert each["seconds"] < (20 if name.startswith("3") else 3 + 20)  # seconds: at once, or the timeout; busy machine
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import rbd.train as loop
+from rbd.config import RunConfig
+config = RunConfig(epochs=4, batch_size=500, dim=20, distribution="rademacher", lr=4.0, workers=2, variant="bases")
+calls, real = [], loop._update
+def update(*args):
+    calls.append(1)
+    if len(calls) == 13 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)  # in the third of four epochs of 5 steps
+    return real(*args)
+loop._update = update
+made = loop.train(config, Path(sys.argv[1]) / "disturbed", timeout=20)
+again = len(calls)
+loop._update = real
+undisturbed = loop.train(config, Path(sys.argv[1]) / "undisturbed", timeout=20)
+if os.environ["RANK"] == "0":
+    same = repr(made.curve) == repr(undisturbed.curve)
+    print("calls", again, "restarts", os.environ["TORCHELASTIC_RESTART_COUNT"], "equal", same)
+"""
+
+
+def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path):
+    """The end is that of a run without the fault, bit for bit: curve and parameters."""
+    (tmp_path / "script.py").write_text(KILLED)
+    done = torchrun("--max-restarts", "1", "script.py", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "calls 10 restarts 1 equal True" in done.stdout  # it went on from the end of epoch 2
+    files = [next((tmp_path / name).glob("*.safetensors")) for name in ("disturbed", "undisturbed")]
+    first, second = map(load_file, files)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_command_under_torchrun(tmp_path):
+    """As README.md has it: one record, written once, which is found the next time."""
+    line = ["-m", "rbd", "train", "--variant", "shares", "--dim", "20", "--distribution", "rademacher", "--epochs", "1",
+            "--batch-size", "500"]  # fmt: skip
+    done = torchrun(*line, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("finished after 1 epochs") == 1, done.stdout + done.stderr
+    (made,) = record.load_all(tmp_path / "results" / "runs" / "train")
+    assert (made.config.workers, made.config.variant, made.outcome) == (2, "shares", "finished")
+    assert not list((tmp_path / "results" / "checkpoints").iterdir())
+
+
+def failing() -> None:
+    raise ValueError("no such thing")
+
+
+def test_launch_shows_what_failed():
+    with pytest.raises(RuntimeError, match="(?s)worker 0 of 1 failed: .*no such thing"):
+        distributed.launch(failing, 1)
+
+
+# ---------------------------------------------------------------- the equations
+
+
+def dense(part: Part, variant: str, worker: int, workers: int) -> list[tuple[slice, Tensor]]:
+    """Worker r's rows of Φ for each compartment, as float64 matrices beside the columns they have."""
+    k: Compartment
+    made, stream = [], worker if variant in ("bases", "directions") else 0
+    for k in share(part.compartments, worker, workers) if variant == "shares" else part.compartments:
+        phi = Basis(k.dim, k.stop - k.start, part.distribution.name, part.seed, stream, k.number, part.step, k.row).dense()
+        made.append((slice(k.start, k.stop), phi.double()))
+    return made
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize("form", ["whole", "by_layer", "even:5"])
+def test_in_turn_is_the_table(variant, workers, form):
+    """By dense matrices in float64, whose float32 entries carry rounding of 1e-7."""
+    layout = tuple((name, p.numel()) for name, p in network().named_parameters())
+    cut = partition(form, layout, 12).compartments
+    g = [normal(83, seed=r if variant in OWN_BATCH else 0, dtype=torch.float64) for r in range(workers)]
+    parts = [Part(g_r, cut, DISTRIBUTIONS["uniform"], 3, 9) for g_r in g]
+    expected = torch.zeros(83, dtype=torch.float64)
+    for r, part in enumerate(parts):
+        for columns, phi in dense(part, variant, r, workers):
+            share_of_mean = workers if variant == "common" else 1
+            expected[columns] += phi.T @ (phi @ part.g[columns]) / share_of_mean
+    torch.testing.assert_close(in_turn(parts, variant), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_worker_is_plain_rbd(variant):
+    cut = partition("even:5", (("", 83),), 12)
+    g = normal(83)
+    u = in_turn([Part(g, cut.compartments, DISTRIBUTIONS["normal"], 3, 9)], variant)
+    assert torch.equal(u, rbd_direction(g, cut, "normal", 3, 0, 9)[0])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 7, 30])
+def test_shares_are_all_rows_once(workers):
+    """And even to one row, over compartments of any size."""
+    cut = partition("by_tensor", (("a", 50), ("b", 3), ("c", 30)), 17).compartments
+    shares = [share(cut, r, workers) for r in range(workers)]
+    rows = [(k.number, k.row + i) for mine in shares for k in mine for i in range(k.dim)]
+    assert rows == [(k.number, i) for k in cut for i in range(k.dim)]
+    counts = [sum(k.dim for k in mine) for mine in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_workers_with_own_bases_never_replay_each_other():
+    """The released code adds seed, step and worker up, so that worker w at step t replays worker 0 at step t + w."""
+    made = {(seed, step, worker): Basis(2, 300, seed=seed, step=step, stream=worker).dense().numpy().tobytes()
+            for seed in range(3) for step in range(3) for worker in range(3)}  # fmt: skip
+    assert len(set(made.values())) == 27
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def test_without_a_process_group():
+    model = network()
+    with pytest.raises(RuntimeError, match="^process_group: torch.distributed is not initialised, allowed after"):
+        RBD(model.parameters(), 0.1, 7, variant="common")
+    with pytest.raises(RuntimeError, match="^process_group: torch.distributed is not initialised"):
+        FPD(model.parameters(), 0.1, 7, variant="shares")
+    with pytest.raises(ValueError, match="^variant: got 'gossip', allowed 'common', 'bases', 'directions', 'shares'$"):
+        RBD(model.parameters(), 0.1, 7, variant="gossip")
+    assert RBD(model.parameters(), 0.1, 7)._workers is None
+
+
+def test_local_pieces_are_torchs_chunks():
+    shapes = [(7, 3), (2,), (1, 5), (0, 4)]
+    values = torch.arange(21 + 2 + 5)
+    for workers in (1, 2, 3, 4, 9):
+        for worker in range(workers):
+            expected, at = [], 0
+            for shape in shapes:
+                count = torch.Size(shape).numel()
+                chunks = values[at : at + count].view(shape).chunk(workers)
+                expected.append(chunks[worker].flatten() if worker < len(chunks) else values[:0])
+                at += count
+            pieces = distributed.local_pieces(shapes, worker, workers)
+            assert all(torch.equal(values[a:b], e) for (a, b), e in zip(pieces, expected))
