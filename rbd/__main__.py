@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="do one run")
     config.add_arguments(train)
+    wait = "seconds that workers wait for each other (default: 60)"
+    train.add_argument("--timeout", type=_positive, default=60, help=wait)
     train.set_defaults(run=_train)
 
     for command in (reproduce, train):
@@ -80,13 +82,36 @@ def _options(given: argparse.Namespace) -> dict:
 def _train(given: argparse.Namespace) -> int:
     from rbd import record, sweep
 
+    started = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1  # by torchrun
+    if started > 1 and given.workers is None:
+        given.workers = started
     wanted = config.from_arguments(given)
     directory = given.results_dir / "runs" / "train"
-    made = sweep.run(wanted, directory, given.results_dir, **_options(given))
+    run = _run_together if started > 1 else sweep.run
+    made = run(wanted, directory, given.results_dir, **_options(given), timeout=given.timeout)
+    if made is None:  # worker 0 tells
+        return 0
     print(f"{directory / wanted.id}.json: {record.summary(made)}")
     if made.outcome == "interrupted":
         raise KeyboardInterrupt
     return int(made.outcome == "diverged")
+
+
+def _run_together(wanted: config.RunConfig, directory: Path, results: Path, timeout: int, **options):
+    """sweep.run by torchrun's workers: worker 0 keeps record and checkpoints; None on the others."""
+    from rbd import record, sweep
+    from rbd.distributed import Workers, joined
+    from rbd.train import train
+
+    assert wanted.workers is not None and wanted.variant is not None
+    with joined(wanted.workers, timeout):
+        workers = Workers(wanted.variant)
+        found = workers.tell(record.find(wanted, directory) if workers.rank == 0 else None)
+        if workers.rank == 0:
+            return sweep.run(wanted, directory, results, **options)
+        if found is None or found.outcome == "interrupted":
+            train(wanted, results / "checkpoints", **options)
+        return None
 
 
 def _reproduce(given: argparse.Namespace) -> int:

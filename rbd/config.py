@@ -30,7 +30,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # method -> the fields it uses, of thos
     "nes": {"dim": 250, "distribution": "normal", "sigma": 0.01},
     "rbd-nes": {"dim": 250, "distribution": "normal", "sigma": 0.002},
 }
-OPTIONAL = {name for used in DEFAULTS.values() for name in used}
+VARIANTS: dict[str, tuple[str, ...]] = {  # method -> what several workers may share, its default first; see rbd.distributed
+    "sgd": ("ddp",),
+    "rbd": ("common", "bases", "directions", "shares"),
+    "fpd": ("common", "bases", "directions", "shares"),
+}
+OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant"}
 PAPER_LR = {  # (model, data) -> method -> learning rate, already × batch size; arXiv 2011.04720
     ("fc", "mnist"): {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125},
     ("fc", "fmnist"): {"rbd": 0.5, "fpd": 0.5, "sgd": 0.25},
@@ -66,6 +71,8 @@ class RunConfig:
     distribution: str | None = _option(str, None, "law of the basis entries; not for sgd", DISTRIBUTIONS)
     redraw: int | None = _option(int, None, "steps between draws of a basis, for rbd", hint=" (drawn once: method fpd)")
     sigma: float | None = _option(float, None, "length of a perturbation in parameter space, for nes and rbd-nes")
+    workers: int | None = _option(int, None, "processes that train together; not for nes and rbd-nes")
+    variant: str | None = _option(str, None, "what workers share, ddp for sgd", VARIANTS["sgd"] + VARIANTS["rbd"])
     lr: float | None = _option(float, None, "learning rate (already x batch size, directions scaled by 1/sqrt(D_k))")
     epochs: int = _option(int, 100, "passes over the training images")
     batch_size: int = _option(int, 32, "images per mini-batch")
@@ -75,9 +82,10 @@ class RunConfig:
         values = {f: getattr(self, f.name) for f in fields(self)}
         given = {f.name: _checked(f, v) for f, v in values.items() if v is not None or f.default is not None}
         model, data, method = given["model"], given["data"], given["method"]
-        for name in sorted(OPTIONAL & given.keys() - DEFAULTS[method].keys()):
+        used = DEFAULTS[method].keys() | ({"workers", "variant"} if method in VARIANTS else set())
+        for name in sorted(OPTIONAL & given.keys() - used):
             raise ValueError(f"{name}: does not apply to method {method!r}; got {given[name]!r}, allowed None")
-        resolved = {"lr": default_lr(model, data, method)} | DEFAULTS[method] | given
+        resolved = {"lr": default_lr(model, data, method)} | DEFAULTS[method] | _shared(given)
         if str(resolved.get("partition")).startswith("by_ratio"):  # d_k = max(⌈D_k/R⌉, 10)
             if "dim" in given:
                 raise ValueError(f"dim: got {self.dim}, allowed None with {self.partition!r}, which decides it")
@@ -106,6 +114,16 @@ class RunConfig:
     def completed(d: Any) -> Any:
         """d with None for the fields that do not apply, so that records outlive fields that come later."""
         return dict.fromkeys(sorted(OPTIONAL)) | dict(d) if isinstance(d, Mapping) else d
+
+
+def _shared(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields that were given, with the variant that several workers need and one process lacks."""
+    workers, variant, allowed = given.get("workers"), given.get("variant"), VARIANTS.get(given["method"], ())
+    if workers is None and variant is not None:
+        raise ValueError(f"variant: got {variant!r} without workers, allowed None")
+    if variant is not None and variant not in allowed:
+        raise ValueError(f"variant: got {variant!r}, allowed {', '.join(allowed)} with method {given['method']!r}")
+    return given if workers is None else {"variant": allowed[0]} | given
 
 
 def default_lr(model: str, data: str, method: str) -> float:
@@ -163,6 +181,8 @@ def from_arguments(namespace: Namespace) -> RunConfig:
 
 
 def _default(f: Field[Any]) -> str:
+    if f.name in ("workers", "variant"):
+        return "this process alone" if f.name == "workers" else "with workers, common, or ddp for sgd"
     values = {method: used[f.name] for method, used in DEFAULTS.items() if f.name in used} or {"all": f.default}
     texts = [f"{value} for {method}" for method, value in values.items()]
     default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])

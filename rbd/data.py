@@ -176,7 +176,8 @@ def download(name: str, data_dir: str | Path | None = None) -> None:
     _verify(name, root)
 
 
-def batches(split: Split, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0,
+            every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """One epoch of training batches: shuffled, augmented, the last incomplete batch dropped.
 
     Grey images: / 255, zero-padded by 3, cropped at random to their size, brightness + U[-0.5, 0.5) per image, not
@@ -193,9 +194,10 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int) -> Iterator[tu
         batch_size: 1 ... N images.
         seed: 0 ... 2^64 - 1.
         epoch: 0 ... 2^64 - 1.
+        first, every: make only the batches number first, first + every, ... of the floor(N / batch_size) of the epoch.
 
     Returns:
-        floor(N / batch_size) pairs of x, (batch_size, C, H, W) float32, and y, (batch_size,) int64.
+        Pairs of x, (batch_size, C, H, W) float32, and y, (batch_size,) int64.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -203,8 +205,8 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int) -> Iterator[tu
     _check_range("batch_size", batch_size, 1, len(split))
     draws = _draws(split, seed, epoch)
     used = len(split) // batch_size * batch_size
-    block = max(_BLOCK // batch_size, 1) * batch_size
-    parts = (slice(start, min(start + block, used)) for start in range(0, used, block))
+    places = torch.arange(used, device=split.images.device).view(-1, batch_size)[first::every].flatten()
+    parts = places.split(max(_BLOCK // batch_size, 1) * batch_size) if len(places) else ()
     blocks = ((_training_inputs(split, draws, part), split.labels[draws.order[part]]) for part in parts)
     return (batch for x, y in blocks for batch in zip(x.split(batch_size), y.split(batch_size), strict=True))
 
@@ -254,7 +256,7 @@ def _draws(split: Split, seed: int, epoch: int) -> _Draws:
     return _Draws(order, row, column, mirror, torch.from_numpy(brightness).to(split.images.device))
 
 
-def _training_inputs(split: Split, draws: _Draws, part: slice) -> Tensor:
+def _training_inputs(split: Split, draws: _Draws, part: Tensor) -> Tensor:
     images = split.images.index_select(0, draws.order[part])  # (B, C, H, W) uint8
     if images.shape[1] == 3:
         mirrored = torch.cat([images, images.flip(-1)])  # image i of 2B is the original, B + i its mirror image

@@ -11,10 +11,24 @@ from torch import Tensor
 
 from rbd import kernels
 from rbd.basis import WORD, check_word
+from rbd.distributed import (
+    VARIANTS,
+    Columns,
+    Part,
+    Workers,
+    columns,
+    digest,
+    is_sharded,
+    local_pieces,
+    sharded_workers,
+)
 from rbd.distribution import distribution as distribution_of
 from rbd.partition import Compartment, Partition
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
+
+SETTINGS = ("stream_version", "step", "size", "dim", "partition", "distribution", "seed", "redraw")  # that workers share
+CHECK = 100  # steps between two comparisons of the workers' parameters, too dear for every step
 
 
 def rbd_direction(
@@ -133,7 +147,7 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 
 
 class RBD(_RandomBases):
-    """Random bases descent: θ ← θ - η Φᵀ Φ g with Φ drawn anew (arXiv 2011.04720).
+    """Random bases descent: θ ← θ - η Φᵀ Φ g with Φ drawn anew (arXiv 2011.04720), by one process or by many workers.
 
     Args:
         params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
@@ -143,57 +157,143 @@ class RBD(_RandomBases):
         distribution: of the entries, "normal", "uniform" or "rademacher".
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
         redraw: steps between draws of a new basis; 0 keeps the first one for ever (FPD).
+        variant: what workers share, "common", "bases", "directions" or "shares" (the table in rbd.distributed); None: this
+            process works alone, or "common" where there is a process_group. For parameters under fully_shard: None.
+        process_group: of torch.distributed, whose processes are the workers; None: the default group if there is a variant.
 
-    All of them may differ between parameter groups. The state is (seed, step), kept in the groups: a ``state_dict`` is a
-    few numbers and resuming is bit-exact. Parameters without a gradient count as zeros and stay where they are.
+    The arguments before variant may differ between parameter groups. The state is (seed, step), kept in the groups: a
+    ``state_dict`` is a few numbers, resuming is bit-exact, with as many workers as you like. Parameters without a gradient
+    count as zeros and stay where they are.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
         FloatingPointError: at ``step``, if the gradient has NaN or infinity; the parameters are left unchanged.
+        RuntimeError: torch.distributed is not initialised; at ``step``, on all workers, if their settings or parameters
+            differ (looked at in the first step and every CHECK steps), or if one died or hung beyond the group's timeout.
     """
 
+    _workers: Workers | None = None
+    _agreed = False  # since the state was last set
+
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
-                 seed: int = 0, redraw: int = 1):  # fmt: skip
+                 seed: int = 0, redraw: int = 1, variant: str | None = None, process_group=None):  # fmt: skip
         super().__init__(params, dict(lr=lr, dim=dim, partition=partition, distribution=distribution, seed=seed,
                                       redraw=redraw))  # fmt: skip
+        if variant is not None and variant not in VARIANTS:
+            raise ValueError(f"variant: got {variant!r}, allowed {', '.join(map(repr, VARIANTS))}")
+        everything = [p for group in self.param_groups for p in group["params"]]
+        if any(map(is_sharded, everything)):
+            if variant is not None or process_group is not None:
+                raise ValueError(f"variant: got {variant!r} for sharded parameters, allowed None: their mesh is the group")
+            self._workers = sharded_workers(everything)
+        elif variant is not None or process_group is not None:
+            self._workers = Workers(variant or "common", process_group)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_workers": self._workers}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._agreed = False
+
+    load_state_dict.__doc__ = _RandomBases.load_state_dict.__doc__
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update; returns what the closure, if given, returns (it is run with gradients on)."""
         with torch.enable_grad():
             loss = closure() if closure else None
-        updates = [self._direction(index) for index in range(len(self.param_groups))]
+        self._agree()
+        updates = self._directions()
         for group, u in zip(self.param_groups, updates):
-            pairs = [(p, v) for p, v in zip(group["params"], _views(u, group["params"])) if p.grad is not None]
+            values = _local(group["params"])
+            pairs = [(p, v) for p, v, w in zip(values, _views(u, values), group["params"]) if w.grad is not None]
             if pairs:
                 torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))  # θ -= η u
             group["step"] += 1
         return loss
 
-    def _direction(self, index: int) -> Tensor:
-        params = self.param_groups[index]["params"]
-        if any(p.grad is not None and p.grad.is_sparse for p in params):
-            raise TypeError("params: got a sparse gradient, allowed dense ones")
-        g = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in params])  # (D,)
+    def _directions(self) -> list[Tensor]:
+        """u of every group, (D,) or this worker's values of it."""
+        parts = [self._part(index) for index in range(len(self.param_groups))]
+        if self._workers is None:
+            found = [(u, [c]) for u, c in (_alone(part) for part in parts)]
+        elif self._workers.variant == "sharded":
+            mine = [self._columns(part, group["params"]) for part, group in zip(parts, self.param_groups)]
+            found = self._workers.sharded(parts, mine)
+        else:
+            found = self._workers.directions(parts)
+        for group, (_, coordinates) in zip(self.param_groups, found):
+            bad = [r for r, c in enumerate(coordinates) if not math.isfinite(float(c.sum()))]
+            if bad:  # no entry is 0, so nothing non-finite in g stays hidden
+                raise FloatingPointError(f"gradient: got {_culprit(group, bad, self._workers)}, allowed finite values")
+        return [u for u, _ in found]
+
+    def _part(self, index: int) -> Part:
         group = self.param_groups[index]
-        u, c = rbd_direction(g, self.partition(index), group["distribution"], group["seed"], 0, self._drawn(group))
-        if not math.isfinite(float(c.sum())):  # no entry is 0, so nothing non-finite in g stays hidden
-            raise FloatingPointError(f"gradient: got {_culprit(self.param_groups[index])}, allowed finite values")
-        return u  # (D,)
+        if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+            raise TypeError("params: got a sparse gradient, allowed dense ones")
+        g = _flat(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
+        law = distribution_of(group["distribution"])
+        return Part(g, self.partition(index).compartments, law, group["seed"], self._drawn(group))
+
+    def _columns(self, part: Part, params: list[Tensor]) -> Columns:
+        """Where this worker's values of a sharded group stand."""
+        assert self._workers is not None
+        pieces = local_pieces([tuple(p.shape) for p in params], self._workers.rank, self._workers.size)
+        if [stop - start for start, stop in pieces] != [p.numel() for p in _local(params)]:
+            raise ValueError("params: got shards of other sizes than torch.chunk gives, allowed those of fully_shard")
+        return columns(part.compartments, pieces)
+
+    def _agree(self) -> None:
+        """Once in a while: do all workers have the same settings, step and parameters?"""
+        workers, first = self._workers, self.param_groups[0]
+        if workers is None or (self._agreed and first["step"] % CHECK):
+            return
+        facts = {"variant": workers.variant, "param_groups": len(self.param_groups)}
+        for index, group in enumerate(self.param_groups):
+            of = f" of group {index}" if index else ""
+            facts |= {f"{name}{of}": group[name] for name in SETTINGS} | {f"lr{of}": float(group["lr"])}
+            facts |= {f"shapes{of}": [tuple(p.shape) for p in group["params"]]}
+            facts |= {f"parameters with a gradient{of}": [i for i, p in enumerate(group["params"]) if p.grad is not None]}
+            if workers.variant != "sharded":  # there, every worker has values of its own
+                facts |= {f"parameters{of}": digest(group["params"])}
+        workers.agree(facts)
+        self._agreed = True
 
 
-def _culprit(group: dict) -> str:
+def _alone(part: Part) -> tuple[Tensor, Tensor]:
+    g, compartments, law, seed, step = part
+    return rbd_direction(g, Partition(compartments), law.name, seed, 0, step)
+
+
+def _local(tensors: list[Tensor]) -> list[Tensor]:
+    """This worker's values, of those that are sharded."""
+    return [t.to_local() if is_sharded(t) else t for t in tensors]
+
+
+def _culprit(group: dict, bad: list[int], workers: Workers | None) -> str:
     names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-    bad = [n for n, p in zip(names, group["params"]) if p.grad is not None and not torch.isfinite(p.grad).all()]
-    return f"NaN or infinity in {', '.join(bad)}" if bad else "finite values whose projections overflow"
+    found = [n for n, p in zip(names, group["params"]) if p.grad is not None and not _finite(p.grad)]
+    if found:
+        return f"NaN or infinity in {', '.join(found)}"
+    if workers is not None and workers.size > 1:
+        summed = workers.variant in ("common", "sharded")  # then nobody can tell
+        return "NaN or infinity from another worker" if summed else f"NaN or infinity from worker {', '.join(map(str, bad))}"
+    return "finite values whose projections overflow"
+
+
+def _finite(grad: Tensor) -> bool:
+    (values,) = _local([grad])
+    return bool(torch.isfinite(values).all())
 
 
 class FPD(RBD):
     """Fixed projection descent: RBD whose basis is drawn once (Li et al. 2018, arXiv 1804.08838). Arguments as in RBD."""
 
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
-                 seed: int = 0):  # fmt: skip
-        super().__init__(params, lr, dim, partition, distribution, seed, redraw=0)
+                 seed: int = 0, variant: str | None = None, process_group=None):  # fmt: skip
+        super().__init__(params, lr, dim, partition, distribution, seed, 0, variant, process_group)
 
     def _check(self, group: dict) -> None:
         if group["redraw"] != 0:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from rbd import data, models
+from rbd import data, distributed, models
 from rbd.config import DEFAULTS, RunConfig
+from rbd.distributed import OWN_BATCH, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.record import Point, Record, environment
@@ -48,8 +49,8 @@ class Budget:
 
     epochs: int
     per_epoch: int  # mini-batches in an epoch
-    batches: int  # mini-batches a step takes: d for nes, whose perturbations have one each
-    passes: int  # network evaluations a step makes: d for nes and rbd-nes
+    batches: int  # mini-batches a step takes: d for nes, whose perturbations have one each; W if each worker has its own
+    passes: int  # network evaluations a step makes: d for nes and rbd-nes, W for W workers
 
     @property
     def steps(self) -> int:
@@ -71,10 +72,13 @@ def budget(config: RunConfig, images: int) -> Budget:
     Raises:
         ValueError: a batch does not fit into the images, or not a single step into the epochs.
     """
-    d, per_epoch = config.dim or 1, images // config.batch_size
+    d, per_epoch, workers = config.dim or 1, images // config.batch_size, config.workers or 1
     if per_epoch == 0:
         raise ValueError(f"batch_size: got {config.batch_size}, allowed 1 ... {images} (the training images)")
-    made = Budget(config.epochs, per_epoch, d if config.method == "nes" else 1, d if "nes" in config.method else 1)
+    if config.variant in OWN_BATCH and workers > config.epochs * per_epoch:
+        raise ValueError(f"workers: got {workers}, allowed 1 ... {config.epochs * per_epoch} (the batches of all epochs)")
+    batches = d if config.method == "nes" else workers if config.variant in OWN_BATCH else 1
+    made = Budget(config.epochs, per_epoch, batches, d if "nes" in config.method else workers)
     if made.steps == 0:
         least = -(-d // per_epoch)
         raise ValueError(f"epochs: got {config.epochs}, allowed {least} and above: nes takes {d} batches a step")
@@ -83,8 +87,11 @@ def budget(config: RunConfig, images: int) -> Budget:
 
 def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
           data_dir: str | os.PathLike[str] | None = None, device: str = "cpu", threads: int | None = None,
-          bar: bool | None = False) -> Record:  # fmt: skip
+          bar: bool | None = False, timeout: float = distributed.TIMEOUT) -> Record:  # fmt: skip
     """Run a configuration, or go on from its checkpoint, until it finishes, diverges or is interrupted (Ctrl-C).
+
+    With config.workers: in a process that torchrun started, as one of them; in any other, by starting so many processes
+    here. Then Ctrl-C raises KeyboardInterrupt; checkpoints are worker 0's alone, and the others get their state from it.
 
     Args:
         config: what to run.
@@ -93,6 +100,7 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         device: where tensors live, "cpu" or "cuda".
         threads: CPU threads for the run; None: as many as torch uses now.
         bar: show a progress bar on stderr; None: only on a terminal.
+        timeout: seconds that workers wait for each other.
 
     Returns:
         The Record. Its curve is the same, bit for bit, however often the run was interrupted on one kind of machine.
@@ -101,10 +109,14 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         FileNotFoundError, ValueError: the data set is missing or damaged, or the checkpoint is; the configuration does
             not fit the data; device or threads are not to be had.
         OSError: a checkpoint cannot be written.
+        RuntimeError: a worker died, hung, or differs from the others.
     """
     _check_place(config, device, threads)
+    if config.workers and not distributed.launched():
+        given = (config, checkpoints, data_dir, device, threads, bar, timeout)
+        return distributed.launch(train, config.workers, *given, timeout=timeout)
     threads = threads or torch.get_num_threads()
-    with _cores(config, threads):
+    with _cores(config, threads), distributed.joined(config.workers, timeout) if config.workers else nullcontext():
         made = _train(config, checkpoints, data_dir, device, bar)
     return replace(made, environment=made.environment | {"threads": threads})
 
@@ -139,39 +151,93 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     where, sets = environment(device), data.load(config.data, data_dir)
     split, held_out = sets.train.to(device), sets.validation.to(device)
     allowed = budget(config, len(split))
+    workers = Workers(config.variant) if config.workers and config.variant else None
+    rank, own_batch = workers.rank if workers else 0, config.variant in OWN_BATCH
     model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
     optimizer = build_optimizer(config, model)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
-    progress = load_checkpoint(path, config, model, optimizer) if path and path.exists() else Progress()
+    progress = _resumed(path, config, model, optimizer, workers)
+    done = progress.step
+    network = _replica(model, workers) if workers and workers.variant == "ddp" else model
 
-    outcome, losses, cosines = "finished", [], []
-    stream = _stream(split, config, progress.step * allowed.batches, allowed.per_epoch)
+    outcome, losses, cosines, bytes_sent = "finished", [], [], []
+    start = progress.step * allowed.batches + (rank if own_batch else 0)
+    stream = _stream(split, config, start, allowed.per_epoch, allowed.batches if own_batch else 1)
     began = time.perf_counter() - (progress.seconds[-1] if progress.seconds else 0)
+    sent = _sent(workers)
     try:
-        for step in _shown(config, progress.step, allowed.steps, bar):
+        for step in _shown(config, progress.step, allowed.steps, bar if rank == 0 else False):
             if progress.diverged:
                 raise FloatingPointError
             if config.method in ("sgd", "rbd", "fpd") and allowed.sampled(step):
-                loss, cosine = _observed_update(config, model, optimizer, stream)
+                loss, cosine = _observed_update(config, network, optimizer, stream)
                 cosines.append(cosine)
             else:
-                loss = _update(config, model, optimizer, stream)
+                loss = _update(config, network, optimizer, stream)
             losses.append(loss)
             if (epoch := allowed.epoch(step)) > allowed.epoch(step - 1):
-                mean = float(torch.stack(cosines).mean()) if cosines else None
+                bytes_sent.append(_sent(workers) - sent)
+                shared = workers if own_batch else None
                 point = Point(epoch, step, step * allowed.batches * config.batch_size, step * allowed.passes,
-                              float(torch.stack(losses).double().mean()), accuracy(model, held_out), mean)  # fmt: skip
+                              _mean(losses, shared), accuracy(model, held_out, workers),
+                              _mean(cosines, shared) if cosines else None)  # fmt: skip
                 seconds = (*progress.seconds, time.perf_counter() - began)
                 progress, losses, cosines = Progress(step, (*progress.curve, point), seconds), [], []
-                if path:
+                if workers:
+                    workers.agree({"step": step, "parameters": digest(model.parameters())})
+                if path and rank == 0:
                     save_checkpoint(path, config, model, optimizer, progress)
+                sent = _sent(workers)
     except FloatingPointError:
         outcome = "diverged"
     except KeyboardInterrupt:
+        if workers:
+            raise  # the others may wait for this one for ever
         outcome = "interrupted"
     if progress.diverged:
         outcome = "diverged"
+    if workers and bytes_sent:
+        where |= {"bytes_per_step": _bytes_per_step(workers, bytes_sent, progress.step - done)}
     return Record(config, outcome, progress.curve, progress.seconds, where)
+
+
+def _resumed(path: Path | None, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer,
+             workers: Workers | None) -> Progress:  # fmt: skip
+    """Where the checkpoint left off, or the start; worker 0 reads it and tells the others, who need not see the file."""
+    first = workers is None or workers.rank == 0
+    progress = load_checkpoint(path, config, model, optimizer) if first and path and path.exists() else Progress()
+    if workers:
+        progress = workers.tell(progress)
+        workers.copy(model.state_dict().values())
+        optimizer.load_state_dict(workers.tell(optimizer.state_dict()))
+    return progress
+
+
+def _replica(model: nn.Module, workers: Workers) -> nn.Module:
+    """DDP, which means the gradients of all workers, in their order."""
+    replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    replica.register_comm_hook(workers, distributed.ordered_hook)
+    return replica
+
+
+def _mean(values: list[Tensor], workers: Workers | None) -> float:
+    """Over an epoch's steps, and over the workers where each has values of its own."""
+    mean = torch.stack(values).double().mean()[None]  # (1,)
+    return float(workers.mean(mean) if workers else mean)
+
+
+def _sent(workers: Workers | None) -> float:
+    """Bytes that this worker has put on the wire; NaN where the system does not tell."""
+    try:
+        return distributed.wire().sent if workers else math.nan
+    except OSError:
+        return math.nan
+
+
+def _bytes_per_step(workers: Workers, sent: list[float], steps: int) -> int | None:
+    """Mean over workers; validation and checkpoints stand between the measured steps and do not count."""
+    mean = float(workers.mean(torch.tensor([sum(sent) / steps], dtype=torch.float64)))
+    return round(mean) if math.isfinite(mean) else None
 
 
 def _shown(config: RunConfig, done: int, steps: int, bar: bool | None) -> Iterator[int]:
@@ -187,6 +253,8 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
     if config.method == "sgd":
         return torch.optim.SGD(named, config.lr)
     used = {name: getattr(config, name) for name in DEFAULTS[config.method]}
+    if config.workers:
+        used["variant"] = config.variant
     return methods[config.method](named, config.lr, seed=config.seed, **used)
 
 
@@ -216,20 +284,27 @@ def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(model(x), y)
 
 
-def _stream(split: data.Split, config: RunConfig, start: int, per_epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches from number start on, epoch after epoch without end."""
-    epoch, skip = divmod(start, per_epoch)
+def _stream(split: data.Split, config: RunConfig, start: int, per_epoch: int,
+            every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Training batches number start, start + every, ... epoch after epoch without end."""
     while True:
-        yield from islice(data.batches(split, config.batch_size, config.seed, epoch), skip, None)
-        epoch, skip = epoch + 1, 0
+        epoch, first = divmod(start, per_epoch)
+        yield from data.batches(split, config.batch_size, config.seed, epoch, first, every)
+        start += -(-(per_epoch - first) // every) * every  # the first one of the next epochs
 
 
-def accuracy(model: nn.Module, split: data.Split) -> float:
-    """Share of right answers, %."""
+def accuracy(model: nn.Module, split: data.Split, workers: Workers | None = None) -> float:
+    """Share of right answers, %; workers share out the batches, and take batch norm's buffers from worker 0."""
+    rank, size = (workers.rank, workers.size) if workers else (0, 1)
+    if workers:
+        workers.copy(model.buffers())
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.evaluation(split))
+        parts = islice(data.evaluation(split), rank, None, size)
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in parts)
     model.train()
+    if workers:
+        right = int(workers.sum(torch.tensor([right], dtype=torch.float64)))
     return 100 * right / len(split)
 
 

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from rbd import config, distribution, models
+from rbd import config, distributed, distribution, models
 from rbd.config import RunConfig
 
 NAMES = [f.name for f in fields(RunConfig)]
 
 
 def test_fields_and_defaults():
-    assert NAMES == ["model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "lr", "epochs",
-                     "batch_size", "seed"]
+    assert NAMES == ["model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "workers", "variant",
+                     "lr", "epochs", "batch_size", "seed"]
     assert asdict(RunConfig()) == {
         "model": "fc", "data": "mnist-embedded", "method": "rbd", "dim": 250, "partition": "whole",
-        "distribution": "normal", "redraw": 1, "sigma": None, "lr": 1.0, "epochs": 100, "batch_size": 32, "seed": 0,
+        "distribution": "normal", "redraw": 1, "sigma": None, "workers": None, "variant": None, "lr": 1.0,
+        "epochs": 100, "batch_size": 32, "seed": 0,
     }
 
 
@@ -37,7 +38,14 @@ def test_each_method_gets_its_fields(method, resolved):
     assert (c.dim, c.partition, c.distribution, c.redraw, c.sigma) == resolved
 
 
+def test_workers_have_a_variant_and_one_process_has_none():
+    assert (RunConfig().workers, RunConfig().variant) == (None, None)
+    assert [RunConfig(method=m, workers=3).variant for m in ("rbd", "fpd", "sgd")] == ["common", "common", "ddp"]
+    assert '"variant":"common","workers":3' in RunConfig(workers=3).canonical()
+
+
 def test_names_are_those_of_the_modules_that_use_them():
+    assert config.VARIANTS["rbd"] == config.VARIANTS["fpd"] == distributed.VARIANTS
     assert config.MODELS == models.NAMES
     assert tuple(distribution.DISTRIBUTIONS) == config.DISTRIBUTIONS
 
@@ -91,6 +99,12 @@ BAD = [
     ({"method": "nes", "partition": "whole"}, ("partition: does not apply to method 'nes'", "'whole'")),
     ({"method": "rbd", "sigma": 0.01}, ("sigma: does not apply to method 'rbd'", "0.01")),
     ({"method": "nes", "sigma": 0.0}, ("sigma: got 0.0", "a finite number > 0")),
+    ({"workers": 0}, ("workers: got 0", "an integer 1 ...")),
+    ({"method": "nes", "workers": 2}, ("workers: does not apply to method 'nes'", "got 2")),
+    ({"variant": "shares"}, ("variant: got 'shares' without workers", "None")),
+    ({"workers": 2, "variant": "gossip"}, ("variant: got 'gossip'", "ddp, common, bases, directions, shares")),
+    ({"workers": 2, "variant": "ddp"}, ("variant: got 'ddp'", "common, bases, directions, shares with method 'rbd'")),
+    ({"method": "sgd", "workers": 2, "variant": "shares"}, ("variant: got 'shares'", "allowed ddp with method 'sgd'")),
     ({"lr": -1}, ("lr: got -1", "a finite number > 0")),
     ({"lr": float("nan")}, ("lr: got nan", "finite")),
     ({"lr": float("inf")}, ("lr: got inf", "finite")),
@@ -141,7 +155,8 @@ def test_every_field_changes_the_id():
               "distribution": "uniform", "redraw": 2, "epochs": 99, "batch_size": 31, "seed": 1}
     ids = {RunConfig(**{name: value}).id for name, value in others.items()}
     ids |= {RunConfig().id, RunConfig(method="nes").id, RunConfig(method="nes", sigma=0.02).id}
-    assert set(others) | {"sigma"} == set(NAMES) and len(ids) == len(others) + 3
+    ids |= {RunConfig(workers=2).id, RunConfig(workers=3).id, RunConfig(workers=2, variant="bases").id}
+    assert set(others) | {"sigma", "workers", "variant"} == set(NAMES) and len(ids) == len(others) + 6
 
 
 @pytest.mark.parametrize("c", [

@@ -1,0 +1,715 @@
+"""rbd.distributed: W processes are one process that does the same in turn, bit for bit; bytes; faults; DDP's hook; FSDP2.
+
+Four processes are started once and do all that needs living workers (``battery``, W = 1 ... 4 of them at a time); what they
+found is compared here with what this process computes alone. Faults have processes of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import rbd
+from rbd import FPD, RBD, Basis, distributed, kernels, optim, record
+from rbd.config import RunConfig
+from rbd.distributed import OWN_BATCH, VARIANTS, Part, Workers, in_turn, share
+from rbd.distribution import DISTRIBUTIONS, distribution
+from rbd.optim import rbd_direction
+from rbd.partition import Compartment, partition
+from rbd.train import train
+
+ROOT = Path(rbd.__file__).parents[1]
+MOST = 4  # workers
+STEPS = 4
+SMALL, LARGE = (6, 8, 3), (90, 128, 10)  # widths: D = 83, less than a chunk of any law, and 12,938, several of each
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def network(widths: tuple[int, int, int] = SMALL, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(*widths[:2]), nn.ReLU(), nn.Linear(*widths[1:])).to(dtype)
+
+
+def flat(tensors) -> Tensor:
+    return torch.cat([t.detach().reshape(-1).double() for t in tensors])  # float32 to float64 is exact
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the workers train, and how."""
+
+    variant: str
+    options: tuple[tuple[str, object], ...] = ()
+    groups: tuple[tuple[tuple[str, object], ...], ...] = ()  # options of a group for each layer, instead of one for all
+    widths: tuple[int, int, int] = SMALL
+    accumulate: int = 1  # backward passes to a step
+    dtype: torch.dtype = torch.float32
+
+    def optimizer(self, model: nn.Sequential, **more) -> RBD:
+        named = list(model.named_parameters())
+        if self.groups:
+            layers = [named[:2], named[2:]]
+            named = [{"params": layer, **dict(options)} for layer, options in zip(layers, self.groups)]
+        return RBD(named, **{"lr": 0.5, "dim": 7, "seed": 5} | dict(self.options) | more)
+
+    def backward(self, model: nn.Module, step: int, worker: int) -> None:
+        """A worker's gradient at a step: own batches differ between workers, the others do not."""
+        for turn in range(self.accumulate):
+            seed = (step * self.accumulate + turn) * 10 + (worker if self.variant in OWN_BATCH else 0)
+            x = normal(16, self.widths[0], seed=seed, dtype=self.dtype)
+            (model(x).square().mean() / self.accumulate).backward()
+
+
+def options(**given) -> tuple[tuple[str, object], ...]:
+    return tuple(given.items())
+
+
+CASES = {f"{variant} {name}": case for variant in VARIANTS for name, case in {
+    "whole": Case(variant),  # d = 7: uneven for 2, 3 and 4
+    "even split": Case(variant, options(dim=12, distribution="uniform")),
+    "by layer": Case(variant, options(dim=10, partition="by_layer", distribution="rademacher", redraw=3)),
+    "fixed, even:5": Case(variant, options(dim=13, partition="even:5", distribution="uniform", redraw=0)),
+    "groups": Case(variant, groups=(options(dim=9, partition="by_tensor", seed=1), options(lr=0.1, dim=None,
+                   partition="by_ratio:4", distribution="rademacher"))),  # fmt: skip
+    "accumulated": Case(variant, accumulate=2),
+    "few directions": Case(variant, options(dim=2)),  # fewer than workers
+    "large": Case(variant, options(dim=21, distribution="rademacher"), widths=LARGE),
+    "float64": Case(variant, options(distribution="rademacher"), dtype=torch.float64),
+}.items()}  # fmt: skip
+
+
+# ---------------------------------------------------------------- in the workers
+
+
+def trained(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
+    """This worker's parameters after every step, (D,) each."""
+    model = network(case.widths, case.dtype)
+    optimizer, after = case.optimizer(model, variant=case.variant, process_group=group), []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        case.backward(model, step, dist.get_rank(group))
+        optimizer.step()
+        after.append(flat(model.parameters()))
+    return after
+
+
+def ddp_trained(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
+    """The same with torch's DDP and SGD, its gradients summed in order."""
+    model = network()
+    replica = nn.parallel.DistributedDataParallel(model, process_group=group)
+    replica.register_comm_hook(Workers("ddp", group), distributed.ordered_hook)
+    optimizer, after = torch.optim.SGD(model.parameters(), 0.5), []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        case.backward(replica, step, dist.get_rank(group))
+        optimizer.step()
+        after.append(flat(model.parameters()))
+    return after
+
+
+def hooked(make, group: dist.ProcessGroup, bucket_mb: float) -> list[Tensor]:
+    """The parameters after every step of the user's own optimizer behind the hook that sends coordinates."""
+    model, case = network(LARGE), Case("common", widths=LARGE)
+    replica = nn.parallel.DistributedDataParallel(model, process_group=group, bucket_cap_mb=bucket_mb)
+    state = distributed.CoordinatesState(model.parameters(), 21, "rademacher", 5, redraw=2, process_group=group)
+    replica.register_comm_hook(state, distributed.coordinates_hook)
+    optimizer, after = make(model.parameters()), []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        case.backward(replica, step, dist.get_rank(group))
+        optimizer.step()
+        after.append(flat(model.parameters()))
+    return after
+
+
+OPTIMIZERS = {"sgd": partial(torch.optim.SGD, lr=0.5), "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+              "adam": partial(torch.optim.Adam, lr=0.01)}  # fmt: skip
+
+
+def said(function, *args) -> str:
+    """The message of the RuntimeError or FloatingPointError that a function raises."""
+    try:
+        function(*args)
+    except (RuntimeError, FloatingPointError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def disagreeing(group: dist.ProcessGroup) -> dict[str, str]:
+    """What workers are told when worker 1 is unlike the others."""
+    odd, told = dist.get_rank(group) == 1, {}
+
+    def one(name: str, widths=SMALL, before=lambda optimizer, model: None, **changes) -> None:
+        model = network(widths)
+        optimizer = RBD(model.parameters(), **{"lr": 0.5, "dim": 7, "process_group": group} | changes)
+        before(optimizer, model)
+        model(normal(4, widths[0])).sum().backward()
+        told[name] = said(optimizer.step)
+
+    def late(optimizer: RBD, model: nn.Module) -> None:
+        """Parameters go apart after the first step, and nobody looks until step 100."""
+        model(normal(4, 6)).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            model[0].weight[0, 0] += odd * 1e-6
+        optimizer.param_groups[0]["step"] = 100
+
+    def other(optimizer: RBD, model: nn.Module) -> None:
+        state = optimizer.state_dict()
+        state["param_groups"][0]["step"] = 3 if odd else 4
+        optimizer.load_state_dict(state)
+
+    one("seed", seed=int(odd))
+    one("lr", lr=0.25 if odd else 0.5)
+    one("variant", variant="bases" if odd else "shares")
+    one("model", widths=(6, 9, 3) if odd else SMALL)
+    one("parameters", before=late)
+    one("step", before=other)
+    version = optim.STREAM_VERSION
+    optim.STREAM_VERSION = version + odd
+    one("stream", before=lambda optimizer, model: None)
+    optim.STREAM_VERSION = version
+    one("frozen", before=lambda optimizer, model: model[2].requires_grad_(not odd))
+    return told
+
+
+def poisoned(variant: str, group: dist.ProcessGroup) -> tuple[str, bool, int]:
+    """Worker 1 has a NaN: what each is told, whether parameters stayed, and the step."""
+    model = network()
+    optimizer = RBD(model.named_parameters(), lr=0.5, dim=7, variant=variant, process_group=group)
+    model(normal(4, 6)).sum().backward()
+    if dist.get_rank(group) == 1:
+        model[0].bias.grad[2] = torch.nan
+    before = flat(model.parameters())
+    return said(optimizer.step), torch.equal(before, flat(model.parameters())), optimizer.param_groups[0]["step"]
+
+
+def bytes_a_step(variant: str, group: dist.ProcessGroup, dim: int = 1000, steps: int = 20) -> float:
+    """Bytes that this worker sent in a step, after the step in which all compare themselves."""
+    model = network(LARGE)
+    optimizer: torch.optim.Optimizer
+    if variant == "ddp":
+        replica: nn.Module = nn.parallel.DistributedDataParallel(model, process_group=group)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    else:
+        replica = model
+        optimizer = RBD(model.parameters(), 0.1, dim, distribution="rademacher", variant=variant, process_group=group)
+    for step in range(steps + 1):
+        if step == 1:
+            before = distributed.wire()
+        optimizer.zero_grad()
+        replica(normal(4, 90, seed=step)).sum().backward()
+        optimizer.step()
+    return (distributed.wire().sent - before.sent) / steps
+
+
+def resumed(group: dist.ProcessGroup, state: dict, weights: dict) -> Tensor:
+    """Two more steps from a checkpoint that another number of workers has written."""
+    model, case = network(), Case("shares")
+    model.load_state_dict(weights)
+    optimizer = case.optimizer(model, variant="shares", process_group=group)
+    optimizer.load_state_dict(copy.deepcopy(state))
+    for step in (2, 3):
+        optimizer.zero_grad()
+        case.backward(model, step, dist.get_rank(group))
+        optimizer.step()
+    return flat(model.parameters())
+
+
+SHARDED = {"whole": dict(partition="whole", dim=7),
+           "even": dict(partition="even:40", dim=80, redraw=2, distribution="uniform"),
+           "by layer": dict(partition="by_layer", dim=9, distribution="rademacher")}  # fmt: skip
+
+
+def sharded(given: dict, group: dist.ProcessGroup) -> list[Tensor]:
+    """Parameters under FSDP2's fully_shard, gathered after every step for the comparison only."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = DeviceMesh.from_group(group, "cpu")
+    model = network()
+    for layer in (model[0], model[2]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer, case, after = RBD(model.named_parameters(), lr=0.5, seed=5, **given), Case("ddp"), []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        case.backward(model, step, dist.get_rank(group))
+        gradients = flat(p.grad.full_tensor() for p in model.parameters())
+        optimizer.step()
+        after += [gradients, flat(p.full_tensor() for p in model.parameters())]
+    return after
+
+
+def run(variant: str) -> RunConfig:
+    """10 batches of 500 images an epoch: 10 steps, or 2 where each of 4 workers has its own."""
+    fields = {"method": "sgd"} if variant == "ddp" else {"dim": 30, "distribution": "rademacher", "lr": 4.0}
+    return RunConfig(**{"epochs": 2, "batch_size": 500, "workers": MOST, "variant": variant} | fields)
+
+
+def battery(state: dict, weights: dict, folder: Path) -> dict:
+    """Everything, on every number of workers; {(W, name): [what each worker found]}."""
+    found: dict = {}
+    for size in range(1, MOST + 1):
+        group = dist.new_group(list(range(size)))
+        if dist.get_rank() < size:
+            mine = {name: trained(case, group) for name, case in CASES.items()}
+            mine["ddp"] = ddp_trained(Case("ddp"), group)
+            mine |= {f"hook {name}": hooked(make, group, 25) for name, make in OPTIMIZERS.items()}
+            mine["hook small buckets"] = hooked(OPTIMIZERS["sgd"], group, 0.001)
+            mine["resumed"] = resumed(group, state, weights)
+            mine |= {f"sharded {name}": sharded(given, group) for name, given in SHARDED.items()}
+            if size > 1:
+                mine |= {f"bytes {variant}": bytes_a_step(variant, group) for variant in (*VARIANTS, "ddp")}
+                mine |= {f"poison {variant}": poisoned(variant, group) for variant in VARIANTS}
+                mine["disagreeing"] = disagreeing(group)
+            box = [None] * size
+            dist.all_gather_object(box, mine, group)
+            found |= {(size, name): [each[name] for each in box] for name in mine}
+        dist.barrier()
+    for variant in (*VARIANTS, "ddp"):
+        box = [None] * MOST
+        dist.all_gather_object(box, train(run(variant), folder))
+        found["run", variant] = box
+    return found
+
+
+# ---------------------------------------------------------------- what they found
+
+
+def checkpoint() -> tuple[dict, dict]:
+    """Of two steps of one process without workers."""
+    model, case = network(), Case("shares")
+    optimizer = case.optimizer(model)
+    for step in (0, 1):
+        optimizer.zero_grad()
+        case.backward(model, step, 0)
+        optimizer.step()
+    return optimizer.state_dict(), model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    return distributed.launch(battery, MOST, *checkpoint(), tmp_path_factory.mktemp("checkpoints"), timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(set_threads) -> None:
+    set_threads(1)  # as in the workers
+
+
+def followed(case: Case, workers: int) -> list[Tensor]:
+    """Parameters after every step of one process that does what W workers do, in turn."""
+    model = network(case.widths, case.dtype)
+    optimizer, after = case.optimizer(model), []
+    for step in range(STEPS):
+        parts = []
+        for worker in range(workers):
+            optimizer.zero_grad()
+            case.backward(model, step, worker)
+            parts.append([optimizer._part(index) for index in range(len(optimizer.param_groups))])
+        with torch.no_grad():
+            for group, alike in zip(optimizer.param_groups, zip(*parts)):
+                u = in_turn(alike, case.variant)
+                for p, v in zip(group["params"], u.split([p.numel() for p in group["params"]])):
+                    p.add_(v.view_as(p), alpha=-group["lr"])
+                group["step"] += 1
+        after.append(flat(model.parameters()))
+    return after
+
+
+def equal(found: list[list[Tensor]], expected: list[Tensor]) -> None:
+    """Every worker has the expected parameters, bit for bit, after every step."""
+    for worker, after in enumerate(found):
+        assert len(after) == len(expected)
+        for step, (got, wanted) in enumerate(zip(after, expected)):
+            assert torch.equal(got, wanted), f"worker {worker}, step {step}: {(got - wanted).abs().max()}"
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
+@pytest.mark.parametrize("name", CASES)
+def test_processes_equal_one_that_does_the_same_in_turn(found, name, workers):
+    expected = followed(CASES[name], workers)
+    equal(found[workers, name], expected)
+    assert not torch.equal(expected[0], expected[1])  # it moves
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("shares")])
+def test_shares_are_plain_rbd(found, name, workers):
+    """However many share the directions: bit for bit what one process without workers computes."""
+    case = CASES[name]
+    model = network(case.widths, case.dtype)
+    optimizer, after = case.optimizer(model), []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        case.backward(model, step, 0)
+        optimizer.step()
+        after.append(flat(model.parameters()))
+    equal(found[workers, name], after)
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
+def test_ddp_in_order_is_the_mean_gradient(found, workers):
+    """With DDP's own all-reduce the order of the sum would be gloo's."""
+    model, case, after = network(), Case("ddp"), []
+    for step in range(STEPS):
+        gradients = []
+        for worker in range(workers):
+            model.zero_grad()
+            case.backward(model, step, worker)
+            gradients.append([p.grad.clone() for p in model.parameters()])
+        with torch.no_grad():
+            for p, terms in zip(model.parameters(), zip(*gradients)):
+                p.add_(sum(terms[1:], terms[0]) / workers, alpha=-0.5)
+        after.append(flat(model.parameters()))
+    equal(found[workers, "ddp"], after)
+
+
+def test_what_users_own_optimizers_do_behind_the_hook(found):
+    """Plain SGD behind it is RBD by tensors, whatever DDP's buckets; others move as one process that is told it."""
+    for workers in range(1, MOST + 1):
+        case = Case("common", options(dim=21, partition="by_tensor", distribution="rademacher", redraw=2), widths=LARGE)
+        equal(found[workers, "hook sgd"], followed(case, workers))
+        equal(found[workers, "hook small buckets"], followed(case, workers))
+        for name in ("momentum", "adam"):
+            equal(found[workers, f"hook {name}"], followed_behind_hook(OPTIMIZERS[name], case, workers))
+
+
+def followed_behind_hook(make, case: Case, workers: int) -> list[Tensor]:
+    model = network(LARGE)
+    bases, own, after = case.optimizer(model), make(model.parameters()), []
+    for step in range(STEPS):
+        parts = []
+        for worker in range(workers):
+            bases.zero_grad()
+            case.backward(model, step, worker)
+            parts.append(bases._part(0))
+        u = in_turn(parts, "common")
+        for p, v in zip(model.parameters(), u.split([p.numel() for p in model.parameters()])):
+            p.grad = v.view_as(p)
+        own.step()
+        bases.param_groups[0]["step"] += 1
+        after.append(flat(model.parameters()))
+    return after
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_parameters(found, name, workers):
+    """FSDP2: as one process that projects each worker's columns, zeros elsewhere, sums in order, and expands once."""
+    given = SHARDED[name]
+    model = network()
+    twin = RBD(model.named_parameters(), lr=0.5, seed=5, **given)
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    expected = []
+    for step in range(STEPS):
+        gradient = found[workers, f"sharded {name}"][0][2 * step]
+        g, terms = gradient.float(), []
+        name_of = (twin.partition().compartments, distribution(given.get("distribution", "normal")), 5, 0, twin._drawn(
+            twin.param_groups[0]))  # fmt: skip
+        for worker in range(workers):
+            columns = torch.zeros_like(g)
+            for start, stop in distributed.local_pieces(shapes, worker, workers):
+                columns[start:stop] = g[start:stop]
+            terms.append(kernels.project(columns, *name_of))
+        u = kernels.expand(distributed.ordered_sum(terms), *name_of)
+        with torch.no_grad():
+            for p, v in zip(model.parameters(), u.split([p.numel() for p in model.parameters()])):
+                p.add_(v.view_as(p), alpha=-0.5)
+        twin.param_groups[0]["step"] += 1
+        expected += [gradient, flat(model.parameters())]
+    equal(found[workers, f"sharded {name}"], expected)
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
+def test_checkpoint_is_read_by_any_number_of_workers(found, workers):
+    """One process without workers wrote it, and goes on to the same end as they do."""
+    model, case = network(), Case("shares")
+    optimizer = case.optimizer(model)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        case.backward(model, step, 0)
+        optimizer.step()
+    assert all(torch.equal(got, flat(model.parameters())) for got in found[workers, "resumed"])
+
+
+@pytest.mark.parametrize("workers", range(2, MOST + 1))
+def test_bytes_on_the_wire(found, workers):
+    """d = 1000, D = 12,938: the values of the table at 4 bytes each, and at most 400 bytes of gloo's for a message."""
+    d, size, w = 1000, 12_938, workers
+    values = {"common": 2 * d * (w - 1) / w, "bases": d * (w - 1), "directions": d * (w - 1),
+              "shares": -(-d // w) * (w - 1), "ddp": 2 * size * (w - 1) / w}  # fmt: skip
+    for variant, count in values.items():
+        messages = 2 * (w - 1) * (4 if variant == "ddp" else 1)
+        for sent in found[workers, f"bytes {variant}"]:
+            assert 4 * count <= sent <= 4 * count + 400 * messages, variant
+
+
+@pytest.mark.parametrize("workers", range(2, MOST + 1))
+def test_all_are_told_who_differs(found, workers):
+    others = ", ".join(str(r) for r in range(workers) if r != 1)
+    got = {"seed": ("0", "1"), "lr": ("0.5", "0.25"), "variant": ("'shares'", "'bases'"), "step": ("4", "3"),
+           "stream": ("1", "2"), "model": ("83", "93"), "frozen": (r"\[0, 1, 2, 3\]", r"\[0, 1\]"),
+           "parameters": (".*", ".*")}  # fmt: skip
+    names = {"stream": "stream_version", "model": "size", "frozen": "parameters with a gradient"}
+    for told in found[workers, "disagreeing"]:
+        assert told.keys() == got.keys()
+        for name, (usual, odd) in got.items():
+            message = f"{names.get(name, name)}: got {usual} on worker {others}, {odd} on worker 1, allowed the same"
+            assert re.match(f"RuntimeError: {message}", told[name]), told[name]
+
+
+@pytest.mark.parametrize("workers", range(2, MOST + 1))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_nan_of_one_worker_stops_all(found, variant, workers):
+    for worker, (message, same, step) in enumerate(found[workers, f"poison {variant}"]):
+        whose = "in 0.bias" if worker == 1 else "from another worker" if variant == "common" else "from worker 1"
+        assert message == f"FloatingPointError: gradient: got NaN or infinity {whose}, allowed finite values"
+        assert same and step == 0
+
+
+# ---------------------------------------------------------------- the suite's own runs
+
+
+@pytest.mark.parametrize("variant", (*VARIANTS, "ddp"))
+def test_runs(found, variant):
+    """All workers return the same curve; images and evaluations are counted over all of them."""
+    records = found["run", variant]
+    assert all(repr(r.curve) == repr(records[0].curve) and r.config == run(variant) for r in records)
+    steps = (3, 5) if variant in OWN_BATCH else (10, 20)  # 4 batches a step: the first step at or beyond the 10th batch
+    batches = MOST if variant in OWN_BATCH else 1
+    assert [(p.step, p.images, p.forward_passes) for p in records[0].curve] == [
+        (n, n * batches * 500, n * MOST) for n in steps]  # fmt: skip
+    assert records[0].outcome == "finished" and records[0].environment["bytes_per_step"] > 0
+
+
+def test_a_run_with_shares_has_the_curve_of_one_process(found):
+    assert repr(train(replace(run("shares"), workers=None, variant=None), threads=1).curve) == repr(
+        found["run", "shares"][0].curve)  # fmt: skip
+
+
+def test_wrong_number_of_workers(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match="^workers: got 2, allowed 3, as many as were started$"), distributed.joined(2):
+        pass
+
+
+# ---------------------------------------------------------------- faults
+
+
+def suffering(path: Path) -> None:
+    """Worker 2 is stopped in the third step of one group, worker 3 killed in the third step of another."""
+    from datetime import timedelta
+
+    groups = {2: [0, 1, 2], 3: [0, 1, 3]}
+    limits = {2: timedelta(seconds=3), 3: timedelta(seconds=60)}
+    made = {odd: dist.new_group(who, timeout=limits[odd]) for odd, who in groups.items()}
+    for odd, how in ((2, signal.SIGSTOP), (3, signal.SIGKILL)):
+        if dist.get_rank() in groups[odd]:
+            model, case = network(), Case("common")
+            optimizer, began = case.optimizer(model, process_group=made[odd]), time.monotonic()
+            try:
+                for step in range(5):
+                    optimizer.zero_grad()
+                    case.backward(model, step, 0)
+                    if step == 2 and dist.get_rank() == odd:
+                        os.kill(os.getpid(), how)
+                    began = time.monotonic()
+                    optimizer.step()
+            except RuntimeError as error:
+                told = {"step": step, "seconds": time.monotonic() - began, "message": str(error)}
+                (path / f"{odd}-{dist.get_rank()}").write_text(json.dumps(told))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_dead_and_hung_workers(tmp_path):
+    """Real processes, stopped and killed: all the others are told, within the group's timeout or at once."""
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    started = mp.get_context("spawn")
+    processes = [started.Process(target=distributed._work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (
+        tmp_path,))) for r in range(4)]  # fmt: skip
+    for process in processes:
+        process.start()
+    try:
+        wanted, end = {f"{odd}-{r}" for odd in (2, 3) for r in (0, 1)}, time.monotonic() + 90
+        while not wanted <= {file.name for file in tmp_path.iterdir()} and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        told = {name: json.loads((tmp_path / name).read_text()) for name in wanted}
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    for name, each in told.items():
+        assert each["step"] == 2
+        assert re.match(r"worker [01] of 3: an exchange failed: another worker died, left or kept the others waiting",
+                        each["message"])  # fmt: skip
+        assert each["seconds"] < (20 if name.startswith("3") else 3 + 20)  # seconds: at once, or the timeout; busy machine
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import rbd.train as loop
+from rbd.config import RunConfig
+config = RunConfig(epochs=4, batch_size=500, dim=20, distribution="rademacher", lr=4.0, workers=2, variant="bases")
+calls, real = [], loop._update
+def update(*args):
+    calls.append(1)
+    if len(calls) == 13 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)  # in the third of four epochs of 5 steps
+    return real(*args)
+loop._update = update
+made = loop.train(config, Path(sys.argv[1]) / "disturbed", timeout=20)
+again = len(calls)
+loop._update = real
+undisturbed = loop.train(config, Path(sys.argv[1]) / "undisturbed", timeout=20)
+if os.environ["RANK"] == "0":
+    same = repr(made.curve) == repr(undisturbed.curve)
+    print("calls", again, "restarts", os.environ["TORCHELASTIC_RESTART_COUNT"], "equal", same)
+"""
+
+
+def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path):
+    """The end is that of a run without the fault, bit for bit: curve and parameters."""
+    (tmp_path / "script.py").write_text(KILLED)
+    done = torchrun("--max-restarts", "1", "script.py", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "calls 10 restarts 1 equal True" in done.stdout  # it went on from the end of epoch 2
+    files = [next((tmp_path / name).glob("*.safetensors")) for name in ("disturbed", "undisturbed")]
+    first, second = map(load_file, files)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_command_under_torchrun(tmp_path):
+    """As README.md has it: one record, written once, which is found the next time."""
+    line = ["-m", "rbd", "train", "--variant", "shares", "--dim", "20", "--distribution", "rademacher", "--epochs", "1",
+            "--batch-size", "500"]  # fmt: skip
+    done = torchrun(*line, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("finished after 1 epochs") == 1, done.stdout + done.stderr
+    (made,) = record.load_all(tmp_path / "results" / "runs" / "train")
+    assert (made.config.workers, made.config.variant, made.outcome) == (2, "shares", "finished")
+    assert not list((tmp_path / "results" / "checkpoints").iterdir())
+
+
+def failing() -> None:
+    raise ValueError("no such thing")
+
+
+def test_launch_shows_what_failed():
+    with pytest.raises(RuntimeError, match="(?s)worker 0 of 1 failed: .*no such thing"):
+        distributed.launch(failing, 1)
+
+
+# ---------------------------------------------------------------- the equations
+
+
+def dense(part: Part, variant: str, worker: int, workers: int) -> list[tuple[slice, Tensor]]:
+    """Worker r's rows of Φ for each compartment, as float64 matrices beside the columns they have."""
+    k: Compartment
+    made, stream = [], worker if variant in ("bases", "directions") else 0
+    for k in share(part.compartments, worker, workers) if variant == "shares" else part.compartments:
+        phi = Basis(k.dim, k.stop - k.start, part.distribution.name, part.seed, stream, k.number, part.step, k.row).dense()
+        made.append((slice(k.start, k.stop), phi.double()))
+    return made
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize("form", ["whole", "by_layer", "even:5"])
+def test_in_turn_is_the_table(variant, workers, form):
+    """By dense matrices in float64, whose float32 entries carry rounding of 1e-7."""
+    layout = tuple((name, p.numel()) for name, p in network().named_parameters())
+    cut = partition(form, layout, 12).compartments
+    g = [normal(83, seed=r if variant in OWN_BATCH else 0, dtype=torch.float64) for r in range(workers)]
+    parts = [Part(g_r, cut, DISTRIBUTIONS["uniform"], 3, 9) for g_r in g]
+    expected = torch.zeros(83, dtype=torch.float64)
+    for r, part in enumerate(parts):
+        for columns, phi in dense(part, variant, r, workers):
+            share_of_mean = workers if variant == "common" else 1
+            expected[columns] += phi.T @ (phi @ part.g[columns]) / share_of_mean
+    torch.testing.assert_close(in_turn(parts, variant), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_worker_is_plain_rbd(variant):
+    cut = partition("even:5", (("", 83),), 12)
+    g = normal(83)
+    u = in_turn([Part(g, cut.compartments, DISTRIBUTIONS["normal"], 3, 9)], variant)
+    assert torch.equal(u, rbd_direction(g, cut, "normal", 3, 0, 9)[0])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 7, 30])
+def test_shares_are_all_rows_once(workers):
+    """And even to one row, over compartments of any size."""
+    cut = partition("by_tensor", (("a", 50), ("b", 3), ("c", 30)), 17).compartments
+    shares = [share(cut, r, workers) for r in range(workers)]
+    rows = [(k.number, k.row + i) for mine in shares for k in mine for i in range(k.dim)]
+    assert rows == [(k.number, i) for k in cut for i in range(k.dim)]
+    counts = [sum(k.dim for k in mine) for mine in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_workers_with_own_bases_never_replay_each_other():
+    """The released code adds seed, step and worker up, so that worker w at step t replays worker 0 at step t + w."""
+    made = {(seed, step, worker): Basis(2, 300, seed=seed, step=step, stream=worker).dense().numpy().tobytes()
+            for seed in range(3) for step in range(3) for worker in range(3)}  # fmt: skip
+    assert len(set(made.values())) == 27
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def test_without_a_process_group():
+    model = network()
+    with pytest.raises(RuntimeError, match="^process_group: torch.distributed is not initialised, allowed after"):
+        RBD(model.parameters(), 0.1, 7, variant="common")
+    with pytest.raises(RuntimeError, match="^process_group: torch.distributed is not initialised"):
+        FPD(model.parameters(), 0.1, 7, variant="shares")
+    with pytest.raises(ValueError, match="^variant: got 'gossip', allowed 'common', 'bases', 'directions', 'shares'$"):
+        RBD(model.parameters(), 0.1, 7, variant="gossip")
+    assert RBD(model.parameters(), 0.1, 7)._workers is None
+
+
+def test_local_pieces_are_torchs_chunks():
+    shapes = [(7, 3), (2,), (1, 5), (0, 4)]
+    values = torch.arange(21 + 2 + 5)
+    for workers in (1, 2, 3, 4, 9):
+        for worker in range(workers):
+            expected, at = [], 0
+            for shape in shapes:
+                count = torch.Size(shape).numel()
+                chunks = values[at : at + count].view(shape).chunk(workers)
+                expected.append(chunks[worker].flatten() if worker < len(chunks) else values[:0])
+                at += count
+            pieces = distributed.local_pieces(shapes, worker, workers)
+            assert all(torch.equal(values[a:b], e) for (a, b), e in zip(pieces, expected))
