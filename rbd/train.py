@@ -140,9 +140,10 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     split, held_out = sets.train.to(device), sets.validation.to(device)
     allowed = budget(config, len(split))
     model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
-    optimizer = build_optimizer(config, model)
+    optimizer, progress = build_optimizer(config.at(0), model), Progress()
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
-    progress = load_checkpoint(path, config, model, optimizer) if path and path.exists() else Progress()
+    if path and path.exists():
+        optimizer, progress = load_checkpoint(path, config, model)
 
     outcome, losses, cosines = "finished", [], []
     stream = _stream(split, config, progress.step * allowed.batches, allowed.per_epoch)
@@ -163,6 +164,8 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
                               float(torch.stack(losses).double().mean()), accuracy(model, held_out), mean)  # fmt: skip
                 seconds = (*progress.seconds, time.perf_counter() - began)
                 progress, losses, cosines = Progress(step, (*progress.curve, point), seconds), [], []
+                if epoch == config.switch:
+                    optimizer = build_optimizer(config.at(epoch), model)
                 if path:
                     save_checkpoint(path, config, model, optimizer, progress)
     except FloatingPointError:
@@ -258,8 +261,8 @@ def save_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: 
             temporary.unlink()
 
 
-def load_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put model and optimizer where the checkpoint left them.
+def load_checkpoint(path: Path, config: RunConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Progress]:
+    """Put the model where the checkpoint left it, with the optimizer of that time.
 
     Raises:
         ValueError: the file is damaged, or of another configuration or stream version; it is left as it is.
@@ -270,8 +273,10 @@ def load_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: 
             if known["config"] != config.canonical():
                 raise ValueError(f"made by {known['config']}")
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        optimizer.load_state_dict(known["optimizer"])
         points = tuple(Point(**point) for point in known["progress"].pop("curve"))
-        return replace(Progress(**known["progress"]), curve=points, seconds=tuple(known["progress"]["seconds"]))
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        progress = replace(Progress(**known["progress"]), curve=points, seconds=tuple(known["progress"]["seconds"]))
+        optimizer = build_optimizer(config.at(points[-1].epoch), model)
+        optimizer.load_state_dict(known["optimizer"])
+        return optimizer, progress
+    except (SafetensorError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: not a checkpoint of this run: {error}; remove it to start the run again") from error

@@ -18,10 +18,11 @@ NAMES = [f.name for f in fields(RunConfig)]
 
 def test_fields_and_defaults():
     assert NAMES == ["model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "lr", "epochs",
-                     "batch_size", "seed"]
+                     "batch_size", "seed", "switch", "then_lr"]
     assert asdict(RunConfig()) == {
         "model": "fc", "data": "mnist-embedded", "method": "rbd", "dim": 250, "partition": "whole",
         "distribution": "normal", "redraw": 1, "sigma": None, "lr": 1.0, "epochs": 100, "batch_size": 32, "seed": 0,
+        "switch": None, "then_lr": None,
     }
 
 
@@ -133,7 +134,7 @@ def test_equal_runs_have_equal_ids():
     assert RunConfig(partition="even:08").id == RunConfig(partition="even:8").id
     assert RunConfig(partition="by_ratio:2.5").partition == "by_ratio:2.5"
     backwards = dict(reversed(asdict(RunConfig()).items()))
-    assert next(iter(backwards)) == "seed" and RunConfig.from_dict(backwards).id == RunConfig().id
+    assert next(iter(backwards)) == "then_lr" and RunConfig.from_dict(backwards).id == RunConfig().id
 
 
 def test_every_field_changes_the_id():
@@ -141,7 +142,8 @@ def test_every_field_changes_the_id():
               "distribution": "uniform", "redraw": 2, "epochs": 99, "batch_size": 31, "seed": 1}
     ids = {RunConfig(**{name: value}).id for name, value in others.items()}
     ids |= {RunConfig().id, RunConfig(method="nes").id, RunConfig(method="nes", sigma=0.02).id}
-    assert set(others) | {"sigma"} == set(NAMES) and len(ids) == len(others) + 3
+    ids |= {RunConfig(switch=9).id, RunConfig(switch=9, then_lr=2.0).id, RunConfig(method="sgd", switch=9).id}
+    assert set(others) | {"sigma", "switch", "then_lr"} == set(NAMES) and len(ids) == len(others) + 6
 
 
 @pytest.mark.parametrize("c", [
