@@ -65,10 +65,11 @@ class Sweep:
         return replace(self, configs=tuple(dict.fromkeys(replace(c, seed=seed) for c in self.configs for seed in seeds)))
 
     def manifest(self) -> str:
-        """The runs as JSON: what whoever reads the results should find there."""
-        runs = [{"id": c.id, "config": json.loads(c.canonical())} for c in self.configs]
-        content = {"name": self.name, "question": self.question, "untuned": self.untuned, "runs": runs}
-        return json.dumps(content, indent=1, sort_keys=True) + "\n"
+        """The runs as JSON, one a line: what whoever reads the results should find there."""
+        about = {"name": self.name, "question": self.question, "untuned": self.untuned}
+        lines = [f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in about.items()]
+        runs = ",\n".join(f'{{"id": "{c.id}", "config": {c.canonical()}}}' for c in self.configs)
+        return "{" + ",\n".join([*lines, f'"runs": [\n{runs}\n]']) + "}\n"
 
 
 def manifest_path(name: str, results: str | os.PathLike[str]) -> Path:
