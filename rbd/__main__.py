@@ -134,7 +134,7 @@ def _sweep(given: argparse.Namespace) -> int:
         return _list(given)
     results, profile, module = given.results_dir, given.profile or "quick", sweep.script(given.name, given.sweeps_dir)
     if hasattr(module, "measure"):
-        print(runner.measured(module, f"{given.name}-{profile}", profile, results))
+        print(runner.measured(module, f"{given.name}-{profile}", profile, results, given.dry_run))
         return 0
     made = sweep.plan(given.name, profile, results, given.sweeps_dir)
     record.write(sweep.manifest_path(made.name, results), made.manifest(), "a list of runs")
