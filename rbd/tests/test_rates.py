@@ -27,7 +27,7 @@ def made(lr: float, accuracy: float, seed: int = 100, outcome: str = "finished",
     (RunConfig(method="sgd"), "fc mnist-embedded sgd"),
     (RunConfig(), "fc mnist-embedded rbd dim=250 partition=whole redraw=1"),
     (RunConfig(method="fpd", dim=7, partition="even:2"), "fc mnist-embedded fpd dim=7 partition=even:2"),
-    (RunConfig(model="resnet8", data="cifar10", partition="by_ratio:9"), "resnet8 cifar10 rbd partition=by_ratio:9 redraw=1"),
+    (RunConfig(model="resnet8", data="fmnist", partition="by_ratio:9"), "resnet8 fmnist rbd partition=by_ratio:9 redraw=1"),
     (RunConfig(model="cnn", data="fmnist", method="nes"), "cnn fmnist nes dim=250"),
 ])  # fmt: skip
 def test_key_names_what_the_scale_depends_on(config, key):
@@ -91,7 +91,7 @@ def test_rates_of_the_results_directory_go_before_those_of_the_package(tmp_path)
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rates": {"a": {}}}', '{"rates": {"a": {"lr": "x"}}}'])
 def test_damaged_choice_is_named(content, tmp_path):
     rates.path("quick", tmp_path).write_text(content)
-    with pytest.raises(ValueError, match="learning_rate-quick.json: not a choice .* run `rbd sweep learning_rate --profile q"):
+    with pytest.raises(ValueError, match="learning_rate-quick.json: not a choice .* run `rbd sweep learning_rate"):
         rates.load("quick", tmp_path)
 
 

@@ -160,7 +160,7 @@ def test_time_left_is_in_proportion_to_cost(capsys):
         progress.tell(dear, runner.Failure(dear, "ValueError: no"))
         assert progress.remaining(200.0) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epochs: 50.00 %")
+    assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epochs: 50.00")
     assert re.match(r"\[2/2\] .* seed=1: failed: ValueError: no; 0 s left", lines[1])
 
 
@@ -190,7 +190,7 @@ def demo(tmp_path):
     return write
 
 
-def wait_for(what, seconds: float = 60) -> None:
+def wait_for(what, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not come"
@@ -217,7 +217,7 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks i
 def test_sweep_runs_in_processes_and_a_failure_does_not_stop_it(demo):
     here = demo(3, more=" + [RunConfig(dim=101771, epochs=1)]")
     first = start(here, "--jobs", "2")
-    out, err = first.communicate(timeout=120)
+    out, err = first.communicate(timeout=280)
     assert first.returncode == 1 and "demo-quick: 4 runs, 4 to do, records in results/runs/demo-quick" in out
     assert len(re.findall(r"finished after 2 epochs", out)) == 3
     assert "failed: ValueError: dim: got 101771, allowed 1 ... 101770" in out
@@ -231,7 +231,7 @@ def test_sweep_runs_in_processes_and_a_failure_does_not_stop_it(demo):
     assert manifest["question"] == "Does it work?" and {r.config.id for r in made} < {r["id"] for r in manifest["runs"]}
     assert [*(here / "results" / "locks").iterdir(), *(here / "results" / "checkpoints").iterdir()] == []
     again = start(here)
-    out, _ = again.communicate(timeout=120)
+    out, _ = again.communicate(timeout=280)
     assert again.returncode == 1 and "4 runs, 1 to do" in out and out.count("[") == 1  # the failed one is tried again
 
 
@@ -242,9 +242,9 @@ def test_killed_worker_costs_its_own_run_only(demo):
     wait_for(lambda: list(here.rglob("checkpoints/*.safetensors")))
     (worker,) = children(running.pid)
     os.kill(worker, signal.SIGKILL)
-    out, err = running.communicate(timeout=120)
+    out, err = running.communicate(timeout=280)
     assert running.returncode == 1 and out.count("the process died") == 1 and out.count("finished after") == 2
-    out, _ = (again := start(here)).communicate(timeout=120)
+    out, _ = (again := start(here)).communicate(timeout=280)
     assert again.returncode == 0 and "3 runs, 1 to do" in out
 
 
@@ -258,13 +258,13 @@ def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(number, 
     workers = children(running.pid)
     assert len(workers) == 2
     os.kill(running.pid, number)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=280)
     assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     assert ("the same command goes on" in err) == (number == signal.SIGINT) and "Traceback" not in err
     wait_for(lambda: not any(alive(pid) for pid in workers))
     kept = list((here / "results" / "checkpoints").glob("*.safetensors"))
     assert kept and not list((here / "results" / "runs").rglob("*.json"))
-    out, _ = (again := start(here)).communicate(timeout=120)
+    out, _ = (again := start(here)).communicate(timeout=280)
     assert again.returncode == 0 and "2 runs, 2 to do" in out
     for found in record.load_all(here / "results" / "runs" / "demo-quick"):
         assert found.curve == sweep.run(found.config, here / "whole" / "runs", here / "whole", threads=1).curve
@@ -273,7 +273,7 @@ def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(number, 
 def test_two_sweeps_at_once_share_the_work(demo):
     here = demo(6, epochs=20)
     both = [start(here, "--jobs", "1") for _ in range(2)]
-    said = [one.communicate(timeout=200) for one in both]
+    said = [one.communicate(timeout=280) for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     made = record.load_all(here / "results" / "runs" / "demo-quick")
     assert len(made) == 6 and all(r.outcome == "finished" for r in made)
