@@ -6,8 +6,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from rbd import __version__, config
+
+if TYPE_CHECKING:
+    from rbd.runner import Failure
+    from rbd.sweep import Sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,8 +52,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--timeout", type=_positive, default=60, help=wait)
     train.set_defaults(run=_train)
 
-    for command in (reproduce, train):
+    sweep = commands.add_parser("sweep", help="do the runs of an experiment that are not there yet, side by side")
+    sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: a script in the sweeps directory")
+    sweep.add_argument("--list", action="store_true", help="show every experiment: runs done and missing, cost")
+    sweep.add_argument("--profile", choices=("quick", "paper"), help="which set-up (default: quick; with --list both)")
+    sweep.add_argument("--jobs", type=_positive, help="runs at a time, which share the cores (default: one for each core)")
+    sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="these in place of the script's seeds")
+    sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
+    sweep.add_argument("--sweeps-dir", type=Path, default=Path("benchmarks/sweeps"), metavar="DIR",
+                       help="directory of the scripts (default: benchmarks/sweeps)")  # fmt: skip
+    sweep.set_defaults(run=_sweep)
+
+    for command in (reproduce, train, sweep):
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
+    for command in (reproduce, train):
         command.add_argument("--threads", type=_positive, help="CPU threads of a run (default: as torch decides)")
 
     report = commands.add_parser("report", help="print the table and draw the curves of the records that are there")
@@ -60,10 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--download", choices=("mnist", "fmnist", "cifar10"), metavar="NAME", help=lacks)
     data.set_defaults(run=_data)
 
-    for command in (reproduce, train, report):
+    for command in (reproduce, train, sweep, report):
         where = "directory of the records (default: results)"
         command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
-    for command in (reproduce, train, data):
+    for command in (reproduce, train, sweep, data):
         where = "directory of the full data sets (default: $RBD_DATA_DIR, else a cache directory)"
         command.add_argument("--data-dir", type=Path, help=where)
     return parser
@@ -91,7 +109,7 @@ def _train(given: argparse.Namespace) -> int:
     made = run(wanted, directory, given.results_dir, **_options(given), timeout=given.timeout)
     if made is None:  # worker 0 tells
         return 0
-    print(f"{directory / wanted.id}.json: {record.summary(made)}")
+    print(f"{sweep.place(wanted, directory, given.results_dir)}: {record.summary(made)}")
     if made.outcome == "interrupted":
         raise KeyboardInterrupt
     return int(made.outcome == "diverged")
@@ -117,14 +135,14 @@ def _run_together(wanted: config.RunConfig, directory: Path, results: Path, time
 def _reproduce(given: argparse.Namespace) -> int:
     from rbd import record, sweep
 
-    table1 = sweep.table1(given.profile)
+    table1 = sweep.table1(given.profile, given.results_dir)
     directory = table1.directory(given.results_dir)
     missing = len(table1.configs) - len(table1.records(given.results_dir))
     print(f"{table1.name}: {len(table1.configs)} runs, {missing} to do, records in {directory}", flush=True)
     if missing:
         _require_data(table1.configs, given)
     for number, wanted in enumerate(table1.configs, 1):
-        there = record.find(wanted, directory)
+        there = sweep.find(wanted, directory, given.results_dir)
         made = sweep.run(wanted, directory, given.results_dir, **_options(given))
         if made.outcome == "interrupted":
             raise KeyboardInterrupt
@@ -132,6 +150,56 @@ def _reproduce(given: argparse.Namespace) -> int:
             print(f"[{number}/{len(table1.configs)}] {wanted.model} {wanted.data} {wanted.method} seed {wanted.seed}: "
                   f"{record.summary(made)}", flush=True)  # fmt: skip
     return _report(given)
+
+
+def _sweep(given: argparse.Namespace) -> int:
+    from rbd import record, runner, sweep
+
+    if given.list or not given.name:
+        return _list(given)
+    results, profile, module = given.results_dir, given.profile or "quick", sweep.script(given.name, given.sweeps_dir)
+    if hasattr(module, "measure"):
+        print(runner.measured(module, f"{given.name}-{profile}", profile, results, given.dry_run))
+        return 0
+    made = sweep.plan(given.name, profile, results, given.sweeps_dir)
+    record.write(sweep.manifest_path(made.name, results), made.manifest(), "a list of runs")
+    wanted = made if given.seeds is None else made.with_seeds(given.seeds)
+    missing = wanted.missing(wanted.records(results))
+    print(f"{made.name}: {len(wanted.configs)} runs, {len(missing)} to do, records in {made.directory(results)}", flush=True)
+    if given.dry_run:
+        print(*(f"{c.id} {runner.describe(c)}" for c in missing), sep="\n", end="\n" * bool(missing))
+    elif missing:
+        _require_data(missing, given)
+    failures = [] if given.dry_run else _perform(module, wanted, profile, len(missing), given)
+    for failure in failures:
+        print(f"failed: {runner.describe(failure.config)}: {failure.message} ({failure.path(results)})", file=sys.stderr)
+    if made.untuned:
+        print(f"rbd: warning: {made.name}: {sweep.untuned(made.untuned, profile)}", file=sys.stderr)
+    return int(bool(failures or made.untuned))
+
+
+def _perform(module: ModuleType, made: Sweep, profile: str, missing: int, given: argparse.Namespace) -> list[Failure]:
+    from rbd import runner
+
+    jobs = given.jobs or min(runner.cores(), missing) or 1
+    options = {"data_dir": given.data_dir, "device": given.device, "threads": max(1, runner.cores() // jobs)}
+    try:
+        return runner.perform(made, given.results_dir, jobs, runner.Processes(), options)
+    finally:  # also when interrupted: what has ended may be enough for some of it
+        if hasattr(module, "conclude"):
+            for line in module.conclude(profile, made.configs, made.records(given.results_dir), given.results_dir):
+                print(f"rbd: warning: {line}", file=sys.stderr)
+
+
+def _list(given: argparse.Namespace) -> int:
+    from rbd import runner, sweep
+
+    for name in sweep.experiments(given.sweeps_dir):
+        module = sweep.script(name, given.sweeps_dir)
+        print(f"{name}: {str(module.__doc__).strip()}")
+        for profile in (given.profile,) if given.profile else sweep.PROFILES:
+            print(f"    {profile}: {runner.state(name, profile, given.results_dir, given.sweeps_dir)}")
+    return 0
 
 
 def _require_data(configs: tuple[config.RunConfig, ...], given: argparse.Namespace) -> None:
@@ -145,13 +213,13 @@ def _require_data(configs: tuple[config.RunConfig, ...], given: argparse.Namespa
 def _report(given: argparse.Namespace) -> int:
     from rbd import report, sweep
 
-    table1 = sweep.table1(given.profile)
+    table1 = sweep.table1(given.profile, given.results_dir)
     records = table1.records(given.results_dir)
     if not records:
         first = f"run `rbd reproduce --profile {given.profile}`"
         raise ValueError(f"{table1.directory(given.results_dir)}: no records of {table1.name}; {first}")
     missing = len(table1.configs) - len(records)
-    text = f"{report.table(records, given.profile)}\n\n{report.legend(given.profile, missing)}"
+    text = f"{report.table(records, given.profile)}\n\n{report.legend(missing)}"
     picture = report.curves(records, given.results_dir / "figures" / f"{table1.name}.png", given.profile)
     if getattr(given, "into", None):
         try:

@@ -35,7 +35,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # method -> what several workers may s
     "rbd": ("common", "bases", "directions", "shares"),
     "fpd": ("common", "bases", "directions", "shares"),
 }
-OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant"}
+SWITCH = {"sgd": "rbd", "rbd": "sgd"}  # method -> the one that takes over after `switch` epochs
+OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant", "switch", "then_lr"}
 PAPER_LR = {  # (model, data) -> method -> learning rate, already × batch size; arXiv 2011.04720
     ("fc", "mnist"): {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125},
     ("fc", "fmnist"): {"rbd": 0.5, "fpd": 0.5, "sgd": 0.25},
@@ -77,21 +78,33 @@ class RunConfig:
     epochs: int = _option(int, 100, "passes over the training images")
     batch_size: int = _option(int, 32, "images per mini-batch")
     seed: int = _option(int, 0, "seed of initial parameters, batches and bases", low=0)
+    switch: int | None = _option(int, None, "epochs before the other one of rbd and sgd takes over")
+    then_lr: float | None = _option(float, None, "learning rate of the method that takes over")
 
     def __post_init__(self) -> None:
         values = {f: getattr(self, f.name) for f in fields(self)}
         given = {f.name: _checked(f, v) for f, v in values.items() if v is not None or f.default is not None}
         model, data, method = given["model"], given["data"], given["method"]
-        used = DEFAULTS[method].keys() | ({"workers", "variant"} if method in VARIANTS else set())
-        for name in sorted(OPTIONAL & given.keys() - used):
+        used = DEFAULTS[method] | _shared(given) | _switched(given)
+        for name in sorted(OPTIONAL & given.keys() - used.keys()):
             raise ValueError(f"{name}: does not apply to method {method!r}; got {given[name]!r}, allowed None")
-        resolved = {"lr": default_lr(model, data, method)} | DEFAULTS[method] | _shared(given)
+        resolved = {"lr": default_lr(model, data, method)} | used | given
         if str(resolved.get("partition")).startswith("by_ratio"):  # d_k = max(⌈D_k/R⌉, 10)
             if "dim" in given:
                 raise ValueError(f"dim: got {self.dim}, allowed None with {self.partition!r}, which decides it")
             del resolved["dim"]
         for f in values:
             object.__setattr__(self, f.name, resolved.get(f.name))
+
+    def at(self, epoch: int) -> RunConfig:
+        """The run that goes on after a number of epochs: this one, or the one that takes over, without the switch."""
+        if self.switch is None:
+            return self
+        over = epoch >= self.switch
+        method, lr = (SWITCH[self.method], self.then_lr) if over else (self.method, self.lr)
+        own = {name: getattr(self, name) for name in DEFAULTS[method]}
+        own |= {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
+        return RunConfig(self.model, self.data, method, lr=lr, **own)
 
     def canonical(self) -> str:
         """All fields that apply, as JSON with sorted keys and no spaces: equal configs give equal text."""
@@ -117,13 +130,27 @@ class RunConfig:
 
 
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields that were given, with the variant that several workers need and one process lacks."""
+    """The fields, with their defaults, that a run uses because several workers do it; none if one process does."""
     workers, variant, allowed = given.get("workers"), given.get("variant"), VARIANTS.get(given["method"], ())
+    if not allowed:
+        return {}
     if workers is None and variant is not None:
         raise ValueError(f"variant: got {variant!r} without workers, allowed None")
     if variant is not None and variant not in allowed:
         raise ValueError(f"variant: got {variant!r}, allowed {', '.join(allowed)} with method {given['method']!r}")
-    return given if workers is None else {"variant": allowed[0]} | given
+    if workers is not None and "switch" in given:
+        raise ValueError(f"workers: got {workers}, allowed None with switch")
+    return {} if workers is None else {"workers": None, "variant": allowed[0]}
+
+
+def _switched(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields, with their defaults, that a run uses because another method takes over; none if it does not."""
+    if "switch" not in given or given["method"] not in SWITCH:
+        return {}
+    then = SWITCH[given["method"]]
+    if given["switch"] >= given["epochs"]:
+        raise ValueError(f"switch: got {given['switch']}, allowed 1 ... {given['epochs'] - 1} (before the last epoch)")
+    return DEFAULTS[then] | {"switch": None, "then_lr": default_lr(given["model"], given["data"], then)}
 
 
 def default_lr(model: str, data: str, method: str) -> float:
@@ -186,7 +213,8 @@ def _default(f: Field[Any]) -> str:
     values = {method: used[f.name] for method, used in DEFAULTS.items() if f.name in used} or {"all": f.default}
     texts = [f"{value} for {method}" for method, value in values.items()]
     default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])
-    return default if f.name != "lr" else "the paper's, or ours where that is unknown"
+    own = "the paper's, or ours where that is unknown"
+    return {"lr": own, "then_lr": own, "switch": "never"}.get(f.name, default)
 
 
 def _argument(f: Field[Any]) -> Any:

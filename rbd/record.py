@@ -86,19 +86,26 @@ def save(record: Record, directory: str | os.PathLike[str]) -> Path:
     Raises OSError naming the directory if that cannot be made or written, ValueError if a damaged file is in the way.
     """
     find(record.config, directory)  # raises where a damaged file is in the way
-    path = Path(directory) / f"{record.config.id}.json"
-    temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
     content = {"format": FORMAT, **asdict(record), "curve": [_encoded(point) for point in record.curve]}
     text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    return write(Path(directory) / f"{record.config.id}.json", text + "\n", "a record")
+
+
+def write(path: Path, text: str, what: str = "a file") -> Path:
+    """Put text into the file, whole or not at all; make its directory; return the path.
+
+    Raises OSError naming the directory if that cannot be made or written.
+    """
+    temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot save a record: {error.strerror}", str(directory)) from error
+        raise OSError(error.errno, f"cannot save {what}: {error.strerror}", str(path.parent)) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -60,12 +60,11 @@ def table(records: Iterable[Record], profile: str) -> str:
     return "\n".join(lines)
 
 
-def legend(profile: str, missing: int) -> str:
+def legend(missing: int) -> str:
     """What the numbers of the table are."""
-    quick, paper = "signs for entries, learning rates of our own", "normal entries, the paper's learning rates (NES: ours)"
     text = (
         "Validation accuracy, %: mean ± standard deviation of n seeds after the last epoch, d = 250, batches of 32 images, "
-        f"{paper if profile == 'paper' else quick}. A run that diverged counts as chance, 10 %. "
+        "signs for entries, learning rates of our own. A run that diverged counts as chance, 10 %. "
         "NES spends d mini-batches on an update, the others one."
     )
     return text + (f" **{missing} runs are missing.**" if missing else "")

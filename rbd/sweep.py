@@ -1,14 +1,20 @@
-"""Sweep: named sets of runs. Only what the results directory does not hold yet is run."""
+"""Sweep: named sets of runs. Only what the results directory does not hold yet is run, and by one process at a time."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
-from rbd import record
+from filelock import FileLock, Timeout
+
+from rbd import rates, record
 from rbd.config import RunConfig
 from rbd.record import Record
 
@@ -16,27 +22,28 @@ PROFILES = ("quick", "paper")
 SEEDS = (0, 1, 2)  # n = 3, as in the paper
 QUICK_EPOCHS = {"fc": 20, "cnn": 10}
 QUICK_SEEDS = {"fc": SEEDS, "cnn": SEEDS[:2]}  # what fits into ten minutes on two cores
-
-# Learning rates of the quick profile: its 5,000 images and few epochs need larger ones than the paper's. Hand-picked after
-# one short run each (seed 100, which no reported run has; the same validation images) at 3 to 5 rates a method: near the
-# best, not always it (CNN, F-MNIST, sgd: 75.0 % at 0.125, 76.2 % at 0.25). No rate of nes was better than chance.
-QUICK_LR = {
-    ("fc", "mnist-embedded"): {"nes": 1.0, "fpd": 16.0, "rbd": 4.0, "sgd": 0.125},
-    ("fc", "fmnist-embedded"): {"nes": 1.0, "fpd": 8.0, "rbd": 4.0, "sgd": 0.125},
-    ("cnn", "mnist-embedded"): {"nes": 0.1, "fpd": 4.0, "rbd": 2.0, "sgd": 0.125},
-    ("cnn", "fmnist-embedded"): {"nes": 0.1, "fpd": 4.0, "rbd": 2.0, "sgd": 0.125},
-}
+LAW = "rademacher"  # signs: a tenth of the cost of normals on a CPU, and no worse (the distributions sweep)
+SCRIPTS = Path("benchmarks") / "sweeps"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that answer one question; their records stand in <results>/runs/<name>/."""
+    """Runs that answer one question; their records stand in <results>/runs/<name>/, or in the folder of another sweep.
+
+    Attributes:
+        name: experiment and profile, such as "table1-quick".
+        configs: the runs.
+        question: what they answer.
+        untuned: keys (see rbd.rates) that lack a learning rate; their runs cannot be named yet.
+    """
 
     name: str
     configs: tuple[RunConfig, ...]
+    question: str = ""
+    untuned: tuple[str, ...] = ()
 
     def directory(self, results: str | os.PathLike[str]) -> Path:
-        """Where the records are."""
+        """Where new records go."""
         return Path(results) / "runs" / self.name
 
     def records(self, results: str | os.PathLike[str]) -> list[Record]:
@@ -45,8 +52,29 @@ class Sweep:
         Raises:
             ValueError: a record is damaged (the file is named).
         """
-        found = (record.find(config, self.directory(results)) for config in self.configs)
+        found = (find(config, self.directory(results), results) for config in self.configs)
         return [r for r in found if r and r.outcome != "interrupted"]
+
+    def missing(self, records: Iterable[Record]) -> tuple[RunConfig, ...]:
+        """The runs that the records lack."""
+        there = {r.config.id for r in records}
+        return tuple(c for c in self.configs if c.id not in there)
+
+    def with_seeds(self, seeds: Iterable[int]) -> Sweep:
+        """The same runs with these seeds, every one with each of them."""
+        return replace(self, configs=tuple(dict.fromkeys(replace(c, seed=seed) for c in self.configs for seed in seeds)))
+
+    def manifest(self) -> str:
+        """The runs as JSON, one a line: what whoever reads the results should find there."""
+        about = {"name": self.name, "question": self.question, "untuned": self.untuned}
+        lines = [f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in about.items()]
+        runs = ",\n".join(f'{{"id": "{c.id}", "config": {c.canonical()}}}' for c in self.configs)
+        return "{" + ",\n".join([*lines, f'"runs": [\n{runs}\n]']) + "}\n"
+
+
+def manifest_path(name: str, results: str | os.PathLike[str]) -> Path:
+    """Where the list of a sweep's runs is."""
+    return Path(results) / "sweeps" / f"{name}.json"
 
 
 def grid(**axes) -> Iterator[dict]:
@@ -54,47 +82,147 @@ def grid(**axes) -> Iterator[dict]:
     return (dict(zip(axes, values)) for values in product(*axes.values()))
 
 
-def table1(profile: str) -> Sweep:
-    """NES, FPD, RBD and SGD with the FC net and the CNN (arXiv 2011.04720, table 1).
+def table1(profile: str, results: str | os.PathLike[str] = "results") -> Sweep:
+    """NES, FPD, RBD and SGD with the FC net and the CNN (arXiv 2011.04720, table 1), at learning rates found by a sweep.
 
-    quick: the embedded images, few epochs, signs for entries (a tenth of the cost on a CPU), learning rates of our own.
-    paper: the paper's set-up, full data sets, 100 epochs, normal entries, its learning rates (NES: ours, unknown there).
-    """
-    if profile not in PROFILES:
-        raise ValueError(f"profile: got {profile!r}, allowed {', '.join(PROFILES)}")
-    names = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist", "cifar10")
-    axes = grid(model=("fc", "cnn"), data=names, method=("nes", "fpd", "rbd", "sgd"), seed=SEEDS)
-    configs = (RunConfig(**a) if profile == "paper" else _quick(**a) for a in axes)
-    return Sweep(f"table1-{profile}", tuple(c for c in configs if c))
-
-
-def _quick(model: str, data: str, method: str, seed: int) -> RunConfig | None:
-    if seed not in QUICK_SEEDS[model]:
-        return None
-    lr, epochs = QUICK_LR[model, data][method], QUICK_EPOCHS[model]
-    law = None if method == "sgd" else "rademacher"
-    return RunConfig(model=model, data=data, method=method, distribution=law, lr=lr, epochs=epochs, seed=seed)
-
-
-def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], **options) -> Record:
-    """The record of a configuration: the one in the directory, or a new one from train(config, **options), saved there.
-
-    Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there.
+    quick: the embedded images, few epochs. paper: full data sets, 100 epochs. Both with signs for entries.
 
     Raises:
+        ValueError: an unknown profile, or no learning rate is known for any of the runs.
+    """
+    tuned = rates.load(_checked(profile), results)
+    configs = tuple(c for c in table1_configs(profile, tuned) if c)
+    if not configs:
+        raise ValueError(f"table1-{profile}: {untuned(tuned.missing, profile)}")
+    return Sweep(f"table1-{profile}", configs, str(table1_configs.__doc__), tuple(tuned.missing))
+
+
+def table1_configs(profile: str, tuned: rates.Tuned) -> Iterator[RunConfig | None]:
+    """How accurate are NES, FPD, RBD and SGD on each pair of network and data (table 1)?"""
+    names = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist", "cifar10")
+    for model, data, method, seed in product(("fc", "cnn"), names, ("nes", "fpd", "rbd", "sgd"), SEEDS):
+        if profile == "paper" or seed in QUICK_SEEDS[model]:
+            law = {} if method == "sgd" else {"distribution": LAW}
+            epochs = QUICK_EPOCHS[model] if profile == "quick" else 100
+            yield tuned(model=model, data=data, method=method, **law, epochs=epochs, seed=seed)
+
+
+def _checked(profile: str) -> str:
+    if profile not in PROFILES:
+        raise ValueError(f"profile: got {profile!r}, allowed {', '.join(PROFILES)}")
+    return profile
+
+
+def untuned(keys: Iterable[str], profile: str) -> str:
+    """What is to be done about keys without a learning rate."""
+    return f"no learning rate yet for {', '.join(map(repr, keys))}: run `rbd sweep learning_rate --profile {profile}`"
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def experiments(folder: str | os.PathLike[str] = SCRIPTS) -> list[str]:
+    """The names of the scripts in the folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = sorted(path.stem for path in Path(folder).glob("*.py"))
+    if not names:
+        raise ValueError(f"sweeps-dir: got {folder}, allowed a folder of sweep scripts, as benchmarks/sweeps in a clone")
+    return names
+
+
+def script(name: str, folder: str | os.PathLike[str] = SCRIPTS) -> ModuleType:
+    """The script of an experiment, run: its docstring is the question, configs(profile, tuned) or measure(profile) the work.
+
+    `tuned` makes a RunConfig with the learning rate chosen for it, or None where there is none yet. conclude(profile,
+    configs, records, results), if there, runs at the end of the sweep and returns warnings.
+
+    Raises:
+        ValueError: there is no such script, or it lacks what it should have.
+    """
+    if name not in (names := experiments(folder)):
+        raise ValueError(f"name: got {name!r}, allowed {', '.join(names)}")
+    path = Path(folder) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"rbd_sweep_{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not module.__doc__ or not (hasattr(module, "configs") or hasattr(module, "measure")):
+        raise ValueError(f"{path}: got no docstring or neither of configs and measure, allowed a question and one of them")
+    return module
+
+
+def plan(name: str, profile: str, results: str | os.PathLike[str], folder: str | os.PathLike[str] = SCRIPTS) -> Sweep:
+    """The sweep of an experiment in a profile. Raises ValueError as `script` does."""
+    module, tuned = script(name, folder), rates.load(_checked(profile), results)
+    configs = tuple(dict.fromkeys(c for c in module.configs(profile, tuned) if c))  # each once
+    return Sweep(f"{name}-{profile}", configs, str(module.__doc__).strip(), tuple(tuned.missing))
+
+
+# ---------------------------------------------------------------- one run
+
+
+class Busy(RuntimeError):
+    """Another process is at this run."""
+
+
+def find(config: RunConfig, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Record | None:
+    """The record of a configuration in the directory; one that has ended there or under any <results>/runs/*/ comes first.
+
+    Raises:
+        ValueError: a record is damaged (the file is named).
+    """
+    return record.find(config, place(config, directory, results).parent)
+
+
+def place(config: RunConfig, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Path:
+    """The file of the record that counts, there or not: see `find`."""
+    own = Path(directory) / f"{config.id}.json"
+    others = sorted(Path(results).glob(f"runs/*/{config.id}.json"))
+    return next((path for path in (own, *others) if path.exists() and record.load(path).outcome != "interrupted"), own)
+
+
+def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: bool = True, **options) -> Record:
+    """The record of a configuration: one that is there, or a new one from train(config, **options), saved in directory.
+
+    Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
+    runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
+
+    Raises:
+        Busy: another process is at it, and it is not to be waited for.
         ValueError, OSError: what train, record.find and record.save raise; a directory that cannot be written is found
             out before the run.
     """
-    found, checkpoints = record.find(config, directory), Path(results) / "checkpoints"
-    if found and found.outcome != "interrupted":
-        (checkpoints / f"{config.id}.safetensors").unlink(missing_ok=True)  # left by a crash after the record was saved
-        return found
-    from rbd.train import train  # torch: not to be waited for by those who only read records
+    checkpoint = Path(results) / "checkpoints" / f"{config.id}.safetensors"
+    found = find(config, directory, results)
+    if not found or found.outcome == "interrupted":
+        for needed in (directory, checkpoint.parent, Path(results) / "locks"):
+            record.check_writable(needed)
+        with claim(config, results, wait):
+            found = find(config, directory, results)  # another process may have ended it meanwhile
+            if not found or found.outcome == "interrupted":
+                from rbd.train import train  # torch: not to be waited for by those who only read records
 
-    for needed in (directory, checkpoints):
-        record.check_writable(needed)
-    made = train(config, checkpoints, **options)
-    record.save(made, directory)
-    if made.outcome != "interrupted":
-        (checkpoints / f"{config.id}.safetensors").unlink(missing_ok=True)
-    return made
+                found = train(config, checkpoint.parent, **options)
+                record.save(found, directory)
+    if found.outcome != "interrupted":
+        checkpoint.unlink(missing_ok=True)  # also one left by a crash after the record was saved
+    return found
+
+
+@contextmanager
+def claim(config: RunConfig, results: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
+    """Be the only process at a run. Raises Busy if another one is and wait is false."""
+    lock = FileLock(Path(results) / "locks" / f"{config.id}.lock", timeout=-1 if wait else 0)
+    lock_file = Path(lock.lock_file)
+    try:
+        with lock:
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes no open file; who waits for this one looks whether it is gone
+                    lock_file.unlink()
+    except Timeout as error:
+        raise Busy(f"{config.id}: another process is at this run") from error

@@ -154,9 +154,8 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     workers = Workers(config.variant) if config.workers and config.variant else None
     rank, own_batch = workers.rank if workers else 0, config.variant in OWN_BATCH
     model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
-    optimizer = build_optimizer(config, model)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
-    progress = _resumed(path, config, model, optimizer, workers)
+    optimizer, progress = _begun(path, config, model, workers)
     done = progress.step
     network = _replica(model, workers) if workers and workers.variant == "ddp" else model
 
@@ -185,6 +184,8 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
                 progress, losses, cosines = Progress(step, (*progress.curve, point), seconds), [], []
                 if workers:
                     workers.agree({"step": step, "parameters": digest(model.parameters())})
+                if epoch == config.switch:
+                    optimizer = build_optimizer(config.at(epoch), model)
                 if path and rank == 0:
                     save_checkpoint(path, config, model, optimizer, progress)
                 sent = _sent(workers)
@@ -201,16 +202,17 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     return Record(config, outcome, progress.curve, progress.seconds, where)
 
 
-def _resumed(path: Path | None, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer,
-             workers: Workers | None) -> Progress:  # fmt: skip
+def _begun(path: Path | None, config: RunConfig, model: nn.Module,
+           workers: Workers | None) -> tuple[torch.optim.Optimizer, Progress]:  # fmt: skip
     """Where the checkpoint left off, or the start; worker 0 reads it and tells the others, who need not see the file."""
-    first = workers is None or workers.rank == 0
-    progress = load_checkpoint(path, config, model, optimizer) if first and path and path.exists() else Progress()
+    optimizer, progress = build_optimizer(config.at(0), model), Progress()
+    if path and path.exists() and (workers is None or workers.rank == 0):
+        optimizer, progress = load_checkpoint(path, config, model)
     if workers:
         progress = workers.tell(progress)
         workers.copy(model.state_dict().values())
         optimizer.load_state_dict(workers.tell(optimizer.state_dict()))
-    return progress
+    return optimizer, progress
 
 
 def _replica(model: nn.Module, workers: Workers) -> nn.Module:
@@ -333,8 +335,8 @@ def save_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: 
             temporary.unlink()
 
 
-def load_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put model and optimizer where the checkpoint left them.
+def load_checkpoint(path: Path, config: RunConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Progress]:
+    """Put the model where the checkpoint left it, with the optimizer of that time.
 
     Raises:
         ValueError: the file is damaged, or of another configuration or stream version; it is left as it is.
@@ -345,8 +347,10 @@ def load_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: 
             if known["config"] != config.canonical():
                 raise ValueError(f"made by {known['config']}")
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        optimizer.load_state_dict(known["optimizer"])
         points = tuple(Point(**point) for point in known["progress"].pop("curve"))
-        return replace(Progress(**known["progress"]), curve=points, seconds=tuple(known["progress"]["seconds"]))
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        progress = replace(Progress(**known["progress"]), curve=points, seconds=tuple(known["progress"]["seconds"]))
+        optimizer = build_optimizer(config.at(points[-1].epoch), model)
+        optimizer.load_state_dict(known["optimizer"])
+        return optimizer, progress
+    except (SafetensorError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: not a checkpoint of this run: {error}; remove it to start the run again") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import rbd
-from rbd import data, record, report, sweep
+from rbd import data, rates, record, report, sweep
 from rbd.__main__ import main
 from rbd.config import DEFAULTS, RunConfig
 
@@ -200,10 +200,9 @@ def test_damaged_record_is_named(here, capsys):
 
 
 def test_report_without_records_says_what_to_run(here, capsys):
-    for profile in ("quick", "paper"):
-        said = refused(["report", "--profile", profile], capsys)
-        table1 = f"table1-{profile}"
-        assert f"results/runs/{table1}: no records of {table1}; run `rbd reproduce --profile {profile}`" in said
+    said = refused(["report"], capsys)
+    assert "results/runs/table1-quick: no records of table1-quick; run `rbd reproduce --profile quick`" in said
+    assert "run `rbd sweep learning_rate --profile paper`" in refused(["report", "--profile", "paper"], capsys)
     assert list(here.iterdir()) == []
 
 
@@ -375,7 +374,7 @@ def tiny(monkeypatch, few) -> sweep.Sweep:
     first = RunConfig(method="sgd", epochs=2, lr=0.125)
     runs = (first, replace(first, seed=1), RunConfig(method="rbd", dim=20, distribution="rademacher", epochs=2, lr=4.0))
     made = sweep.Sweep("table1-quick", runs)
-    monkeypatch.setattr(sweep, "table1", lambda profile: made)
+    monkeypatch.setattr(sweep, "table1", lambda profile, results: made)
     return made
 
 
@@ -440,16 +439,19 @@ def test_reproduce_stops_at_a_damaged_record_before_any_training(here, tiny, cap
 
 def test_reproduce_without_the_data_says_how_to_get_them(here, capsys):
     """The profile needs the full sets: as typed for the first time on a new machine."""
+    file = rates.path("paper", "results")
+    file.parent.mkdir()
+    file.write_text(json.dumps({"rates": {"fc mnist sgd": {"lr": 0.125}}}))
     assert main(["reproduce", "--profile", "paper", "--data-dir", "empty"]) == 2
     said = capsys.readouterr()
-    assert said.out == "table1-paper: 72 runs, 72 to do, records in results/runs/table1-paper\n"
+    assert said.out == "table1-paper: 3 runs, 3 to do, records in results/runs/table1-paper\n"
     assert "rbd data --download mnist" in said.err
 
 
 def test_diverged_run_is_shown_once_and_counted(here, tiny, capsys, monkeypatch):
     """SGD's record then holds a NaN, which equals nothing, and yet it is not news the second time."""
     diverging = sweep.Sweep("table1-quick", (replace(tiny.configs[0], lr=1e6),))
-    monkeypatch.setattr(sweep, "table1", lambda profile: diverging)
+    monkeypatch.setattr(sweep, "table1", lambda profile, results: diverging)
     assert main(["reproduce"]) == 0
     out = capsys.readouterr().out
     assert "[1/1] fc mnist-embedded sgd seed 0: diverged after 1 epochs" in out and "(n = 1, 1 diverged)" in out

@@ -18,11 +18,11 @@ NAMES = [f.name for f in fields(RunConfig)]
 
 def test_fields_and_defaults():
     assert NAMES == ["model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "workers", "variant",
-                     "lr", "epochs", "batch_size", "seed"]
+                     "lr", "epochs", "batch_size", "seed", "switch", "then_lr"]
     assert asdict(RunConfig()) == {
         "model": "fc", "data": "mnist-embedded", "method": "rbd", "dim": 250, "partition": "whole",
         "distribution": "normal", "redraw": 1, "sigma": None, "workers": None, "variant": None, "lr": 1.0,
-        "epochs": 100, "batch_size": 32, "seed": 0,
+        "epochs": 100, "batch_size": 32, "seed": 0, "switch": None, "then_lr": None,
     }
 
 
@@ -147,7 +147,7 @@ def test_equal_runs_have_equal_ids():
     assert RunConfig(partition="even:08").id == RunConfig(partition="even:8").id
     assert RunConfig(partition="by_ratio:2.5").partition == "by_ratio:2.5"
     backwards = dict(reversed(asdict(RunConfig()).items()))
-    assert next(iter(backwards)) == "seed" and RunConfig.from_dict(backwards).id == RunConfig().id
+    assert next(iter(backwards)) == "then_lr" and RunConfig.from_dict(backwards).id == RunConfig().id
 
 
 def test_every_field_changes_the_id():
@@ -156,7 +156,9 @@ def test_every_field_changes_the_id():
     ids = {RunConfig(**{name: value}).id for name, value in others.items()}
     ids |= {RunConfig().id, RunConfig(method="nes").id, RunConfig(method="nes", sigma=0.02).id}
     ids |= {RunConfig(workers=2).id, RunConfig(workers=3).id, RunConfig(workers=2, variant="bases").id}
-    assert set(others) | {"sigma", "workers", "variant"} == set(NAMES) and len(ids) == len(others) + 6
+    ids |= {RunConfig(switch=9).id, RunConfig(switch=9, then_lr=2.0).id, RunConfig(method="sgd", switch=9).id}
+    more = {"sigma", "workers", "variant", "switch", "then_lr"}
+    assert set(others) | more == set(NAMES) and len(ids) == len(others) + 9
 
 
 @pytest.mark.parametrize("c", [

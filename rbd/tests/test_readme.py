@@ -60,7 +60,7 @@ def test_table_and_picture_are_those_of_the_records():
     table1 = sweep.table1("quick")
     records = table1.records(ROOT / "results")
     assert len(records) == len(table1.configs)
-    text = f"{report.table(records, 'quick')}\n\n{report.legend('quick', 0)}"
+    text = f"{report.table(records, 'quick')}\n\n{report.legend(0)}"
     readme = (ROOT / "README.md").read_text("utf-8")
     assert report.insert(readme, table1.name, text) == readme
     assert all(r.outcome == "finished" and not r.environment["dirty"] for r in records)

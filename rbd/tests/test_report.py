@@ -113,11 +113,10 @@ def test_diverged_runs_count_and_are_said():
 
 
 def test_legend_says_what_the_numbers_are_and_what_is_missing():
-    assert "missing" not in report.legend("quick", 0)
-    assert "**7 runs are missing.**" in report.legend("paper", 7)
-    for profile, law in (("quick", "signs"), ("paper", "normal")):
-        text = report.legend(profile, 0)
-        assert all(word in text for word in ("Validation accuracy, %", "standard deviation", "d = 250", "seeds", law))
+    assert "missing" not in report.legend(0)
+    assert "**7 runs are missing.**" in report.legend(7)
+    words = ("Validation accuracy, %", "standard deviation", "d = 250", "seeds", "signs", "learning rates of our own")
+    assert all(word in report.legend(0) for word in words)
 
 
 # ---------------------------------------------------------------- into a text

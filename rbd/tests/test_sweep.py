@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rbd import record, sweep
+import rbd
+from rbd import rates, record, sweep
 from rbd.config import RunConfig
 from rbd.record import Point, Record
 
+ROOT = Path(rbd.__file__).parents[1]
 RUN = RunConfig(method="sgd", epochs=1, batch_size=500)
 MADE = Record(RUN, "finished", (Point(1, 10, 5000, 10, 2.25, 46.6, 1.0),), (0.5,), {"threads": 1})
-PAPER_RATES = {  # typed from the paper's released configurations: RBD and FPD, SGD; already × batch size
-    ("fc", "mnist"): (1.0, 0.125), ("fc", "fmnist"): (0.5, 0.25), ("fc", "cifar10"): (0.25, 0.0078),
-    ("cnn", "mnist"): (0.0625, 0.03125), ("cnn", "fmnist"): (0.125, 0.0625), ("cnn", "cifar10"): (0.125, 0.0156),
-}  # fmt: skip
 
 
 class Trainer:
@@ -43,6 +42,16 @@ def trained_by(monkeypatch):
     return put
 
 
+@pytest.fixture
+def paper_rates(tmp_path) -> Path:
+    """A results directory with a rate, 0.375, for everything that table 1 asks for in the paper profile."""
+    pairs = [(m, d, n) for m in ("fc", "cnn") for d in ("mnist", "fmnist", "cifar10") for n in ("sgd", "rbd", "fpd", "nes")]
+    keys = [rates.key(RunConfig(model=m, data=d, method=n)) for m, d, n in pairs]
+    content = {"profile": "paper", "rates": {key: {"lr": 0.375} for key in keys}}
+    rates.path("paper", tmp_path).write_text(json.dumps(content))
+    return tmp_path
+
+
 # ---------------------------------------------------------------- what is run
 
 
@@ -58,8 +67,8 @@ def test_grid_runs_through_the_last_axis_first():
     ("quick", ("mnist-embedded", "fmnist-embedded"), {"fc": (0, 1, 2), "cnn": (0, 1)}),
     ("paper", ("mnist", "fmnist", "cifar10"), {"fc": (0, 1, 2), "cnn": (0, 1, 2)}),
 ])  # fmt: skip
-def test_table1_has_every_method_on_every_pair(profile, names, seeds):
-    made = sweep.table1(profile)
+def test_table1_has_every_method_on_every_pair(profile, names, seeds, paper_rates):
+    made = sweep.table1(profile, paper_rates)
     assert made.name == f"table1-{profile}"
     assert made.directory("out") == Path("out/runs") / made.name
     ran = [(c.model, c.data, c.method, c.seed) for c in made.configs]
@@ -72,14 +81,16 @@ def test_table1_has_every_method_on_every_pair(profile, names, seeds):
         assert RunConfig.from_dict(c.__dict__) == c
 
 
-def test_paper_profile_is_the_papers_set_up():
-    for c in sweep.table1("paper").configs:
-        assert c.epochs == 100
-        assert c.distribution == (None if c.method == "sgd" else "normal")
-        if c.method != "nes":  # not known from the paper
-            assert c.lr == PAPER_RATES[c.model, c.data][c.method == "sgd"]
-        else:
-            assert c.sigma == 0.01
+def test_paper_profile_is_the_papers_set_up_with_signs_and_rates_of_our_own(paper_rates):
+    for c in sweep.table1("paper", paper_rates).configs:
+        assert (c.epochs, c.lr) == (100, 0.375)
+        assert c.distribution == (None if c.method == "sgd" else "rademacher")
+        assert c.sigma == (0.01 if c.method == "nes" else None)
+
+
+def test_table1_without_any_rate_says_how_to_find_them(tmp_path):
+    with pytest.raises(ValueError, match="no learning rate yet for 'fc mnist nes dim=250', .*: run `rbd sweep learning"):
+        sweep.table1("paper", tmp_path)
 
 
 def test_quick_profile_is_small_and_leaves_an_update_to_nes():
@@ -88,11 +99,11 @@ def test_quick_profile_is_small_and_leaves_an_update_to_nes():
         assert 250 <= c.epochs * 156 <= 20 * 156  # 5,000 images are 156 batches; NES takes 250 to a step
 
 
-def test_runs_of_one_pair_and_method_differ_in_the_seed_only():
+def test_runs_of_one_pair_and_method_differ_in_the_seed_only(paper_rates):
     """They are samples of one thing."""
     for profile in sweep.PROFILES:
         by_cell: dict[tuple, set] = {}
-        for c in sweep.table1(profile).configs:
+        for c in sweep.table1(profile, paper_rates).configs:
             by_cell.setdefault((c.model, c.data, c.method), set()).add(replace(c, seed=0).id)
         assert {len(ids) for ids in by_cell.values()} == {1}
 

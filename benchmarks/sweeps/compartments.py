@@ -1,0 +1,16 @@
+"""Do independent bases for compartments of the parameters help, at the same total d: even cuts and one for each layer?"""
+
+from __future__ import annotations
+
+from rbd.sweep import LAW, SEEDS
+
+CUTS = {"quick": (2, 4, 16, 64), "paper": (2, 4, 8, 16, 32, 64, 125)}  # K; d = 250 leaves 2 directions to each of 125
+
+
+def configs(profile, tuned):
+    sets = ("mnist-embedded",) if profile == "quick" else ("mnist", "fmnist")
+    base = {"model": "fc", "method": "rbd", "distribution": LAW, "epochs": 20 if profile == "quick" else 100}
+    for data in sets:
+        for partition in ("whole", "by_layer", *(f"even:{count}" for count in CUTS[profile])):
+            for seed in SEEDS:
+                yield tuned(**base, data=data, partition=partition, seed=seed)

@@ -1,0 +1,14 @@
+"""How large is the cosine of update and gradient, against d and against √(d/D)?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rbd.sweep import script
+
+
+def configs(profile, tuned):  # the runs of two other sweeps, whose records have the cosines
+    for name in ("dimension", "table1"):
+        for config in script(name, Path(__file__).parent).configs(profile, tuned):
+            if config and config.method == "rbd":
+                yield config

@@ -1,0 +1,65 @@
+"""How does the loss change along random directions around a trained network, and along its gradient?"""
+
+from __future__ import annotations
+
+EPOCHS = {"quick": 5, "paper": 20}
+DIRECTIONS = {"quick": 20, "paper": 100}
+DISTANCES = tuple(round(-12 + 0.5 * i, 1) for i in range(49))  # ‖Δθ‖
+SEED = 100
+IMAGES = 2000  # of the training set, for the loss
+
+
+def measure(profile):
+    """The loss at θ + a φ, for distances a and directions φ of length 1: (directions, distances), and along the gradient.
+
+    θ is the FC net (D = 101,770) on the embedded MNIST, at the start and after SGD of 5 or 20 epochs at rate 0.1.
+    """
+    from rbd import data, models
+
+    sets = data.load("mnist-embedded")
+    model = models.build("fc", (1, 28, 28), SEED)
+    start = around(model, sets, DIRECTIONS[profile])
+    trained(model, sets, EPOCHS[profile])
+    after = around(model, sets, DIRECTIONS[profile])
+    common = {"model": "fc", "data": "mnist-embedded", "seed": SEED, "images": IMAGES, "epochs": EPOCHS[profile]}
+    return {**common, "n": DIRECTIONS[profile], "distances": DISTANCES, "start": start, "trained": after}
+
+
+def trained(model, sets, epochs):
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from rbd import data
+
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for epoch in range(epochs):
+        for x, y in data.batches(sets.train, 32, SEED, epoch):
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+
+def around(model, sets, count):
+    """Losses along `count` random directions and along the negative gradient; norms of θ and of the gradient."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+    from rbd import Basis, data
+
+    x, y = next(data.evaluation(sets.train, IMAGES))
+    theta = parameters_to_vector(model.parameters()).detach()  # (D,)
+    g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(cross_entropy(model(x), y), model.parameters())])  # (D,)
+
+    def losses(direction):
+        found = []
+        with torch.no_grad():
+            for distance in DISTANCES:
+                vector_to_parameters(theta + distance * direction / direction.norm(), model.parameters())
+                found.append(round(float(cross_entropy(model(x), y)), 6))
+            vector_to_parameters(theta, model.parameters())
+        return found
+
+    rows = [Basis(1, len(theta), "normal", SEED, row=i).expand(torch.ones(1)) for i in range(count)]  # (D,) each
+    return {"random": [losses(row) for row in rows], "descent": losses(-g), "norm": float(theta.norm()),
+            "gradient_norm": float(g.norm())}  # fmt: skip

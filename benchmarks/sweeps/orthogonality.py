@@ -1,0 +1,35 @@
+"""How orthogonal are two random directions: E|cos| against D, for each law, beside √(2/(πD)) = 0.798/√D?"""
+
+from __future__ import annotations
+
+import math
+from statistics import mean, stdev
+
+from rbd.config import DISTRIBUTIONS
+
+SIZES = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)  # D
+PAIRS = {"quick": 400, "paper": 4000}
+SEED = 100
+
+
+def measure(profile):
+    """A row for every law and D: mean and standard deviation of |cos| over n independent pairs of directions."""
+    return [row(law, size, PAIRS[profile]) for law in DISTRIBUTIONS for size in SIZES]
+
+
+def row(law, size, pairs):
+    cosines = [abs(cosine(law, size, step)) for step in range(pairs)]
+    expected = math.sqrt(2 / (math.pi * size))  # of normal entries, as D grows; arXiv 2011.04720
+    return {"distribution": law, "size": size, "n": pairs, "mean": mean(cosines), "std": stdev(cosines),
+            "expected": expected}  # fmt: skip
+
+
+def cosine(law, size, step):
+    """Of two directions of one basis; every law and size has bases of its own."""
+    import torch
+
+    from rbd import Basis
+
+    name = {"seed": SEED + DISTRIBUTIONS.index(law), "stream": size, "step": step}
+    a, b = (Basis(1, size, law, **name, row=row).expand(torch.ones(1)).double() for row in (0, 1))
+    return float(a @ b / (a.norm() * b.norm()))

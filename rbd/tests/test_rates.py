@@ -1,0 +1,114 @@
+"""rbd.rates: which runs share a rate, how it is chosen, and that nobody trains without one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import rbd
+from rbd import rates
+from rbd.config import RunConfig
+from rbd.record import Point, Record
+
+ROOT = Path(rbd.__file__).parents[1]
+SGD = RunConfig(method="sgd", epochs=1)
+
+
+def made(lr: float, accuracy: float, seed: int = 100, outcome: str = "finished", config: RunConfig = SGD) -> Record:
+    curve = (Point(1, 1, 1, 1, 2.0, accuracy, None),)
+    return Record(replace(config, lr=lr, seed=seed), outcome, curve, (1.0,), {})
+
+
+@pytest.mark.parametrize(("config", "key"), [
+    (RunConfig(method="sgd"), "fc mnist-embedded sgd"),
+    (RunConfig(), "fc mnist-embedded rbd dim=250 partition=whole redraw=1"),
+    (RunConfig(method="fpd", dim=7, partition="even:2"), "fc mnist-embedded fpd dim=7 partition=even:2"),
+    (RunConfig(model="resnet8", data="fmnist", partition="by_ratio:9"), "resnet8 fmnist rbd partition=by_ratio:9 redraw=1"),
+    (RunConfig(model="cnn", data="fmnist", method="nes"), "cnn fmnist nes dim=250"),
+])  # fmt: skip
+def test_key_names_what_the_scale_depends_on(config, key):
+    assert rates.key(config) == key
+    assert rates.key(replace(config, lr=9.0, seed=5, epochs=7)) == key
+    if config.distribution:
+        assert rates.key(replace(config, distribution="uniform")) == key
+
+
+def test_choice_is_the_best_mean_over_the_seeds():
+    """By hand: 0.1 has 50; 0.2 has (80 + 60) / 2 = 70; 0.4 has one run of 90 and one that diverged, 10: 50."""
+    records = [made(0.1, 50.0), made(0.2, 80.0), made(0.2, 60.0, 101), made(0.4, 90.0), made(0.4, 95.0, 101, "diverged")]
+    assert rates.choose(records) == {"fc mnist-embedded sgd": {"lr": 0.2, "accuracy": 70.0, "n": 2, "at_edge": False}}
+
+
+@pytest.mark.parametrize(("accuracies", "lr", "edge"), [
+    ((10, 20, 30), 0.4, True), ((30, 20, 10), 0.1, True), ((10, 30, 20), 0.2, False),
+    ((30, 30, 10), 0.1, True),  # the smaller of equals
+])  # fmt: skip
+def test_edge_of_the_grid_is_noticed(accuracies, lr, edge):
+    (chosen,) = rates.choose(made(rate, float(a)) for rate, a in zip((0.1, 0.2, 0.4), accuracies)).values()
+    assert (chosen["lr"], chosen["at_edge"]) == (lr, edge)
+
+
+def test_conclude_writes_what_is_complete_and_warns_of_the_rest(tmp_path):
+    fpd = RunConfig(method="fpd", epochs=1)
+    records = [made(rate, a) for rate, a in ((0.1, 20.0), (0.2, 30.0), (0.4, 25.0))]
+    records += [made(rate, a, config=fpd) for rate, a in ((1.0, 20.0), (2.0, 30.0))]
+    configs = [r.config for r in records]
+    unfinished = RunConfig(epochs=1, seed=100)
+    warnings = rates.conclude("quick", [*configs, unfinished], records, tmp_path)
+    assert warnings == [
+        "fc mnist-embedded rbd dim=250 partition=whole redraw=1: not chosen yet, runs are missing",
+        "fc mnist-embedded fpd dim=250 partition=whole: the best rate, 2, is at the edge of the grid",
+    ]
+    found = json.loads((tmp_path / "learning_rate-quick.json").read_text())
+    assert {key: c["lr"] for key, c in found["rates"].items()} == {
+        "fc mnist-embedded sgd": 0.2, "fc mnist-embedded fpd dim=250 partition=whole": 2.0,
+    }  # fmt: skip
+    before = (tmp_path / "learning_rate-quick.json").read_bytes()
+    rates.conclude("quick", [*configs, unfinished], reversed(records), tmp_path)
+    assert (tmp_path / "learning_rate-quick.json").read_bytes() == before
+
+
+def test_tuned_makes_configurations_or_notes_the_key(tmp_path):
+    rates.conclude("paper", [SGD], [made(SGD.lr, 50.0, SGD.seed)], tmp_path)
+    tuned = rates.load("paper", tmp_path)
+    assert tuned(model="fc", data="mnist-embedded", method="sgd", seed=3) == RunConfig(method="sgd", lr=SGD.lr, seed=3)
+    for _ in range(2):
+        assert tuned(method="rbd", dim=9) is None
+    assert tuned.missing == ["fc mnist-embedded rbd dim=9 partition=whole redraw=1"]
+
+
+def test_rates_of_the_results_directory_go_before_those_of_the_package(tmp_path):
+    shipped = rates.load("quick", tmp_path)
+    assert shipped.rates
+    rates.path("quick", tmp_path).write_text('{"rates": {"fc mnist-embedded sgd": {"lr": 7}}}')
+    assert rates.load("quick", tmp_path).rates == {"fc mnist-embedded sgd": 7.0}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rates": {"a": {}}}', '{"rates": {"a": {"lr": "x"}}}'])
+def test_damaged_choice_is_named(content, tmp_path):
+    rates.path("quick", tmp_path).write_text(content)
+    with pytest.raises(ValueError, match="learning_rate-quick.json: not a choice .* run `rbd sweep learning_rate"):
+        rates.load("quick", tmp_path)
+
+
+@pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="results/ is in the repository only")
+@pytest.mark.parametrize("profile", ["quick", "paper"])
+def test_package_ships_the_committed_choice(profile):
+    """Equal bytes; after a new choice: cp results/learning_rate-*.json rbd/embedded/."""
+    ours = rates.path(profile, ROOT / "results")
+    if ours.exists():
+        assert rates.path(profile, rates.SHIPPED).read_bytes() == ours.read_bytes()
+
+
+@pytest.mark.skipif(not (ROOT / "results" / "runs" / "learning_rate-quick").is_dir(), reason="not run yet")
+def test_committed_choice_follows_from_the_committed_records(tmp_path):
+    from rbd import sweep
+
+    made = sweep.plan("learning_rate", "quick", ROOT / "results", ROOT / "benchmarks" / "sweeps")
+    shutil.copytree(ROOT / "results" / "runs" / made.name, made.directory(tmp_path))
+    rates.conclude("quick", made.configs, made.records(tmp_path), tmp_path)
+    assert rates.path("quick", tmp_path).read_bytes() == rates.path("quick", ROOT / "results").read_bytes()

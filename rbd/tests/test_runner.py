@@ -1,0 +1,282 @@
+"""rbd.runner: many runs side by side, in real processes that are killed, interrupted, and set against each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tqdm import tqdm
+
+import rbd
+from rbd import models, record, runner, sweep
+from rbd.config import RunConfig
+from rbd.record import Point, Record
+
+ROOT = Path(rbd.__file__).parents[1]
+RUN = RunConfig(method="sgd", epochs=1, batch_size=500)
+SCRIPT = '''"""Does it work?"""
+from rbd.config import RunConfig
+
+def configs(profile, tuned):
+    return [RunConfig(method="sgd", epochs={epochs}, batch_size=500, seed=seed) for seed in range({runs})]{more}
+'''
+
+
+def made(config: RunConfig, outcome: str = "finished", seconds: float = 1.0) -> Record:
+    return Record(config, outcome, (Point(1, 10, 5000, 10, 2.0, 50.0, None),), (seconds,), {})
+
+
+class Workers:
+    """Finishes tasks at once, as told: "done", "busy", "raise", or "die"."""
+
+    def __init__(self, **fates: list[str]) -> None:
+        self.fates, self.calls, self.stopped = {int(k[1:]): v for k, v in fates.items()}, [], False
+
+    def submit(self, config, directory, results, wait, options) -> Future:
+        self.calls.append((config.seed, wait))
+        fate, future = (self.fates.get(config.seed) or ["done"]).pop(0), Future()
+        if fate == "die":
+            future.set_exception(BrokenProcessPool("gone"))
+        else:
+            failure = runner.Failure(config, "ValueError: no", "Traceback ...")
+            future.set_result({"done": made(config), "busy": None, "raise": failure}[fate])
+        return future
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def run_all(workers, results: Path, runs: int = 3, jobs: int = 2) -> tuple[list, list]:
+    told: list = []
+    configs = [replace(RUN, seed=seed) for seed in range(runs)]
+    failures = runner.run_all(configs, results / "runs" / "x", results, jobs, workers, {}, lambda *end: told.append(end))
+    return failures, told
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def test_all_are_run_once_and_told_of(tmp_path):
+    workers = Workers()
+    failures, told = run_all(workers, tmp_path, runs=5)
+    assert failures == [] and sorted(workers.calls) == [(seed, False) for seed in range(5)]
+    assert sorted(c.seed for c, _ in told) == list(range(5))
+
+
+@pytest.mark.parametrize(("fate", "message"), [
+    ("raise", "ValueError: no"), ("die", "BrokenProcessPool: the process died: gone"),
+])  # fmt: skip
+def test_failure_is_noted_the_others_go_on_and_success_clears_it(fate, message, tmp_path):
+    failures, told = run_all(Workers(s1=[fate]), tmp_path)
+    assert [(f.config.seed, f.message) for f in failures] == [(1, message)] and len(told) == 3
+    (path,) = (tmp_path / "failures").iterdir()
+    kept = json.loads(path.read_text())
+    assert kept["message"] == message and RunConfig.from_dict(RunConfig.completed(kept["config"])) == replace(RUN, seed=1)
+    assert run_all(Workers(), tmp_path)[0] == [] and not path.exists()
+
+
+def test_what_another_process_is_at_comes_last_and_is_waited_for(tmp_path):
+    workers = Workers(s0=["busy", "done"])
+    failures, told = run_all(workers, tmp_path, jobs=1)
+    assert failures == [] and workers.calls == [(0, False), (1, False), (2, False), (0, True)] and len(told) == 3
+
+
+def test_no_more_than_the_jobs_at_a_time(tmp_path):
+    class Slow(Workers):
+        at_once = most = 0
+
+        def submit(self, *task) -> Future:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            future = super().submit(*task)
+            self.at_once -= 1
+            return future
+
+    workers = Slow()
+    run_all(workers, tmp_path, runs=6, jobs=1)
+    assert workers.most == 1
+
+
+# ---------------------------------------------------------------- cost and time
+
+
+def test_sizes_are_those_of_the_networks():
+    for name, sizes in runner.SIZE.items():
+        for shape, size in zip(((1, 28, 28), (3, 32, 32)), sizes):
+            assert sum(p.numel() for p in models.build(name, shape, 0).parameters()) == size
+
+
+def test_cost_by_hand():
+    """156 batches of 32 in an epoch of 5,000; an RBD step generates 2 × 250 × 101,770 signs."""
+    sgd = runner.cost(RunConfig(method="sgd", epochs=2))
+    assert sgd == pytest.approx(2 * 156 * runner.BATCH["fc"][0])
+    rbd = RunConfig(epochs=2, distribution="rademacher")
+    entries = 2 * 156 * 2 * 250 * 101_770
+    assert runner.cost(rbd) == pytest.approx(sgd + entries * runner.ENTRY["rademacher"])
+    assert runner.cost(replace(rbd, partition="even:10")) == pytest.approx(sgd + entries / 10 * runner.ENTRY["rademacher"])
+    ratio = RunConfig(epochs=2, partition="by_ratio:100", distribution="rademacher")  # as many rows of D / 100 values
+    assert runner.cost(ratio) == pytest.approx(sgd + 2 * 156 * 2 * 1017.7**2 * runner.ENTRY["rademacher"])
+    nes = RunConfig(method="nes", epochs=2, distribution="rademacher")  # a row to disturb and one to move, for each batch
+    assert runner.cost(nes) == pytest.approx(0.4 * sgd + 2 * 156 * 2 * 101_770 * runner.ENTRY["rademacher"])
+    assert runner.cost(replace(nes, method="rbd-nes", sigma=None)) == pytest.approx(250 * runner.cost(nes))
+
+
+def test_cost_is_corrected_by_what_runs_of_the_kind_took():
+    sgd, rbd = RunConfig(method="sgd", epochs=2), RunConfig(epochs=2)
+    assert runner.calibrated([])(sgd) == runner.cost(sgd)
+    seconds = runner.calibrated([made(sgd, seconds=factor * runner.cost(sgd)) for factor in (1, 3, 50)])
+    assert seconds(replace(sgd, epochs=7)) == pytest.approx(3 * runner.cost(replace(sgd, epochs=7)))  # the median
+    assert seconds(rbd) == pytest.approx(3 * runner.cost(rbd))  # nothing better is known
+    both = runner.calibrated([made(sgd, seconds=3 * runner.cost(sgd)), made(rbd, seconds=5 * runner.cost(rbd))])
+    assert both(rbd) == pytest.approx(5 * runner.cost(rbd))
+    assert runner.calibrated([made(sgd, "diverged", 1e9)])(sgd) == runner.cost(sgd)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (0, "0 s"), (89, "89 s"), (91, "2 min"), (3600, "60 min"), (7200, "2.0 h"), (200_000, "2.3 days"),
+])  # fmt: skip
+def test_duration(seconds, text):
+    assert runner.duration(seconds) == text
+
+
+def test_time_left_is_in_proportion_to_cost(capsys):
+    cheap, dear = RUN, replace(RUN, seed=1)
+    cost = {cheap.id: 1.0, dear.id: 9.0}
+    with tqdm(total=2, disable=True) as bar:
+        progress = runner.Progress({cheap.id: 1, dear.id: 2}, lambda c: cost[c.id], 2, 10.0, bar, began=100.0)
+        assert progress.remaining(100.0) == 5.0  # s: 10 s of cost on 2 cores
+        progress.tell(cheap, made(cheap))
+        assert progress.remaining(104.0) == pytest.approx(36.0)  # 4 s for a cost of 1: 36 s for 9
+        progress.tell(dear, runner.Failure(dear, "ValueError: no"))
+        assert progress.remaining(200.0) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epochs: 50.00")
+    assert re.match(r"\[2/2\] .* seed=1: failed: ValueError: no; 0 s left", lines[1])
+
+
+def test_describe_leaves_out_what_is_usual():
+    assert runner.describe(RunConfig(lr=4, dim=9, seed=3)) == "fc mnist-embedded rbd dim=9 lr=4 seed=3"
+
+
+# ---------------------------------------------------------------- real processes
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "rbd", "sweep", "demo", "--sweeps-dir", "scripts", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe)
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """Writes the script of a sweep into a folder; returns the folder."""
+
+    def write(runs: int, epochs: int = 2, more: str = "") -> Path:
+        (tmp_path / "scripts").mkdir()
+        (tmp_path / "scripts" / "demo.py").write_text(SCRIPT.format(runs=runs, epochs=epochs, more=more))
+        return tmp_path
+
+    return write
+
+
+def wait_for(what, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that are workers of a sweep, by their command."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(p) for p in (task / "children").read_text().split()]
+    return [p for p in found if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()]
+
+
+def alive(pid: int) -> bool:
+    """There, and no zombie."""
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.exists() and bool(path.read_bytes())
+
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
+
+
+def test_sweep_runs_in_processes_and_a_failure_does_not_stop_it(demo):
+    here = demo(3, more=" + [RunConfig(dim=101771, epochs=1)]")
+    first = start(here, "--jobs", "2")
+    out, err = first.communicate(timeout=280)
+    assert first.returncode == 1 and "demo-quick: 4 runs, 4 to do, records in results/runs/demo-quick" in out
+    assert len(re.findall(r"finished after 2 epochs", out)) == 3
+    assert "failed: ValueError: dim: got 101771, allowed 1 ... 101770" in out
+    assert "failed: fc mnist-embedded rbd dim=101771" in err and "results/failures/" in err
+    made = record.load_all(here / "results" / "runs" / "demo-quick")
+    assert sorted(r.config.seed for r in made) == [0, 1, 2]
+    assert {r.environment["threads"] for r in made} == {max(1, runner.cores() // 2)}
+    (noted,) = (here / "results" / "failures").iterdir()
+    assert "share(dim, [size])" in json.loads(noted.read_text())["traceback"]
+    manifest = json.loads((here / "results" / "sweeps" / "demo-quick.json").read_text())
+    assert manifest["question"] == "Does it work?" and {r.config.id for r in made} < {r["id"] for r in manifest["runs"]}
+    assert [*(here / "results" / "locks").iterdir(), *(here / "results" / "checkpoints").iterdir()] == []
+    again = start(here)
+    out, _ = again.communicate(timeout=280)
+    assert again.returncode == 1 and "4 runs, 1 to do" in out and out.count("[") == 1  # the failed one is tried again
+
+
+@LINUX
+def test_killed_worker_costs_its_own_run_only(demo):
+    here = demo(3, epochs=300)
+    running = start(here, "--jobs", "1")
+    wait_for(lambda: list(here.rglob("checkpoints/*.safetensors")))
+    (worker,) = children(running.pid)
+    os.kill(worker, signal.SIGKILL)
+    out, err = running.communicate(timeout=280)
+    assert running.returncode == 1 and out.count("the process died") == 1 and out.count("finished after") == 2
+    out, _ = (again := start(here)).communicate(timeout=280)
+    assert again.returncode == 0 and "3 runs, 1 to do" in out
+
+
+@LINUX
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(number, demo):
+    """And ends with the very curves of runs that nobody disturbed."""
+    here = demo(2, epochs=60)
+    running = start(here, "--jobs", "2")
+    wait_for(lambda: len(list((here / "results").rglob("checkpoints/*.safetensors"))) == 2)
+    workers = children(running.pid)
+    assert len(workers) == 2
+    os.kill(running.pid, number)
+    out, err = running.communicate(timeout=280)
+    assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert ("the same command goes on" in err) == (number == signal.SIGINT) and "Traceback" not in err
+    wait_for(lambda: not any(alive(pid) for pid in workers))
+    kept = list((here / "results" / "checkpoints").glob("*.safetensors"))
+    assert kept and not list((here / "results" / "runs").rglob("*.json"))
+    out, _ = (again := start(here)).communicate(timeout=280)
+    assert again.returncode == 0 and "2 runs, 2 to do" in out
+    for found in record.load_all(here / "results" / "runs" / "demo-quick"):
+        assert found.curve == sweep.run(found.config, here / "whole" / "runs", here / "whole", threads=1).curve
+
+
+def test_two_sweeps_at_once_share_the_work(demo):
+    here = demo(6, epochs=20)
+    both = [start(here, "--jobs", "1") for _ in range(2)]
+    said = [one.communicate(timeout=280) for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    made = record.load_all(here / "results" / "runs" / "demo-quick")
+    assert len(made) == 6 and all(r.outcome == "finished" for r in made)
+    for out, _ in said:
+        assert out.count("finished after 20 epochs") == 6  # each tells of all
+    assert not list((here / "results").rglob("*.tmp")) and not list((here / "results" / "locks").iterdir())
