@@ -160,6 +160,9 @@ class RBD(_RandomBases):
         variant: what workers share, "common", "bases", "directions" or "shares" (the table in rbd.distributed); None: this
             process works alone, or "common" where there is a process_group. For parameters under fully_shard: None.
         process_group: of torch.distributed, whose processes are the workers; None: the default group if there is a variant.
+        capturable: keep the step number in device memory and never wait for the device, as CUDA graphs need: a replayed
+            step then draws new bases. Coordinates go straight into the parameters, which all need gradients, without a
+            temporary of length D; NaN and infinities in the gradient are not looked for.
 
     The arguments before variant may differ between parameter groups. The state is (seed, step), kept in the groups: a
     ``state_dict`` is a few numbers, resuming is bit-exact, with as many workers as you like. Parameters without a gradient
@@ -173,10 +176,13 @@ class RBD(_RandomBases):
     """
 
     _workers: Workers | None = None
+    _capturable = False
     _agreed = False  # since the state was last set
 
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
-                 seed: int = 0, redraw: int = 1, variant: str | None = None, process_group=None):  # fmt: skip
+                 seed: int = 0, redraw: int = 1, variant: str | None = None, process_group=None,
+                 capturable: bool = False):  # fmt: skip
+        self._capturable = capturable
         super().__init__(params, dict(lr=lr, dim=dim, partition=partition, distribution=distribution, seed=seed,
                                       redraw=redraw))  # fmt: skip
         if variant is not None and variant not in VARIANTS:
@@ -188,13 +194,23 @@ class RBD(_RandomBases):
             self._workers = sharded_workers(everything)
         elif variant is not None or process_group is not None:
             self._workers = Workers(variant or "common", process_group)
+        if capturable and self._workers is not None:
+            raise ValueError("capturable: got True, allowed False for many workers")
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"_workers": self._workers}
+        return super().__getstate__() | {"_workers": self._workers, "_capturable": self._capturable}
+
+    def add_param_group(self, param_group: dict) -> None:
+        super().add_param_group(param_group)
+        self._place_step(self.param_groups[-1])
+
+    add_param_group.__doc__ = _RandomBases.add_param_group.__doc__
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self._agreed = False
+        for group in self.param_groups:
+            self._place_step(group)
 
     load_state_dict.__doc__ = _RandomBases.load_state_dict.__doc__
 
@@ -203,6 +219,9 @@ class RBD(_RandomBases):
         """One update; returns what the closure, if given, returns (it is run with gradients on)."""
         with torch.enable_grad():
             loss = closure() if closure else None
+        if self._capturable:
+            self._queue()
+            return loss
         self._agree()
         updates = self._directions()
         for group, u in zip(self.param_groups, updates):
@@ -212,6 +231,20 @@ class RBD(_RandomBases):
                 torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))  # θ -= η u
             group["step"] += 1
         return loss
+
+    def _place_step(self, group: dict) -> None:
+        step = int(group["step"])
+        group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
+
+    def _queue(self) -> None:
+        """The update as work for the device alone: θ += Φᵀ (-η Φ g)."""
+        for index, group in enumerate(self.param_groups):
+            if any(p.grad is None for p in group["params"]):
+                raise ValueError("params: got one without a gradient, allowed none with capturable")
+            g, compartments, law, seed, step = self._part(index)
+            c = kernels.project(g, compartments, law, seed, 0, step)  # (d,)
+            kernels.add(-group["lr"] * c, compartments, law, seed, 0, step, group["params"])
+            group["step"] += 1
 
     def _directions(self) -> list[Tensor]:
         """u of every group, (D,) or this worker's values of it."""
@@ -292,8 +325,8 @@ class FPD(RBD):
     """Fixed projection descent: RBD whose basis is drawn once (Li et al. 2018, arXiv 1804.08838). Arguments as in RBD."""
 
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
-                 seed: int = 0, variant: str | None = None, process_group=None):  # fmt: skip
-        super().__init__(params, lr, dim, partition, distribution, seed, 0, variant, process_group)
+                 seed: int = 0, variant: str | None = None, process_group=None, capturable: bool = False):  # fmt: skip
+        super().__init__(params, lr, dim, partition, distribution, seed, 0, variant, process_group, capturable)
 
     def _check(self, group: dict) -> None:
         if group["redraw"] != 0:

@@ -125,8 +125,6 @@ def _check_place(config: RunConfig, device: str, threads: int | None) -> None:
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is available)"
         raise ValueError(f"device: got {device!r}, allowed {there}")
-    if device == "cuda" and config.method != "sgd":
-        raise ValueError(f"device: got 'cuda', allowed cpu for {config.method!r}: bases have no GPU kernels yet")
     if threads is not None and threads < 1:
         raise ValueError(f"threads: got {threads}, allowed an integer >= 1")
 

@@ -91,7 +91,7 @@ def project(g: torch.Tensor, compartments: tuple, distribution: Distribution, se
     c = _result(out, x, sum(k[3] for k in compartments))
     if module.__name__ != "rbd.kernels.gpu":  # which widens numbers as it reads them
         x = x.to(c.dtype)
-    module.project(x, compartments, distribution, seed, stream, step, c)
+    module.project(x, compartments, distribution, seed, stream, _number(module, step), c)
     return c
 
 
@@ -105,7 +105,7 @@ def expand(c: torch.Tensor, compartments: tuple, distribution: Distribution, see
     x = _operand("c", c, sum(k[3] for k in compartments))
     module = _backend(backend, x.device)
     u = _result(out, x, compartments[-1][2])
-    module.expand(x.to(u.dtype), compartments, distribution, seed, stream, step, u)
+    module.expand(x.to(u.dtype), compartments, distribution, seed, stream, _number(module, step), u)
     return u
 
 
@@ -126,7 +126,12 @@ def add(c: torch.Tensor, compartments: tuple, distribution: Distribution, seed: 
         raise TypeError(f"params: got {got}, allowed contiguous tensors of one floating-point dtype on {x.device}")
     if (size := sum(p.numel() for p in params)) != compartments[-1][2]:
         raise ValueError(f"params: got {size} values, allowed {compartments[-1][2]}")
-    _backend(backend, x.device).add(x.to(summed(x.dtype)), compartments, distribution, seed, stream, step, params)
+    module = _backend(backend, x.device)
+    module.add(x.to(summed(x.dtype)), compartments, distribution, seed, stream, _number(module, step), params)
+
+
+def _number(module: ModuleType, step: int | torch.Tensor) -> int | torch.Tensor:
+    return step if module.__name__ == "rbd.kernels.gpu" else int(step)
 
 
 # Under torch.compile the kernels are opaque operators: integers that change from step to step must not trace again.

@@ -780,3 +780,82 @@ def test_nes_has_one_group():
     with pytest.raises(ValueError, match="^params: got 2 groups, allowed one$"):
         optimizer.add_param_group(groups[1])
     assert len(optimizer.param_groups) == 1
+
+
+# capturable: steps counted in device memory
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("redraw", [0, 1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_capturable_is_the_same_update(form, redraw, device):
+    """To rounding: -η multiplies the coordinates there, and the direction otherwise. 5 steps of 2 roundings each."""
+    models = [network(torch.float64).to(device) for _ in range(2)]
+    for model, capturable in zip(models, (False, True)):
+        optimizer = RBD(model.named_parameters(), lr=0.3, dim=20, partition=form, redraw=redraw, capturable=capturable)
+        for step in range(5):
+            optimizer.zero_grad()
+            model(normal(16, 6, seed=step, dtype=torch.float64).to(device)).square().mean().backward()
+            optimizer.step()
+        assert int(optimizer.param_groups[0]["step"]) == 5
+    plain, capturable = (flat(model.parameters()) for model in models)
+    torch.testing.assert_close(plain, capturable, rtol=1e-13, atol=1e-13)
+
+
+def test_capturable_state_goes_on_without_it_and_back():
+    state, steps = None, 0
+    model = network(torch.float64)
+    for capturable in (True, False, True):
+        optimizer = RBD(model.parameters(), lr=0.3, dim=20, capturable=capturable)
+        if state:
+            optimizer.load_state_dict(state)
+        train(model, optimizer, 2, steps)
+        state, steps = copy.deepcopy(optimizer.state_dict()), steps + 2
+        assert isinstance(optimizer.param_groups[0]["step"], Tensor) == capturable
+    other = network(torch.float64)
+    train(other, RBD(other.parameters(), lr=0.3, dim=20), 6)
+    torch.testing.assert_close(flat(model.parameters()), flat(other.parameters()), rtol=1e-13, atol=1e-13)
+
+
+def test_capturable_takes_a_rate_in_device_memory():
+    models = [network() for _ in range(2)]
+    for model, lr in zip(models, (0.25, torch.tensor(0.25))):
+        train(model, FPD(model.parameters(), lr=lr, dim=20, capturable=True), 3)
+    assert torch.equal(*(flat(model.parameters()) for model in models))
+
+
+def test_capturable_needs_all_gradients():
+    optimizer = RBD([parameter(torch.ones(3), torch.ones(3)), parameter(torch.ones(2))], lr=1.0, dim=2, capturable=True)
+    with pytest.raises(ValueError, match="^params: got one without a gradient, allowed none with capturable$"):
+        optimizer.step()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", NAMES)
+def test_training_in_a_cuda_graph(name):
+    """Forward, backward and step captured once and replayed: bit for bit as without a graph."""
+    made = []
+    for captured in (False, True):
+        model, x = network().cuda(), normal(16, 6).cuda()
+        optimizer = RBD(model.parameters(), lr=0.3, dim=20, distribution=name, capturable=True)
+
+        def one(model=model, x=x, optimizer=optimizer):
+            optimizer.zero_grad(set_to_none=False)
+            model(x).square().mean().backward()
+            optimizer.step()
+
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):  # gradients, tables and compiled kernels, before the graph
+            for _ in range(3):
+                one()
+        torch.cuda.current_stream().wait_stream(side)
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                one()
+        for _ in range(5):
+            graph.replay() if captured else one()
+        made.append(flat(model.parameters()))
+    assert torch.equal(*made)
