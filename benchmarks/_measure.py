@@ -2,9 +2,9 @@
 
 Threads that wait spin: those of OpenMP, which torch's operations leave behind, for some milliseconds. On two cores they take
 one from whatever runs next, so calling two sides in strict turn measures the second one beside the idle threads of the
-first (signs against stored fp32: 6.5 times interleaved, 9 to 11 apart). So every side is timed in short blocks: wait until the
-process uses no processor time, make one call that is not timed, then time some. Two sides are compared block by block,
-neighbours with each other, because this machine may be slower in the next minute.
+first (signs against stored fp32: 6.5 times interleaved, 9 to 11 apart). So every side is timed in short blocks: wait until
+the process uses no processor time, make one call that is not timed, then time some. Two sides are compared block by
+block, neighbours with each other, because this machine may be slower in the next minute.
 """
 
 from __future__ import annotations
@@ -211,5 +211,5 @@ def fresh(code: str, **environment: str) -> str:
 
 
 def peak_mib(code: str, device: str = "cpu") -> float:
-    """Peak memory of a fresh interpreter that runs the code, MiB: resident (Linux and macOS), or what torch had on the GPU."""
+    """Peak memory of a fresh interpreter that runs the code, MiB: resident (Linux, macOS), or what torch had on the GPU."""
     return float(fresh(code + (PEAK if device == "cpu" else PEAK_GPU)).split()[-1])

@@ -5,7 +5,6 @@ A way has project (D,) -> (d,), expand (d,) -> (D,) and dense() -> (d, D) float6
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,34 +12,11 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from benchmarks._cost import LANES, ON_DEMAND, TILE, rows, seconds, stored_mib, words
 from benchmarks._measure import expected, fits
 from rbd import Basis, distribution, philox
 
-ON_DEMAND = ("normal", "uniform", "rademacher")
-STORED = ("stored fp32", "stored bf16", "stored bits", "sklearn gaussian", "sklearn sparse")
-NAMES = (*ON_DEMAND, "stored fp32", "stored bf16", "stored bits", "randn", "sklearn gaussian", "sklearn sparse")
 ROUNDING = {"stored bf16": 2**-7}  # of a product, relative to sum |φ_ij g_j|; 2e-5 for the others
-CHUNK = 2**22  # entries that `randn` draws at a time: 16 MiB
-
-# Entries per second of making a basis and using it once, in orders of magnitude on two cores and on one GPU of 2023. They decide
-# only which set of cells a cell belongs to, so that it is the same on every machine.
-RATE = {
-    "cpu": {"normal": 2.5e9, "uniform": 6e9, "rademacher": 3e10, "stored fp32": 1e9, "stored bf16": 1e9,
-            "stored bits": 1e9, "randn": 1.5e8, "sklearn gaussian": 3e7, "sklearn sparse": 3e9},
-    "cuda": {"normal": 1e12, "uniform": 1.5e12, "rademacher": 9e12, "stored fp32": 1e11, "stored bf16": 1e11,
-             "stored bits": 1e11, "randn": 3e11, "sklearn gaussian": 3e7, "sklearn sparse": 3e9},
-}  # fmt: skip
-
-
-def stored_mib(way: str, dim: int, size: int) -> float:
-    """What a way keeps in memory, MiB: nothing on demand, a chunk of rows for randn."""
-    entries = dim * size
-    bytes_of = {
-        "stored fp32": 4 * entries, "stored bf16": 2 * entries, "stored bits": dim * _words(size) * 4,
-        "randn": 4 * size * _chunk(size), "sklearn gaussian": 4 * entries, "sklearn sparse": 12 * dim * math.sqrt(size),
-    }  # fmt: skip
-    return bytes_of.get(way, 0) / 2**20
-
 
 def build(way: str, dim: int, size: int, device: str = "cpu"):
     """The way itself.
@@ -48,7 +24,7 @@ def build(way: str, dim: int, size: int, device: str = "cpu"):
     Raises:
         NotImplementedError: it does not fit into memory, is not in this set of cells, or does not exist on the device.
     """
-    expected(dim * size / RATE[device][way])
+    expected(seconds(way, dim, size, device))
     making = {"sklearn gaussian": 3, "sklearn sparse": 3}.get(way, 1)  # scikit-learn draws in float64, then converts
     fits(f"{way} of {dim:,} x {size:,}", making * stored_mib(way, dim, size) + 8 * size * 4 / 2**20, device)
     if way in ON_DEMAND:
@@ -80,9 +56,9 @@ class OnDemand:
         """Some last columns and the entries that the definition gives them, (d, columns) float64."""
         law, b = distribution.distribution(self.basis.distribution), self.basis
         chunk = (b.size - 1) // law.columns
-        words = philox.words(b.row + np.arange(b.dim), np.array([chunk]), b.seed, b.stream, b.step, b.compartment)
+        drawn = philox.words(b.row + np.arange(b.dim), np.array([chunk]), b.seed, b.stream, b.step, b.compartment)
         stop = min(b.size - chunk * law.columns, 128)
-        levels = law.entries(words).reshape(b.dim, -1)[:, :stop]
+        levels = law.entries(drawn).reshape(b.dim, -1)[:, :stop]
         return slice(chunk * law.columns, chunk * law.columns + stop), torch.from_numpy(levels).double() * law.scale(b.size)
 
 
@@ -117,14 +93,7 @@ class StoredFloat:
         return self.basis.dense().double()
 
 
-LANES = 64  # words that one bit number is taken from at a time: a bit of each meets 64 contiguous columns
-TILE = 32 * LANES  # columns
 _SIGN = np.uint32(0x80000000)
-
-
-def _words(size: int) -> int:
-    """32-bit words that a row of packed signs takes."""
-    return -(-size // TILE) * LANES
 
 
 @njit(inline="always")
@@ -186,7 +155,7 @@ class StoredBits:
 
     @classmethod
     def make(cls, basis: Basis, device: str, dtype: torch.dtype):
-        tiles, shifts = _words(basis.size) // LANES, np.arange(32, dtype=np.uint32)[:, None]
+        tiles, shifts = words(basis.size) // LANES, np.arange(32, dtype=np.uint32)[:, None]
         bits = np.zeros((tiles, -(-basis.dim // 8) * 8, LANES), np.uint32)
         signs = np.zeros(tiles * TILE, np.uint32)
         for i, row in enumerate(_rows(basis, device)):
@@ -240,13 +209,13 @@ class StoredWords:
 
     @classmethod
     def make(cls, basis: Basis, device: str, dtype: torch.dtype):
-        words = torch.empty(basis.dim, _words(basis.size), dtype=torch.int32, device=device)
-        padded = torch.zeros(words.shape[1], 32, dtype=torch.int32, device=device)
+        packed = torch.empty(basis.dim, words(basis.size), dtype=torch.int32, device=device)
+        padded = torch.zeros(packed.shape[1], 32, dtype=torch.int32, device=device)
         shifts = torch.arange(32, dtype=torch.int32, device=device)
         for i, row in enumerate(_rows(basis, device)):
             padded.view(-1)[: basis.size] = row < 0
-            words[i] = (padded << shifts).sum(1, dtype=torch.int32)  # no two have a bit in common
-        return cls(words, basis)
+            packed[i] = (padded << shifts).sum(1, dtype=torch.int32)  # no two have a bit in common
+        return cls(packed, basis)
 
     def project(self, g: torch.Tensor) -> torch.Tensor:
         padded = torch.nn.functional.pad(g, (0, self.words.shape[1] * 32 - self.basis.size))
@@ -263,14 +232,9 @@ def _bits(device: str) -> type:
     return StoredBits if device == "cpu" else StoredWords
 
 
-def _chunk(size: int) -> int:
-    """Rows that `randn` draws at a time."""
-    return max(1, CHUNK // size)
-
-
 @dataclass(frozen=True)
 class Randn:
-    """What a user would write with torch alone: normal rows drawn again for every product, some at a time, and multiplied."""
+    """What a user would write with torch alone: normal rows drawn for every product, some at a time, and multiplied."""
 
     dim: int
     size: int
@@ -281,18 +245,18 @@ class Randn:
         return cls(basis.dim, basis.size, device)
 
     def _chunks(self):
-        generator, tall = torch.Generator(self.device).manual_seed(1), _chunk(self.size)
+        generator, tall = torch.Generator(self.device).manual_seed(1), rows(self.size)
         for first in range(0, self.dim, tall):
-            rows = min(tall, self.dim - first)
-            yield slice(first, first + rows), torch.randn(rows, self.size, generator=generator, device=self.device)
+            count = min(tall, self.dim - first)
+            yield slice(first, first + count), torch.randn(count, self.size, generator=generator, device=self.device)
 
     def project(self, g: torch.Tensor) -> torch.Tensor:
         return torch.cat([phi @ g for _, phi in self._chunks()]).mul_(self.size**-0.5)
 
     def expand(self, c: torch.Tensor) -> torch.Tensor:
         u = torch.zeros(self.size, device=self.device)
-        for rows, phi in self._chunks():
-            u.addmv_(phi.T, c[rows])
+        for part, phi in self._chunks():
+            u.addmv_(phi.T, c[part])
         return u.mul_(self.size**-0.5)
 
     def dense(self) -> torch.Tensor:
@@ -301,7 +265,7 @@ class Randn:
 
 @dataclass(frozen=True)
 class Sklearn:
-    """scikit-learn's random_projection, fitted, so stored: transform, and the transposed product, which it does not offer."""
+    """scikit-learn's random_projection, fitted, so stored: transform, and the transposed product, which it lacks."""
 
     projection: object
     phi: object  # components_, (d, D): array, or scipy.sparse matrix of density 1/√D

@@ -1,4 +1,4 @@
-"""Validation error of a small run on the embedded images, %: the same bits on every machine of a kind, so a rise is a regression.
+"""Validation error of a small run on the embedded images, %: equal bits on machines of a kind, so a rise is a regression.
 
 NES is left out: the few updates that seconds allow leave it at chance.
 """

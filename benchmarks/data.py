@@ -1,4 +1,4 @@
-"""Batches of 32 images prepared for training, and of 1,000 for evaluation; seeded noise for images, so no data set is needed."""
+"""Batches of 32 images prepared for training, and of 1,000 for evaluation; the images are seeded noise: no data set needed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a product with Φ (d, D) costs: regenerated, or stored by the ways a user has, from the paper's sizes to today's.
 
 All ways of one size are measured in one process, one after the other, so that a row of the table is of the same minute.
-A stored basis is measured without the time of making it; a training that draws a new basis every step would pay for that too.
+A stored basis is measured without the time of making it, which a training that draws a new basis every step would pay too.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import gc
 import sys
 
+from benchmarks._cost import WAYS
 from benchmarks._measure import DEVICES, alone, attempt, found, on_device
 
-WAYS = ("normal", "uniform", "rademacher", "stored fp32", "stored bf16", "stored bits", "randn", "sklearn gaussian",
-        "sklearn sparse")  # fmt: skip
 DIMS, SIZES = (10, 100, 1000, 10_000), (10**5, 10**6, 10**7, 10**8)
 CELLS = (DEVICES, WAYS, DIMS, SIZES)
 NAMES = ("device", "basis", "d", "D")
@@ -20,11 +19,8 @@ NAMES = ("device", "basis", "d", "D")
 
 def setup_cache() -> dict:
     """Milliseconds of both products, or why there are none: {(device, way, d, D): (project, expand) or an exception}."""
-    from benchmarks import _ways
-
     checked = {(device, way): attempt(_check, device, way) for device in DEVICES for way in WAYS}
     cells = [(device, way, dim, size) for size in SIZES for dim in DIMS for device in DEVICES for way in WAYS]
-    assert WAYS == _ways.NAMES
     return {cell: _cell(checked[cell[:2]], *cell) for cell in cells}
 
 

@@ -1,9 +1,9 @@
-"""Run benchmarks in this process, without asv: each once for the tests, or all for a machine that lacks asv, in asv's format.
+"""Run benchmarks in this process, without asv: each once for the tests, or for a machine without asv, in asv's format.
 
     python -m benchmarks.run --quick                                 # RBD_BENCH=quick: smallest cells, once, nothing saved
     python -m benchmarks.run --only gpu --save results/asv           # what benchmarks/on_gpu does
 
-`asv` itself starts a process for every cell, which takes minutes for hundreds of cells and needs virtualenv and a package mirror.
+asv itself starts a process for every cell, which takes minutes for hundreds of cells, and needs virtualenv and a mirror.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def benchmarks(pattern: str = "") -> list[Benchmark]:
         module = importlib.import_module(f"benchmarks.{info.name}")
         owners = [(f"{info.name}.", module)]
         classes = inspect.getmembers(module, inspect.isclass)
-        owners += [(f"{info.name}.{name}.", of()) for name, of in classes if _tracks(of) and of.__module__ == module.__name__]
+        own = [(name, of) for name, of in classes if of.__module__ == module.__name__ and _tracks(of)]
+        owners += [(f"{info.name}.{name}.", of()) for name, of in own]
         found += [Benchmark(prefix + f.__name__, f, owner, module) for prefix, owner in owners for f in _tracks(owner)]
     return [b for b in found if re.search(pattern, b.name)]
 
@@ -195,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=("cpu", "gpu"), help="only cells of that device")
     parser.add_argument("--quick", action="store_true", help="the smallest cells, once (RBD_BENCH=quick)")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write results in asv's format under FOLDER")
-    parser.add_argument("--commit", metavar="'HASH TIME'", help="what `git log -1 --format='%%H %%ct'` prints, where git is missing")
+    parser.add_argument("--commit", metavar="'HASH TIME'", help="what `git log -1 --format='%%H %%ct'` prints")
     given = parser.parse_args(arguments)
     if given.quick:
         os.environ["RBD_BENCH"] = "quick"

@@ -1,4 +1,4 @@
-"""What a user waits for before the first step: imports, and the first products with an empty and with a full compile cache."""
+"""What a user waits for before the first step: imports, and the first products with an empty and a full compile cache."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Import:
 
 
 class FirstProducts:
-    """project and expand, d = 250, D = 101,770, as the first ones of a process; the compilers' caches are in a new folder."""
+    """project and expand, d = 250, D = 101,770, as the first of a process; the compilers' caches are in a new folder."""
 
     params = (DEVICES, ("rademacher", "uniform", "normal"), ("empty", "full"))
     param_names = ("device", "distribution", "cache")
