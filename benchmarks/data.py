@@ -1,4 +1,4 @@
-"""Batches of 32 images prepared for training, and of 1,000 for evaluation; the images are seeded noise: no data set needed."""
+"""Batches of 32 images prepared for training, and of 1,000 for evaluation; images are noise: no data set is needed."""
 
 from __future__ import annotations
 
