@@ -92,7 +92,8 @@ def products(results: Results, device: str, dim: str = "1000") -> str:
     ram = int(results.machine["ram"])
 
     def cell(way: str, size: str) -> str:
-        value, mib = results.get("kernels.Product.track_project", device, way, dim, size), stored_mib(way, int(dim), int(size))
+        value = results.get("kernels.Product.track_project", device, way, dim, size)
+        mib = stored_mib(way, int(dim), int(size))
         large = device == "cpu" and mib > 0.8 * ram / 2**20
         return f"{value:.3g}" if not math.isnan(value) else f"({mib / 2**10:.0f} GiB)" if large else "n/a"
 
@@ -102,7 +103,8 @@ def products(results: Results, device: str, dim: str = "1000") -> str:
 
 def steps(results: Results, device: str) -> str:
     """Milliseconds of a step, and as a multiple of SGD's."""
-    methods = ("sgd", "rbd rademacher", "rbd uniform", "rbd normal", "rbd rademacher by_layer", "fpd rademacher", "nes rademacher")
+    methods = ("sgd", "rbd rademacher", "rbd uniform", "rbd normal", "rbd rademacher by_layer", "fpd rademacher",
+               "nes rademacher")  # fmt: skip
 
     def cell(network: str, method: str) -> str:
         ms = results.get("step.Step.track_time", device, network, method)
@@ -122,7 +124,8 @@ def memory(results: Results, device: str) -> str:
         mib = stored_mib(way, int(dim), MEMORY_SIZE)
         return f"{value:,.0f}" if not math.isnan(value) else f"n/a ({mib / 2**10:.0f} GiB)" if mib else "n/a"
 
-    rows = [[NAME.get(way, way), *(cell(way, dim) for dim in dims)] for way in ("rademacher", "uniform", "normal", "stored fp32")]
+    ways = ("rademacher", "uniform", "normal", "stored fp32")
+    rows = [[NAME.get(way, way), *(cell(way, dim) for dim in dims)] for way in ways]
     head = [f"peak of a step, MiB; D = {MEMORY_SIZE:,}", *(f"d = {int(dim):,}" for dim in dims)]
     return _table(head, rows) if _any(rows) else ""
 
@@ -130,8 +133,8 @@ def memory(results: Results, device: str) -> str:
 PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
     (ratios, "How many times faster than a rival a product on demand is, project / expand, at d = 256, D = 101,770 "
              "(median of 7 pairs of neighbouring blocks):"),
-    (products, "Time of a product by every way (median of 3 blocks); n/a: in the slow set, or not measured; in brackets: what a stored "
-               "basis that does not fit would take:"),
+    (products, "Time of a product by every way (median of 3 blocks); n/a: in the slow set, or not measured; in brackets: "
+               "the size of a stored basis that does not fit:"),
     (steps, "A whole training step, batch 32, d = 250, and as a multiple of SGD's:"),
     (memory, "Memory:"),
 )  # fmt: skip
@@ -140,8 +143,9 @@ PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
 def section(results: Results) -> str:
     """All tables of one machine, under where, when and what they come from."""
     m, day = results.machine, datetime.fromtimestamp(results.started, timezone.utc)
-    head = (f"**{m['machine']}**: {m['num_cpu']} cores, {m['cpu']}, {int(m['ram']) / 2**30:.0f} GiB, {m['os']}, Python {results.python}; "
-            f"{day:%Y-%m-%d}, commit {results.commit[:8]}, n = 1 run, `{_command(results)}`")  # fmt: skip
+    head = (f"**{m['machine']}**: {m['num_cpu']} cores, {m['cpu']}, {int(m['ram']) / 2**30:.0f} GiB, {m['os']}, "
+            f"Python {results.python}; {day:%Y-%m-%d}, commit {results.commit[:8]}, n = 1 run, "
+            f"`{_command(results)}`")  # fmt: skip
     parts = [f"{DEVICES[d]}. {text}\n\n{made}" for d in DEVICES for part, text in PARTS if (made := part(results, d))]
     return "\n\n".join([head, *parts])
 
