@@ -147,6 +147,7 @@ def available_mib(device: str = "cpu") -> float:
     if device != "cpu":
         import torch
 
+        torch.cuda.empty_cache()  # what torch keeps for later
         return torch.cuda.mem_get_info()[0] / 2**20
     if sys.platform == "linux":
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -6,7 +6,6 @@ A way has project (D,) -> (d,), expand (d,) -> (D,) and dense() -> (d, D) float6
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -194,17 +193,13 @@ def _expand_words(words: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return (_signs(words) * c[:, None, None]).sum(0).view(-1)
 
 
-@lru_cache(maxsize=1)
-def _compiled():
-    return torch.compile(_project_words, dynamic=False), torch.compile(_expand_words, dynamic=False)
-
-
 @dataclass(frozen=True)
 class StoredWords:
     """Packed signs on a GPU: torch.compile fuses unpacking and sum into one kernel, so that only words are read."""
 
     words: torch.Tensor  # (d, W) int32
     basis: Basis
+    products: tuple  # _project_words and _expand_words, compiled for these shapes
 
     @classmethod
     def make(cls, basis: Basis, device: str, dtype: torch.dtype):
@@ -214,14 +209,15 @@ class StoredWords:
         for i, row in enumerate(_rows(basis, device)):
             padded.view(-1)[: basis.size] = row < 0
             packed[i] = (padded << shifts).sum(1, dtype=torch.int32)  # no two have a bit in common
-        return cls(packed, basis)
+        torch.compiler.reset()  # it compiles a function for a few shapes only, then falls back in silence
+        return cls(packed, basis, tuple(torch.compile(f, dynamic=False) for f in (_project_words, _expand_words)))
 
     def project(self, g: torch.Tensor) -> torch.Tensor:
         padded = torch.nn.functional.pad(g, (0, self.words.shape[1] * 32 - self.basis.size))
-        return _compiled()[0](self.words, padded) * self.basis.size**-0.5
+        return self.products[0](self.words, padded) * self.basis.size**-0.5
 
     def expand(self, c: torch.Tensor) -> torch.Tensor:
-        return _compiled()[1](self.words, c * self.basis.size**-0.5)[: self.basis.size]
+        return self.products[1](self.words, c * self.basis.size**-0.5)[: self.basis.size]
 
     def dense(self) -> torch.Tensor:
         return self.basis.dense().double()

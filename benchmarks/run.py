@@ -207,10 +207,12 @@ def main(arguments: list[str] | None = None) -> int:
     for benchmark, outcome in everything([b for b in benchmarks(given.bench) if given.only is None or b.on(given.only)]):
         results[benchmark] = outcome
         _show(benchmark, outcome)
-    if commit:
-        print(f"saved {save(results, given.save, *commit)}")
+        if commit:  # each time, so that an interruption loses little
+            path = save(results, given.save, *commit)
     failed = [b.name for b, o in results.items() if None in o.values]
     measured = sum(v is not None and math.isfinite(v) for o in results.values() for v in o.values)
+    if commit and results:
+        print(f"saved {path}")
     print(f"{len(results)} benchmarks, {measured} cells measured, {len(failed)} benchmarks failed {' '.join(failed)}")
     return 1 if failed or not measured else 0
 

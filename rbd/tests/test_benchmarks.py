@@ -225,6 +225,15 @@ def test_wrong_ways_are_not_timed(benchmarks, monkeypatch, way, bug):
         ways.check(way, ways.build(way, 20, 6000), *ways.vectors(20, 6000, "cpu"))
 
 
+def test_packed_words_for_gpus_are_right(benchmarks, monkeypatch):
+    """Their arithmetic, on the CPU and not compiled."""
+    ways = benchmarks("_ways")
+    monkeypatch.setattr(ways.torch, "compile", lambda f, dynamic: f)
+    monkeypatch.setattr(ways, "_bits", lambda device: ways.StoredWords)
+    ways.check_small("stored bits")
+    ways.check("stored bits", ways.build("stored bits", 20, 6000), *ways.vectors(20, 6000, "cpu"))
+
+
 def test_sizes_are_those_of_what_is_stored(benchmarks):
     ways, cost = benchmarks("_ways"), benchmarks("_cost")
     for way in ("stored fp32", "stored bf16"):
