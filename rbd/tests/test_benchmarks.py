@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -323,3 +324,11 @@ def test_the_planted_slowdown_finds_its_line():
     line = "    images = split.images.index_select(0, draws.order[part])"
     assert line in script and line in (ROOT / "rbd" / "data.py").read_text("utf-8")
     assert _bash("-n", str(ROOT / "benchmarks" / "planted_slowdown")).returncode == 0
+
+
+def test_asv_is_pinned_alike_everywhere():
+    """Another asv_runner times in another way: the environments that asv makes have that of the dependency group."""
+    (runner,) = re.findall(r'"asv_runner==([\d.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    pinned = json.loads((ROOT / "asv.conf.json").read_text("utf-8"))["matrix"]["req"]
+    assert pinned["pip+asv_runner"] == [runner]
+    assert all(len(pinned[name]) == 1 and pinned[name][0] for name in ("torch", "numba", "scikit-learn"))
