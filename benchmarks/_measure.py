@@ -1,29 +1,185 @@
-"""Ratios of times and peaks of memory, taken within one run: this machine may be slower in the next minute."""
+"""Times, ratios of times and peaks of memory, and which cells of a grid are measured at all.
+
+Threads that wait spin: those of OpenMP, which torch's operations leave behind, for some milliseconds. On two cores they take
+one from whatever runs next, so calling two sides in strict turn measures the second one beside the idle threads of the
+first (signs against stored fp32: 6.5 times interleaved, 9 to 11 apart). So every side is timed in short blocks: wait until
+the process uses no processor time, make one call that is not timed, then time some. Two sides are compared block by
+block, neighbours with each other, because this machine may be slower in the next minute.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
+SETS = {"quick": 0.02, "default": 1.0, "slow": 120.0}  # seconds a call may be expected to take; cells beyond are n/a
+SET = os.environ.get("RBD_BENCH", "default")
+if SET not in SETS:
+    raise ValueError(f"RBD_BENCH: got {SET!r}, allowed {', '.join(map(repr, SETS))}")
+BLOCK = 0.0 if SET == "quick" else 0.08  # seconds of timed calls in a block
+PAIRS = 1 if SET == "quick" else 7  # of blocks; odd, so that the median is one of them
+BLOCKS = 1 if SET == "quick" else 3  # of a side that is compared with nothing
+CALLS = 1 if SET == "quick" else 3  # least number of timed calls in a block, if they are short
+DEVICES = ("cpu", "gpu")
+ONLY = os.environ.get("RBD_BENCH_DEVICE")  # one of DEVICES: cells of the other are n/a
+NO_KERNELS = "device: no kernels for"  # what rbd says of a device it has none for
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+Call = Callable[[], object]
 
 
-def ratio(ours: Callable[[], object], theirs: Callable[[], object], budget: float = 4.0, least: int = 7) -> float:
-    """Median time of ours over median time of theirs, called in turn for about budget seconds, at least so often each."""
-    ours(), theirs()  # compile, touch memory
-    pairs: list[tuple[float, float]] = []
+@dataclass(frozen=True)
+class Pair:
+    """What two sides took, seconds a call, and the median over neighbouring blocks of ours / theirs."""
+
+    ours: float
+    theirs: float
+    ratio: float
+
+
+def settle(quiet: float = 0.005, patience: float = 0.5) -> None:
+    """Wait until the threads of this process sleep: it used a tenth of one processor at most for `quiet` seconds."""
+    end = time.perf_counter() + patience
+    while time.perf_counter() < end:
+        start, used = time.perf_counter(), time.process_time()
+        time.sleep(quiet)
+        if time.process_time() - used < 0.1 * (time.perf_counter() - start):
+            return
+
+
+def seconds(call: Call, device: str = "cpu", calls: int = 1) -> float:
+    """Time of a call, by the clock on the wall, or by the GPU's own between events around so many calls."""
+    if device == "cpu":
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - start) / calls
+    import torch
+
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / calls
+
+
+def block(call: Call, device: str = "cpu", budget: float = BLOCK, least: int = CALLS) -> float:
+    """Median time of a call, seconds, over a block of them after a pause and a call that is not timed."""
+    if device == "cpu":
+        settle()
+        call()
+        calls = 1
+    else:
+        call()
+        calls = max(1, min(100, int(0.002 / max(seconds(call, device), 1e-6))))  # some 2 ms: events tick in microseconds
+    times: list[float] = []
     end = time.perf_counter() + budget
-    while len(pairs) < least or time.perf_counter() < end:
-        pairs.append((seconds(ours), seconds(theirs)))
-    return median(a for a, _ in pairs) / median(b for _, b in pairs)
+    while len(times) < least and sum(times) < 1 or time.perf_counter() < end:
+        times.append(seconds(call, device, calls))
+    return median(times)
+
+
+def alone(call: Call, device: str = "cpu", blocks: int = BLOCKS, budget: float = BLOCK) -> float:
+    """Median over blocks, seconds a call; a long call is timed in one block."""
+    first = block(call, device, budget)
+    return median([first] + [block(call, device, budget) for _ in range(blocks - 1 if first < 0.5 else 0)])
+
+
+def alternate(ours: Call, theirs: Call, device: str = "cpu", pairs: int = PAIRS, budget: float = BLOCK) -> Pair:
+    """Blocks of both sides in turn, each pair in the other order than the one before."""
+    times: list[tuple[float, float]] = []
+    for pair in range(pairs):
+        if pair % 2:
+            b, a = block(theirs, device, budget), block(ours, device, budget)
+        else:
+            a, b = block(ours, device, budget), block(theirs, device, budget)
+        times.append((a, b))
+    return Pair(median(a for a, _ in times), median(b for _, b in times), median(a / b for a, b in times))
+
+
+def interleaved(ours: Call, theirs: Call, budget: float = 10 * BLOCK, least: int = CALLS) -> Pair:
+    """Calls of both sides in strict turn, without pauses: what a product costs between operations of torch."""
+    ours(), theirs()
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + budget
+    while len(times) < least or time.perf_counter() < end:
+        times.append((seconds(ours), seconds(theirs)))
+    a, b = median(a for a, _ in times), median(b for _, b in times)
+    return Pair(a, b, a / b)
+
+
+def expected(call: float) -> None:
+    """Skip a cell one call of which is expected to take longer than this set of cells allows.
+
+    Raises:
+        NotImplementedError: so asv shows n/a; its text says how to get the cell.
+    """
+    if call > SETS[SET]:
+        wider = next((name for name, limit in SETS.items() if call <= limit), None)
+        how = f"RBD_BENCH={wider} measures it" if wider else "no set measures it"
+        raise NotImplementedError(f"about {call:.2g} s a call: not in the set {SET!r}, {how}")
+
+
+def on_device(name: str) -> str:
+    """torch's name of a device of DEVICES; NotImplementedError without it. torch is only asked where there may be a GPU."""
+    if ONLY not in (None, name):
+        raise NotImplementedError(f"RBD_BENCH_DEVICE={ONLY}")
+    if name == "cpu":
+        return "cpu"
+    if any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")) or sys.platform == "win32":
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+    raise NotImplementedError("there is no GPU")
+
+
+def available_mib(device: str = "cpu") -> float:
+    """Memory that can be had now: on Linux what the kernel says, elsewhere all there is; on a GPU what is free."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()  # what torch keeps for later
+        return torch.cuda.mem_get_info()[0] / 2**20
+    if sys.platform == "linux":
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**10
+    import psutil
+
+    return psutil.virtual_memory().available / 2**20
+
+
+def fits(what: str, mib: float, device: str = "cpu") -> None:
+    """NotImplementedError with the sizes if `mib` is more than 80 % of the memory that can be had."""
+    if mib > 0.8 * (there := available_mib(device)):
+        raise NotImplementedError(f"does not fit: {what} takes {mib:,.0f} MiB, {there:,.0f} MiB are available")
+
+
+def attempt(measure: Callable[..., object], *arguments) -> object:
+    """What a measurement gives, or the exception that tells why it gave nothing: one cell must not end the others."""
+    try:
+        return measure(*arguments)
+    except NotImplementedError as reason:
+        return reason
+    except Exception as error:
+        if NO_KERNELS in str(error):  # an rbd from before its GPU kernels
+            return NotImplementedError(str(error))
+        return RuntimeError(traceback.format_exc())
+
+
+def found(cell: object) -> object:
+    """What `attempt` gave, raised if it is an exception: asv takes NotImplementedError for n/a, others for failures."""
+    if isinstance(cell, Exception):
+        raise cell
+    return cell
 
 
 # ru_maxrss starts from what the parent process held when it forked, so Linux is asked for the peak of this program alone.
@@ -37,9 +193,24 @@ else:
     import resource
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
+PEAK_GPU = """
+import torch
+print(torch.cuda.max_memory_allocated() / 2**20)
+"""
 
 
-def peak_mib(code: str) -> float:
-    """Peak resident memory of a fresh interpreter that runs the code, MiB (Linux and macOS)."""
-    done = subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+def fresh(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints that runs the code.
+
+    Raises:
+        RuntimeError: it failed; with what it wrote.
+    """
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"exit status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def peak_mib(code: str, device: str = "cpu") -> float:
+    """Peak memory of a fresh interpreter that runs the code, MiB: resident (Linux, macOS), or what torch had on the GPU."""
+    return float(fresh(code + (PEAK if device == "cpu" else PEAK_GPU)).split()[-1])

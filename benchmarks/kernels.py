@@ -1,44 +1,69 @@
-"""On-demand products against stored ones of the same size: time as a multiple of torch's matmul on a stored fp32 basis."""
+"""What a product with Φ (d, D) costs: regenerated, or stored by the ways a user has, from the paper's sizes to today's.
+
+All ways of one size are measured in one process, one after the other, so that a row of the table is of the same minute.
+A stored basis is measured without the time of making it, which a training that draws a new basis every step would pay too.
+"""
 
 from __future__ import annotations
 
-import torch
+import gc
+import sys
 
-from benchmarks._measure import ratio
-from rbd import Basis
+from benchmarks._cost import WAYS
+from benchmarks._measure import DEVICES, alone, attempt, found, on_device
 
-DIM, SIZE = 256, 101_770  # about the paper's d, and the D of its FC net
+DIMS, SIZES = (10, 100, 1000, 10_000), (10**5, 10**6, 10**7, 10**8)
+CELLS = (DEVICES, WAYS, DIMS, SIZES)
+NAMES = ("device", "basis", "d", "D")
 
 
-class OnDemand:
-    """Below 1: regenerating the basis is faster than reading it."""
+def setup_cache() -> dict:
+    """Milliseconds of both products, or why there are none: {(device, way, d, D): (project, expand) or an exception}."""
+    checked = {(device, way): attempt(_check, device, way) for device in DEVICES for way in WAYS}
+    cells = [(device, way, dim, size) for size in SIZES for dim in DIMS for device in DEVICES for way in WAYS]
+    return {cell: _cell(checked[cell[:2]], *cell) for cell in cells}
 
-    params = (["normal", "uniform", "rademacher"],)
-    param_names = ("distribution",)
-    unit = "x stored fp32"
+
+setup_cache.timeout = 3600
+
+
+def _check(device: str, way: str) -> None:
+    from benchmarks import _ways
+
+    _ways.check_small(way, on_device(device))
+
+
+def _cell(checked: object, device: str, way: str, dim: int, size: int) -> object:
+    if isinstance(checked, Exception):
+        return checked
+    times = attempt(_milliseconds, on_device(device), way, dim, size)
+    print(device, way, dim, size, times, file=sys.stderr, flush=True)
+    gc.collect()  # a stored basis may take most of the memory
+    return times
+
+
+def _milliseconds(device: str, way: str, dim: int, size: int) -> tuple[float, float]:
+    from benchmarks import _ways
+
+    built = _ways.build(way, dim, size, device)
+    g, c = _ways.vectors(dim, size, device)
+    _ways.check(way, built, g, c)
+    project, expand = alone(lambda: built.project(g), device), alone(lambda: built.expand(c), device)
+    return 1000 * project, 1000 * expand
+
+
+class Product:
+    """Φ g and Φᵀ c."""
+
+    params, param_names = CELLS, NAMES
+    unit = "ms"
     version = "1"
 
-    def setup(self, distribution: str) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.basis = Basis(DIM, SIZE, distribution)
-        self.stored = self.basis.dense()  # (d, D) float32
-        self.g, self.c = torch.randn(SIZE, generator=generator), torch.randn(DIM, generator=generator)
-        torch.testing.assert_close(self.basis.project(self.g), self.stored @ self.g, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(self.basis.expand(self.c), self.stored.T @ self.c, rtol=1e-3, atol=1e-4)
+    def setup(self, cache: dict, *cell) -> None:
+        found(cache[cell])
 
-    def track_project(self, distribution: str) -> float:
-        return ratio(lambda: self.basis.project(self.g), lambda: self.stored @ self.g)
+    def track_project(self, cache: dict, *cell) -> float:
+        return found(cache[cell])[0]
 
-    def track_expand(self, distribution: str) -> float:
-        return ratio(lambda: self.basis.expand(self.c), lambda: self.stored.T @ self.c)
-
-    def track_project_against_randn(self, distribution: str) -> float:
-        """Against what a user would write with torch alone: rows drawn by torch.randn, 32 at a time, and multiplied."""
-        return ratio(lambda: self.basis.project(self.g), lambda: _randn_project(self.g))
-
-
-OnDemand.track_project_against_randn.unit = "x randn + matmul"
-
-
-def _randn_project(g: torch.Tensor) -> torch.Tensor:
-    return torch.cat([torch.randn(32, SIZE) @ g for _ in range(DIM // 32)])
+    def track_expand(self, cache: dict, *cell) -> float:
+        return found(cache[cell])[1]

@@ -1,58 +1,334 @@
-"""The benchmarks run, once each and in little time, and measure what they say."""
+"""What measures is measured: by a clock of the tests' own, by planted bugs, by asv's own reading of what is saved.
+
+That every benchmark runs is checked by `tox -e bench-quick`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import os
+import re
+import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only")
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @pytest.fixture
 def benchmarks(monkeypatch):
-    """Imports a module of benchmarks/ whose ratios take as little time as they can."""
+    """Imports a module of benchmarks/."""
     monkeypatch.syspath_prepend(str(ROOT))
-    measure = importlib.import_module("benchmarks._measure")
-    monkeypatch.setattr(measure.ratio, "__defaults__", (0.0, 1))
     return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
-def test_ratio_is_of_medians(benchmarks):
-    """Sleeps of 20 and 10 ms: twice as long, within what a busy machine adds to either."""
-    measured = benchmarks("_measure").ratio(lambda: time.sleep(0.02), lambda: time.sleep(0.01), least=5)
-    assert 1.2 < measured < 3
+@pytest.fixture
+def measure(benchmarks):
+    return benchmarks("_measure")
+
+
+@dataclass
+class Machine:
+    """A clock, a processor whose idle threads spin for a while after `theirs`, and `ours`, which they halve."""
+
+    now: float = 0.0
+    used: float = 0.0
+    spinning: float = 0.0  # until then
+    calls: str = ""
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.used
+
+    def sleep(self, seconds: float) -> None:
+        self.used += max(0.0, min(seconds, self.spinning - self.now))
+        self.now += seconds
+
+    def run(self, seconds: float) -> None:
+        self.now, self.used = self.now + seconds, self.used + seconds
+
+    def theirs(self) -> None:
+        self.calls += "t"
+        self.run(0.010)
+        self.spinning = self.now + 0.030
+
+    def ours(self) -> None:
+        self.calls += "o"
+        self.run(0.004 if self.now < self.spinning else 0.002)
+
+    def first_slow(self) -> None:
+        self.run(1.0 if self.calls == "" else 0.001)
+        self.calls += "f"
+
+
+@pytest.fixture
+def machine(measure, monkeypatch):
+    made = Machine()
+    monkeypatch.setattr(measure, "time", made)
+    return made
+
+
+def test_blocks_are_not_disturbed_by_threads_that_spin(measure, machine):
+    """2 ms against 10 ms is 0.2; the strict turn has ours at 4 ms, hence 0.4."""
+    pair = measure.alternate(machine.ours, machine.theirs, pairs=5, budget=0.05)
+    assert (pair.ours, pair.theirs, pair.ratio) == pytest.approx((0.002, 0.010, 0.2))
+    turns = measure.interleaved(machine.ours, machine.theirs, budget=0.5)
+    assert (turns.ours, turns.theirs, turns.ratio) == pytest.approx((0.004, 0.010, 0.4))
+
+
+def test_blocks_alternate_in_order(measure, machine):
+    """Ours first, theirs first, ours first; a call that warms up and two that are timed in each block."""
+    measure.alternate(machine.ours, machine.theirs, pairs=3, budget=0.0)
+    assert [len(run) for run in machine.calls.replace("to", "t o").replace("ot", "o t").split()] == [4, 8, 8, 4]
+    assert machine.calls[0] == "o" and machine.calls[-1] == "t"
+
+
+def test_ratio_is_the_median_of_neighbours(measure, machine):
+    """A machine ten times slower in one of three pairs changes nothing."""
+    rounds = iter([1, 1, 10, 10, 1, 1])  # six blocks of 4 calls
+    slow = [factor for factor in rounds for _ in range(4)]
+    calls = iter(slow)
+    ours, theirs = (lambda: machine.run(0.001 * next(calls))), (lambda: machine.run(0.004 * next(calls)))
+    pair = measure.alternate(ours, theirs, pairs=3, budget=0.0)
+    assert pair.ratio == pytest.approx(0.25)
+
+
+def test_the_first_call_of_a_block_is_not_timed(measure, machine):
+    assert measure.block(machine.first_slow, budget=0.05) == pytest.approx(0.001)
+
+
+def test_waiting_has_an_end(measure, machine):
+    machine.spinning = math.inf
+    measure.settle(quiet=0.005, patience=0.5)
+    assert 0.5 <= machine.now < 0.51
+    machine.spinning = 0.0
+    measure.settle(quiet=0.005, patience=0.5)
+    assert machine.now < 0.52
+
+
+def test_long_calls_are_timed_once(measure, machine):
+    """Two calls of 20 s: one that warms up, one that is timed, in one block."""
+    assert measure.alone(lambda: machine.run(20), budget=0.1) == pytest.approx(20)
+    assert machine.now < 41
+
+
+def test_the_real_clock_tells_a_long_sleep_from_a_short_one(measure):
+    import time
+
+    pair = measure.alternate(lambda: time.sleep(0.02), lambda: time.sleep(0.01), pairs=3, budget=0.0)
+    assert 1.2 < pair.ratio < 3  # 2, within what a busy machine adds to either
+
+
+def test_cells_belong_to_sets(measure, monkeypatch):
+    monkeypatch.setattr(measure, "SET", "default")
+    measure.expected(1.0)
+    with pytest.raises(NotImplementedError, match="about 3 s a call: not in the set 'default', RBD_BENCH=slow measures it"):
+        measure.expected(3.0)
+    with pytest.raises(NotImplementedError, match="no set measures it"):
+        measure.expected(1e4)
+
+
+def test_an_unknown_set_is_named(fresh_python):
+    script = "try:\n    import benchmarks._measure\nexcept ValueError as error:\n    print(error)"
+    printed = fresh_python(script, root=ROOT, RBD_BENCH="fast")
+    assert printed.strip() == "RBD_BENCH: got 'fast', allowed 'quick', 'default', 'slow'"
+
+
+def test_what_does_not_fit_is_told_with_its_size(measure, monkeypatch):
+    monkeypatch.setattr(measure, "available_mib", lambda device: 1000.0)
+    measure.fits("a basis", 800)
+    with pytest.raises(NotImplementedError, match="does not fit: a basis takes 38,147 MiB, 1,000 MiB are available"):
+        measure.fits("a basis", 38147)
+
+
+def test_available_memory_is_that_of_this_machine(measure):
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+    assert 100 < measure.available_mib() <= pages
+
+
+def test_one_cell_does_not_end_the_others(measure):
+    def fail(error: Exception):
+        raise error
+
+    assert measure.found(measure.attempt(lambda x: x + 1, 2)) == 3
+    for error, kind in ((NotImplementedError("no"), NotImplementedError), (ValueError("bad"), RuntimeError),
+                        (RuntimeError("device: no kernels for 'cuda', allowed 'cpu'"), NotImplementedError)):  # fmt: skip
+        with pytest.raises(kind, match=str(error).split(",")[0]):
+            measure.found(measure.attempt(fail, error))
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="peak memory is read on Linux and macOS")
-def test_peak_counts_what_was_touched_and_let_go(benchmarks):
-    peak = benchmarks("_measure").peak_mib
-    empty, touched = peak("pass"), peak("x = bytearray(200 * 2**20); del x")
+def test_peak_counts_what_was_touched_and_let_go(measure):
+    empty, touched = measure.peak_mib("pass"), measure.peak_mib("x = bytearray(200 * 2**20); del x")
     assert 190 < touched - empty < 215  # MiB: 200 and what an allocator rounds up
-
-
-@pytest.mark.parametrize("distribution", ["normal", "uniform", "rademacher"])
-@pytest.mark.parametrize("name", ["track_project", "track_expand", "track_project_against_randn"])
-def test_kernels(benchmarks, distribution, name):
-    suite = benchmarks("kernels").OnDemand()
-    suite.setup(distribution)
-    assert 0 < getattr(suite, name)(distribution) < math.inf
-
-
-def test_step(benchmarks):
-    suite = benchmarks("step").Step()
-    suite.setup("rademacher")
-    assert 0 < suite.track_step("rademacher") < math.inf
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        measure.peak_mib("1 / 0")
 
 
 def test_peak_of_a_step_does_not_grow_with_d(benchmarks):
-    """Within 1 % between d = 10 and d = 10,000; a stored basis of the latter would take 37 GiB."""
+    """Within 1 % between d = 10 and d = 10,000; a stored basis of the latter would take 37 GiB, and is not tried."""
     memory = benchmarks("memory")
-    few, many = memory.Peak().track_step(10), memory.Peak().track_step(10_000)
-    assert many < 1.01 * few
+    few, many = (memory.Peak().track_step("cpu", "rademacher", dim) for dim in (10, 10_000))
+    assert abs(many - few) < 0.01 * few
     assert memory.track_import() <= few
+
+
+WAYS = ("normal", "uniform", "rademacher", "stored fp32", "stored bf16", "stored bits", "randn", "sklearn gaussian",
+        "sklearn sparse")  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_are_right(benchmarks, way):
+    ways, cost = benchmarks("_ways"), benchmarks("_cost")
+    assert cost.WAYS == WAYS
+    if way.startswith("sklearn"):
+        pytest.importorskip("sklearn")
+    ways.check_small(way)
+    built, (g, c) = ways.build(way, 20, 6000), ways.vectors(20, 6000, "cpu")
+    ways.check(way, built, g, c)
+    assert built.project(g).shape == (20,) and built.expand(c).shape == (6000,)
+
+
+@pytest.mark.parametrize("way", ["rademacher", "stored fp32", "stored bf16", "stored bits", "randn"])
+@pytest.mark.parametrize("bug", ["project", "expand", "last column"])
+def test_wrong_ways_are_not_timed(benchmarks, monkeypatch, way, bug):
+    """A row or a column that is lost or of the other sign is found, in the small check and in that of the timed cell."""
+    ways = benchmarks("_ways")
+    right = ways.build
+
+    def wrong(*arguments):
+        built = right(*arguments)
+        names = [name for name in ("project", "expand", "dense", "basis") if hasattr(built, name)]
+        made = SimpleNamespace(**{name: getattr(built, name) for name in names})
+        if bug == "project":
+            made.project = lambda g: (c := built.project(g)) * torch.cat([torch.ones(len(c) - 1), -torch.ones(1)])
+        elif bug == "expand":
+            made.expand = lambda c: built.expand(c * torch.cat([torch.zeros(1), torch.ones(len(c) - 1)]))
+        else:
+            made.expand = lambda c: torch.cat([built.expand(c)[:-1], torch.ones(1)])
+        return made
+
+    monkeypatch.setattr(ways, "build", wrong)
+    with pytest.raises(AssertionError, match=way):
+        ways.check_small(way)
+    with pytest.raises(AssertionError, match=way):
+        ways.check(way, ways.build(way, 20, 6000), *ways.vectors(20, 6000, "cpu"))
+
+
+def test_packed_words_for_gpus_are_right(benchmarks, monkeypatch):
+    """Their arithmetic, on the CPU and not compiled."""
+    ways = benchmarks("_ways")
+    monkeypatch.setattr(ways.torch, "compile", lambda f, dynamic: f)
+    monkeypatch.setattr(ways, "_bits", lambda device: ways.StoredWords)
+    ways.check_small("stored bits")
+    ways.check("stored bits", ways.build("stored bits", 20, 6000), *ways.vectors(20, 6000, "cpu"))
+
+
+def test_sizes_are_those_of_what_is_stored(benchmarks):
+    ways, cost = benchmarks("_ways"), benchmarks("_cost")
+    for way in ("stored fp32", "stored bf16"):
+        phi = ways.build(way, 8, 4096).phi
+        assert phi.element_size() * phi.numel() / 2**20 == cost.stored_mib(way, 8, 4096)
+    assert ways.build("stored bits", 8, 4096).bits.nbytes / 2**20 == cost.stored_mib("stored bits", 8, 4096)
+    assert all(cost.stored_mib(way, 10**4, 10**8) == 0 for way in cost.ON_DEMAND)
+
+
+def test_the_rivals_that_do_not_fit_are_not_allocated(benchmarks, monkeypatch):
+    ways, measure = benchmarks("_ways"), benchmarks("_measure")
+    monkeypatch.setattr(measure, "SET", "slow")
+    monkeypatch.setattr(measure, "available_mib", lambda device: 20_000.0)
+    with pytest.raises(NotImplementedError, match="stored fp32 of 10,000 x 1,000,000 takes 38,"):
+        ways.build("stored fp32", 10_000, 1_000_000)
+
+
+def test_runner_finds_what_asv_finds(benchmarks):
+    """Names, parameters, versions and units; so results saved without asv are those that asv looks for."""
+    discovery = pytest.importorskip("asv_runner.discovery")
+    ours = {b.name: b for b in benchmarks("run").benchmarks()}
+    theirs = {b.name: b for b in discovery.disc_benchmarks(str(ROOT / "benchmarks"))}
+    assert set(ours) == set(theirs) and len(ours) >= 15
+    for name, b in ours.items():
+        assert [[repr(v) for v in values] for values in b.params] == theirs[name].params, name
+        assert b.version == theirs[name].version is not None, name
+        assert theirs[name].unit != "unit" and theirs[name].type == "track", name
+
+
+def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
+    results = pytest.importorskip("asv.results")
+    run, table = benchmarks("run"), benchmarks("table")
+    (peak,) = run.benchmarks("memory.Peak")
+    (ratio,) = run.benchmarks("ratios.Ratio.track_project")
+    half = [0.5 if cell[1:] == ("rademacher", "stored fp32") else math.nan for cell in ratio.cells]
+    outcomes = {
+        peak: run.Outcome([None, *(float(i) for i in range(1, len(peak.cells)))], [], 1e9, 2.5),
+        ratio: run.Outcome(half, [], 1e9, 1.0),
+    }
+    path = run.save(outcomes, tmp_path, COMMIT, 1_600_000_000)
+    machine = json.loads((path.parent / "machine.json").read_text())
+    loaded = results.Results.load(str(path), machine_name=machine["machine"])
+    assert (loaded.commit_hash, loaded.date) == (COMMIT, 1_600_000_000_000)
+    params = [[repr(v) for v in values] for values in peak.params]
+    assert loaded.get_result_value("memory.Peak.track_step", params)[:3] == [None, 1.0, 2.0]
+    assert loaded._benchmark_version["memory.Peak.track_step"] == peak.version
+
+    (read,) = table.latest(tmp_path)
+    assert read.get("memory.Peak.track_step", "cpu", "rademacher", "100") == 1.0
+    assert math.isnan(read.get("memory.Peak.track_step", "cpu", "rademacher", "10"))  # it had failed
+    text = table.tables(tmp_path)
+    assert "| signs | 2.0 × / n/a |" in text and "| entries | stored fp32 |" in text and COMMIT[:8] in text
+
+
+def test_table_names_a_file_that_is_none_of_asvs(benchmarks, tmp_path):
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "vm" / "machine.json").write_text("{}")
+    (tmp_path / "vm" / "x.json").write_text('{"results": 3}')
+    with pytest.raises(ValueError, match="x.json: not a result file of asv"):
+        benchmarks("table").tables(tmp_path)
+
+
+def test_readme_has_the_tables_of_the_committed_results(benchmarks):
+    table, readme = benchmarks("table"), (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    assert table.insert(readme, "asv", table.tables(ROOT / "results" / "asv")) == readme
+
+
+def _bash(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", *command], env={**os.environ, **environment}, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_on_gpu_says_that_there_is_none(tmp_path):
+    done = _bash(str(ROOT / "benchmarks" / "on_gpu"), "--save", str(tmp_path), PYTHON=sys.executable)
+    assert done.returncode == 3 and "no GPU" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_commit_is_asked_for_where_git_is_missing(benchmarks):
+    run = benchmarks("run")
+    assert run._commit(f"{COMMIT} 1600000000\n") == (COMMIT, 1_600_000_000)
+    with pytest.raises(SystemExit, match="--commit: got 'abc'"):
+        run._commit("abc")
+
+
+def test_the_planted_slowdown_finds_its_line():
+    script = (ROOT / "benchmarks" / "planted_slowdown").read_text("utf-8")
+    line = "    images = split.images.index_select(0, draws.order[part])"
+    assert line in script and line in (ROOT / "rbd" / "data.py").read_text("utf-8")
+    assert _bash("-n", str(ROOT / "benchmarks" / "planted_slowdown")).returncode == 0
+
+
+def test_asv_is_pinned_alike_everywhere():
+    """Another asv_runner times in another way: the environments that asv makes have that of the dependency group."""
+    (runner,) = re.findall(r'"asv_runner==([\d.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    pinned = json.loads((ROOT / "asv.conf.json").read_text("utf-8"))["matrix"]["req"]
+    assert pinned["pip+asv_runner"] == [runner]
+    assert all(len(pinned[name]) == 1 and pinned[name][0] for name in ("torch", "numba", "scikit-learn"))

@@ -1,0 +1,232 @@
+"""Run benchmarks in this process, without asv: each once for the tests, or for a machine without asv, in asv's format.
+
+    python -m benchmarks.run --quick                                 # RBD_BENCH=quick: smallest cells, once, nothing saved
+    python -m benchmarks.run --only gpu --save results/asv           # what benchmarks/on_gpu does
+
+asv itself starts a process for every cell, which takes minutes for hundreds of cells, and needs virtualenv and a mirror.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import itertools
+import json
+import math
+import os
+import pkgutil
+import platform
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+COLUMNS = ("result", "params", "version", "started_at", "duration")
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """One function that asv would find. Names, params and versions are those that asv gives it."""
+
+    name: str
+    function: Callable
+    owner: Any  # instance of its class, or its module
+    module: Any
+
+    @property
+    def params(self) -> list[list]:
+        return [list(values) for values in getattr(self.owner, "params", [])]
+
+    @property
+    def version(self) -> str:
+        return getattr(self.function, "version", getattr(self.owner, "version", None))
+
+    def on(self, device: str) -> bool:
+        """Whether it has cells of a device."""
+        return any(device in values for values in self.params)
+
+    @property
+    def cells(self) -> list[tuple]:
+        return list(itertools.product(*self.params))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the cells of a benchmark gave: values (nan: n/a; None: failed), reasons, when, and how long."""
+
+    values: list[float | None]
+    reasons: list[str]
+    started: float  # seconds since 1970
+    took: float  # seconds
+
+
+def benchmarks(pattern: str = "") -> list[Benchmark]:
+    """All functions track_... of the modules beside this one whose name contains the pattern (a regular expression)."""
+    found = []
+    for info in pkgutil.iter_modules([str(HERE)]):
+        if info.name.startswith("_") or f"benchmarks.{info.name}" == __name__ or info.name == Path(__file__).stem:
+            continue
+        module = importlib.import_module(f"benchmarks.{info.name}")
+        owners = [(f"{info.name}.", module)]
+        classes = inspect.getmembers(module, inspect.isclass)
+        own = [(name, of) for name, of in classes if of.__module__ == module.__name__ and _tracks(of)]
+        owners += [(f"{info.name}.{name}.", of()) for name, of in own]
+        found += [Benchmark(prefix + f.__name__, f, owner, module) for prefix, owner in owners for f in _tracks(owner)]
+    return [b for b in found if re.search(pattern, b.name)]
+
+
+def _tracks(owner: Any) -> list[Callable]:
+    own = inspect.getmembers(owner, callable)
+    return [f for name, f in own if name.startswith("track_")]
+
+
+def run(benchmark: Benchmark, cache: object) -> Outcome:
+    """Setup and function for every cell."""
+    began = time.time()
+    pairs = [_value(benchmark, cache, cell) for cell in benchmark.cells]
+    return Outcome([v for v, _ in pairs], [r for _, r in pairs], began, time.time() - began)
+
+
+def _value(benchmark: Benchmark, cache: object, cell: tuple) -> tuple[float | None, str]:
+    arguments = cell if cache is None else (cache, *cell)
+    try:
+        try:
+            getattr(benchmark.owner, "setup", lambda *_: None)(*arguments)
+        except NotImplementedError as reason:
+            return math.nan, str(reason)
+        return float(benchmark.function(*arguments)), ""
+    except Exception:
+        return None, traceback.format_exc()
+
+
+def everything(chosen: list[Benchmark]) -> Iterator[tuple[Benchmark, Outcome]]:
+    """All of them, each module's setup_cache called once."""
+    caches: dict[str, object] = {}
+    for benchmark in chosen:
+        module = benchmark.module
+        if module.__name__ not in caches:
+            caches[module.__name__] = module.setup_cache() if hasattr(module, "setup_cache") else None
+        yield benchmark, run(benchmark, caches[module.__name__])
+
+
+def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int) -> Path:
+    """Write machine.json and one result file, as asv does, into folder/<machine>; returns the file.
+
+    Args:
+        commit: its whole hash; date: seconds since 1970 of the commit.
+    """
+    machine, requirements = this_machine(), _versions()
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    environment = f"process-py{python}-" + "-".join(f"{name}{version}" for name, version in requirements.items())
+    place = folder / machine["machine"]
+    place.mkdir(parents=True, exist_ok=True)
+    _write(place / "machine.json", machine | {"version": 1})
+    path = place / f"{commit[:8]}-{environment}.json"
+    _write(path, {
+        "commit_hash": commit, "env_name": environment, "date": date * 1000, "python": python, "requirements": requirements,
+        "params": machine | {"python": python} | requirements, "env_vars": {}, "result_columns": COLUMNS, "durations": {},
+        "results": {b.name: [_json(o.values), [[repr(v) for v in values] for values in b.params], b.version,
+                             int(o.started * 1000), round(o.took, 3)] for b, o in results.items()},
+        "version": 2,
+    })  # fmt: skip
+    return path
+
+
+def _json(values: list[float | None]) -> list:
+    return [v if v is None or math.isfinite(v) else math.nan for v in values]  # asv writes NaN too
+
+
+def _write(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
+def this_machine() -> dict[str, str]:
+    """As `asv machine` describes one; a GPU stands in its name and beside the processor."""
+    from rbd.record import _cpu_name
+
+    name, cpu = platform.node() or "unknown", _cpu_name()
+    if gpu := _gpu():
+        name, cpu = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-").lower(), f"{cpu} with {gpu}"
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {"machine": name, "cpu": cpu, "num_cpu": str(os.cpu_count()), "ram": str(ram), "arch": platform.machine(),
+            "os": f"{platform.system()} {platform.release()}"}  # fmt: skip
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "triton", "numba"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def _commit(given: str | None) -> tuple[str, int]:
+    """Hash and time, as `git log -1 --format='%H %ct'` prints them, of the argument or of this checkout."""
+    try:
+        text = given or subprocess.run(["git", "log", "-1", "--format=%H %ct"], cwd=HERE, capture_output=True, text=True,
+                                       check=True).stdout  # fmt: skip
+        commit, date = text.split()
+        assert re.fullmatch("[0-9a-f]{40}", commit)
+        return commit, int(date)
+    except (OSError, subprocess.CalledProcessError, ValueError, AssertionError) as error:
+        how = "\"$(git log -1 --format='%H %ct')\""
+        raise SystemExit(f"--commit: got {given!r} and no git checkout here, allowed {how} of the commit: {error}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n")[0])
+    parser.add_argument("--bench", default="", metavar="REGEX", help="benchmarks whose name matches (default: all)")
+    parser.add_argument("--only", choices=("cpu", "gpu"), help="only cells of that device")
+    parser.add_argument("--quick", action="store_true", help="the smallest cells, once (RBD_BENCH=quick)")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write results in asv's format under FOLDER")
+    parser.add_argument("--commit", metavar="'HASH TIME'", help="what `git log -1 --format='%%H %%ct'` prints")
+    given = parser.parse_args(arguments)
+    if given.quick:
+        os.environ["RBD_BENCH"] = "quick"
+    if given.only:
+        os.environ["RBD_BENCH_DEVICE"] = given.only
+    commit = _commit(given.commit) if given.save else None
+    results = {}
+    for benchmark, outcome in everything([b for b in benchmarks(given.bench) if given.only is None or b.on(given.only)]):
+        results[benchmark] = outcome
+        _show(benchmark, outcome)
+        if commit:  # each time, so that an interruption loses little
+            path = save(results, given.save, *commit)
+    failed = [b.name for b, o in results.items() if None in o.values]
+    measured = sum(v is not None and math.isfinite(v) for o in results.values() for v in o.values)
+    if commit and results:
+        print(f"saved {path}")
+    print(f"{len(results)} benchmarks, {measured} cells measured, {len(failed)} benchmarks failed {' '.join(failed)}")
+    return 1 if failed or not measured else 0
+
+
+def _show(benchmark: Benchmark, outcome: Outcome) -> None:
+    unit = getattr(benchmark.function, "unit", getattr(benchmark.owner, "unit", ""))
+    print(f"{benchmark.name}  ({unit}; {outcome.took:.1f} s)")
+    for cell, value, reason in zip(benchmark.cells, outcome.values, outcome.reasons):
+        if value is None:
+            print(f"  {', '.join(map(str, cell))}: FAILED\n{reason}")
+        elif not math.isnan(value):
+            print(f"  {', '.join(map(str, cell))}: {value:.4g}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

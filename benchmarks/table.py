@@ -1,0 +1,171 @@
+"""The tables of README.md, from the committed results alone: `python -m benchmarks.table` writes them between the marks."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from benchmarks._cost import ON_DEMAND, WAYS, stored_mib
+from benchmarks.memory import SIZE as MEMORY_SIZE
+from rbd.report import insert
+
+ROOT = Path(__file__).parents[1]
+NAME = {"rademacher": "signs"}
+DEVICES = {"cpu": "CPU", "gpu": "GPU"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """One result file of asv: a commit on a machine."""
+
+    path: Path
+    machine: dict
+    commit: str
+    started: float  # seconds since 1970, of the first benchmark
+    python: str
+    values: dict[str, dict[tuple[str, ...], float]]  # benchmark -> parameters -> value, without n/a and failures
+
+    def get(self, benchmark: str, *cell: str) -> float:
+        """The value of a cell, nan where there is none."""
+        return self.values.get(benchmark, {}).get(cell, math.nan)
+
+
+def load(path: Path) -> Results:
+    """Raises ValueError if the file is none of asv's."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        rows = {name: dict(zip(found["result_columns"], row)) for name, row in found["results"].items()}
+        values = {name: _cells(row.get("params") or [], row["result"] or []) for name, row in rows.items()}
+        started = [row["started_at"] for row in rows.values() if row.get("started_at")]
+        return Results(path, found["params"], found["commit_hash"], min(started, default=0) / 1000, found["python"], values)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a result file of asv: {error!r}") from error
+
+
+def _cells(params: list[list[str]], results: list) -> dict[tuple[str, ...], float]:
+    cells = itertools.product(*([value.strip("'") for value in values] for values in params))
+    return {cell: value for cell, value in zip(cells, results) if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def latest(folder: Path) -> list[Results]:
+    """Of every machine the results whose benchmarks ran last, machines by name."""
+    machines = sorted(path.parent for path in folder.glob("*/machine.json"))
+    found = [[load(p) for p in sorted(place.glob("*.json")) if p.name != "machine.json"] for place in machines]
+    return [max(results, key=lambda r: r.started) for results in found if results]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _any(rows: Sequence[Sequence[str]]) -> bool:
+    return any(cell not in ("n/a", "") and "GiB" not in cell for row in rows for cell in row[1:])
+
+
+def ratios(results: Results, device: str) -> str:
+    """How many times faster than each rival a product on demand is, project / expand."""
+    rivals = [way for way in WAYS if any((device, ours, way) in results.values.get("ratios.Ratio.track_project", {})
+                                         for ours in ON_DEMAND)]  # fmt: skip
+
+    def cell(way: str, rival: str) -> str:
+        p, e = (results.get(f"ratios.Ratio.track_{what}", device, way, rival) for what in ("project", "expand"))
+        return f"{_times(1 / p)} / {_times(1 / e)}"
+
+    rows = [[NAME.get(way, way), *(cell(way, rival) for rival in rivals)] for way in reversed(ON_DEMAND)]
+    return _table(["entries", *rivals], rows) if rivals else ""
+
+
+def _times(x: float) -> str:
+    return "n/a" if math.isnan(x) else f"{x:.0f} ×" if x >= 20 else f"{x:.1f} ×" if x >= 2 else f"{x:.2f} ×"
+
+
+def products(results: Results, device: str, dim: str = "1000") -> str:
+    """Milliseconds of project by all ways, against D; where a stored basis did not fit, its size."""
+    sizes = ("100000", "1000000", "10000000", "100000000")
+    ram = int(results.machine["ram"])
+
+    def cell(way: str, size: str) -> str:
+        value = results.get("kernels.Product.track_project", device, way, dim, size)
+        mib = stored_mib(way, int(dim), int(size))
+        large = device == "cpu" and mib > 0.8 * ram / 2**20
+        return f"{value:.3g}" if not math.isnan(value) else f"({mib / 2**10:.0f} GiB)" if large else "n/a"
+
+    rows = [[NAME.get(way, way), *(cell(way, size) for size in sizes)] for way in WAYS]
+    return _table([f"project, ms; d = {int(dim):,}", *(f"D = {int(size):,}" for size in sizes)], rows) if _any(rows) else ""
+
+
+def steps(results: Results, device: str) -> str:
+    """Milliseconds of a step, and as a multiple of SGD's."""
+    methods = ("sgd", "rbd rademacher", "rbd uniform", "rbd normal", "rbd rademacher by_layer", "fpd rademacher",
+               "nes rademacher")  # fmt: skip
+
+    def cell(network: str, method: str) -> str:
+        ms = results.get("step.Step.track_time", device, network, method)
+        ratio = results.get("step.Step.track_against_sgd", device, network, method)
+        return "n/a" if math.isnan(ms) else f"{ms:.3g} ms" + (f" ({ratio:.2g} ×)" if method != "sgd" else "")
+
+    rows = [[network, *(cell(network, method) for method in methods)] for network in ("fc", "cnn", "resnet8", "resnet32")]
+    return _table(["step", *(m.replace("rademacher", "signs") for m in methods)], rows) if _any(rows) else ""
+
+
+def memory(results: Results, device: str) -> str:
+    """Peak MiB of a process that makes two steps, against d."""
+    dims = ("10", "100", "1000", "10000")
+
+    def cell(way: str, dim: str) -> str:
+        value = results.get("memory.Peak.track_step", device, way, dim)
+        mib = stored_mib(way, int(dim), MEMORY_SIZE)
+        return f"{value:,.0f}" if not math.isnan(value) else f"n/a ({mib / 2**10:.0f} GiB)" if mib else "n/a"
+
+    ways = ("rademacher", "uniform", "normal", "stored fp32")
+    rows = [[NAME.get(way, way), *(cell(way, dim) for dim in dims)] for way in ways]
+    head = [f"peak of a step, MiB; D = {MEMORY_SIZE:,}", *(f"d = {int(dim):,}" for dim in dims)]
+    return _table(head, rows) if _any(rows) else ""
+
+
+PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
+    (ratios, "How many times faster than a rival a product on demand is, project / expand, at d = 256, D = 101,770 "
+             "(median of 7 pairs of neighbouring blocks):"),
+    (products, "Time of a product by every way (median of 3 blocks); n/a: in the slow set, or not measured; in brackets: "
+               "the size of a stored basis that does not fit:"),
+    (steps, "A whole training step, batch 32, d = 250, and as a multiple of SGD's:"),
+    (memory, "Memory:"),
+)  # fmt: skip
+
+
+def section(results: Results) -> str:
+    """All tables of one machine, under where, when and what they come from."""
+    m, day = results.machine, datetime.fromtimestamp(results.started, timezone.utc)
+    head = (f"**{m['machine']}**: {m['num_cpu']} cores, {m['cpu']}, {int(m['ram']) / 2**30:.0f} GiB, {m['os']}, "
+            f"Python {results.python}; {day:%Y-%m-%d}, commit {results.commit[:8]}, n = 1 run, "
+            f"`{_command(results)}`")  # fmt: skip
+    parts = [f"{DEVICES[d]}. {text}\n\n{made}" for d in DEVICES for part, text in PARTS if (made := part(results, d))]
+    return "\n\n".join([head, *parts])
+
+
+def _command(results: Results) -> str:
+    """What made the results: benchmarks/on_gpu names its environments by the process it ran in."""
+    return "benchmarks/on_gpu" if "-process-" in results.path.name else f"tox -e bench -- run {results.commit[:8]}^!"
+
+
+def tables(folder: Path) -> str:
+    return "\n\n".join(section(results) for results in latest(folder)) or "No results are committed yet."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "asv", help="default: results/asv")
+    parser.add_argument("--into", type=Path, default=ROOT / "benchmarks" / "README.md", help="default: benchmarks/README.md")
+    given = parser.parse_args()
+    given.into.write_text(insert(given.into.read_text("utf-8"), "asv", tables(given.results)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
