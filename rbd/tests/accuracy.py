@@ -268,7 +268,7 @@ def check(name: str, seeds: Iterable[int] = SEEDS) -> list[Check]:
 
 def expect(file: Path = FILE, seeds: tuple[int, ...] = EXPECTED_SEEDS) -> None:
     """Run every case with every seed and write the values down."""
-    todo = [(name, seed) for name in CASES for seed in seeds]
+    todo, where = [(name, seed) for name in CASES for seed in seeds], record.environment()
     values: dict[str, dict[str, list[float]]] = {name: {} for name in CASES}
     for name, seed in tqdm(todo, unit="run"):
         run = measures(CASES[name], seed)
@@ -277,7 +277,7 @@ def expect(file: Path = FILE, seeds: tuple[int, ...] = EXPECTED_SEEDS) -> None:
         for measure, value in run.items():
             values[name].setdefault(measure, []).append(float(f"{value:.6g}"))
     cases = {name: _described(case) for name, case in CASES.items()}
-    made = {"cases": cases, "environment": record.environment(), "seeds": seeds, "values": values}
+    made = {"cases": cases, "environment": where, "seeds": seeds, "values": values}
     text = json.dumps(made, indent=1, allow_nan=False)
     file.write_text(_one_line_lists(text) + "\n", encoding="utf-8")
 
