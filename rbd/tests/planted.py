@@ -1,4 +1,4 @@
-"""Bugs to be planted in this process, each with the case of accuracy.py that has to notice it."""
+"""Bugs to be planted in this process, each with the case and the measure of accuracy.py that have to notice it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Bug:
     """What is wrong is the name under which it stands in BUGS."""
 
     case: str
+    shown_by: str  # the measure that has to notice
     plant: Plant
 
     @contextmanager
@@ -125,30 +126,28 @@ def afresh() -> Plant:
 
 
 BUGS: dict[str, Bug] = {
-    "wrong sign": Bug("rbd signs", directions(lambda u, _: -u)),
-    "wrong sign, fpd": Bug("fpd signs", directions(lambda u, _: -u)),
-    "scale √2": Bug("rbd normal", directions(lambda u, _: u * math.sqrt(2))),
-    "scale 1.05": Bug("rbd signs", directions(lambda u, _: u * 1.05)),
-    "variance a third, released uniform": Bug("rbd uniform", directions(lambda u, _: u / 3)),
-    "scale K in compartments": Bug("rbd by_layer", directions(lambda u, p: u * len(p.compartments))),
-    "scale 1/√D in compartments, released code": Bug("rbd even:10", directions(by_size)),
-    "the same, compartments of other sizes": Bug("rbd by_layer", directions(by_size)),
-    "entries of mean -0.5, released signs": Bug("rbd signs", biased),
-    "basis not redrawn": Bug("rbd signs", drawn(lambda stream, step: (stream, 0))),
-    "basis not redrawn, normal": Bug("rbd normal", drawn(lambda stream, step: (stream, 0))),
-    "basis redrawn at every step, not at every tenth": Bug("rbd redraw 10", afresh()),
-    "fpd redrawn": Bug("fpd signs", afresh()),
-    "fpd redrawn, normal": Bug("fpd normal", afresh()),
-    "workers share a basis": Bug("4 workers", drawn(lambda stream, step: (0, step))),
-    "workers replay each other, released seeds": Bug("4 workers", drawn(lambda stream, step: (0, step + stream))),
-    "lr ignored": Bug("rbd signs", ignored_lr),
-    "lr ignored, sgd": Bug("sgd mnist", ignored_lr),
-    "lr ignored, nes": Bug("rbd-nes signs", ignored_lr),
-    "gradient of another batch": Bug("rbd signs", other_batch),
-    "gradient of another batch, fpd": Bug("fpd signs", other_batch),
-    "gradient of another batch, sgd": Bug("sgd fmnist", other_batch),
-    "gradients added up": Bug("rbd signs", added_up),
-    "wrong sign, nes": Bug("rbd-nes signs", ranks(torch.neg)),
-    "scale √2, nes": Bug("rbd-nes signs", ranks(lambda c: c * math.sqrt(2))),
-    "basis not redrawn, nes": Bug("rbd-nes signs", kept_by_nes),
+    "wrong sign": Bug("rbd signs", "cosine", directions(lambda u, _: -u)),
+    "wrong sign, fpd": Bug("fpd signs", "cosine", directions(lambda u, _: -u)),
+    "scale √2": Bug("rbd normal", "length", directions(lambda u, _: u * math.sqrt(2))),
+    "scale 1.05": Bug("rbd signs", "length", directions(lambda u, _: u * 1.05)),
+    "variance a third, released uniform": Bug("rbd uniform", "length", directions(lambda u, _: u / 3)),
+    "scale K in compartments": Bug("rbd by_layer", "length", directions(lambda u, p: u * len(p.compartments))),
+    "scale 1/√D in compartments, released code": Bug("rbd even:10", "length", directions(by_size)),
+    "the same in layers": Bug("rbd by_layer", "length", directions(by_size)),
+    "entries of mean -0.5, released signs": Bug("rbd signs", "length", biased),
+    "basis not redrawn": Bug("rbd signs", "overlap", drawn(lambda stream, step: (stream, 0))),
+    "basis redrawn at every step, not at every tenth": Bug("rbd redraw 10", "overlap", afresh()),
+    "fpd redrawn": Bug("fpd signs", "overlap", afresh()),
+    "workers share a basis": Bug("4 workers", "length", drawn(lambda stream, step: (0, step))),
+    "workers replay, released seeds": Bug("4 workers", "overlap", drawn(lambda stream, step: (0, step + stream))),
+    "lr ignored": Bug("rbd signs", "length", ignored_lr),
+    "lr ignored, sgd": Bug("sgd mnist", "length", ignored_lr),
+    "lr ignored, nes": Bug("rbd-nes signs", "length", ignored_lr),
+    "gradient of another batch": Bug("rbd signs", "cosine", other_batch),
+    "gradient of another batch, fpd": Bug("fpd signs", "cosine", other_batch),
+    "gradient of another batch, sgd": Bug("sgd fmnist", "cosine", other_batch),
+    "gradients added up": Bug("rbd signs", "length", added_up),
+    "wrong sign, nes": Bug("rbd-nes signs", "cosine", ranks(torch.neg)),
+    "scale √2, nes": Bug("rbd-nes signs", "length", ranks(lambda c: c * math.sqrt(2))),
+    "basis not redrawn, nes": Bug("rbd-nes signs", "overlap", kept_by_nes),
 }
