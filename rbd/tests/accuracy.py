@@ -14,11 +14,12 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -287,19 +288,25 @@ def _one_line_lists(text: str) -> str:
 
 
 def power(repetitions: int) -> None:
-    """How many of the repetitions, with seeds of their own, raise an alarm: on sound code, and on each planted bug."""
+    """How many of the repetitions, with seeds of their own, raise an alarm: on sound code (all cases, as many seeds as
+    the check has), and on each planted bug (its case alone, one seed, as in the tests)."""
     from rbd.tests.planted import BUGS
 
-    seeds = [tuple(islice(count(2000 + len(SEEDS) * r), len(SEEDS))) for r in range(repetitions)]
-    sound = [[c for name in CASES for c in check(name, s) if not c.passed] for s in tqdm(seeds, "sound code")]
-    print(f"sound code, all cases: {sum(map(bool, sound))} of {repetitions} repetitions raise an alarm", *sum(sound, []))
+    seeds = [tuple(range(2000 + len(SEEDS) * r, 2000 + len(SEEDS) * (r + 1))) for r in range(repetitions)]
     for title, bug in BUGS.items():
-        caught = []
-        for s in tqdm(seeds, title, leave=False):
+        caught: list[str] = []  # measures
+        alarms = 0
+        for first, *_ in tqdm(seeds, title, leave=False):
             with bug.planted():
-                caught.append([c.name for c in check(bug.case, s) if not c.passed])
-        by = {name.split(": ")[1]: sum(name in names for names in caught) for name in sorted(set(sum(caught, [])))}
-        print(f"{title} ({bug.case}): {sum(map(bool, caught))} of {repetitions}; by", by, flush=True)
+                failed = [c.name.split(": ")[1] for c in check(bug.case, [first]) if not c.passed]
+            caught, alarms = caught + failed, alarms + bool(failed)
+        by = ", ".join(f"{measure} {n}" for measure, n in Counter(caught).most_common())
+        print(f"{title} ({bug.case}): {alarms} of {repetitions}; {by}", flush=True)
+    families = [[c for name in CASES for c in check(name, s)] for s in tqdm(seeds, "sound code")]
+    alarms = [c for family in families for c in family if not c.passed]
+    nearest = max(abs(c.measured - c.expected) / c.bound for family in families for c in family)
+    print(f"sound code: {len(alarms)} alarms in {repetitions} repetitions of {len(families[0])} checks")
+    print(f"largest difference: {nearest:.2f} of its bound", *alarms, sep="\n")
 
 
 def main(command: str = "", number: str = "20") -> int:
