@@ -1,0 +1,367 @@
+"""results/ as pandas DataFrames, checked: a damaged file is named, never skipped. Reads files only (no torch, no rbd).
+
+Raised, all of them ValueError: Damaged (a file is not what it should be), Missing (runs are not there), Inconsistent
+(runs that must not be averaged or compared), Nothing (not a single run is there, also where some may be missing).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+CONFIG = ("model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "lr", "epochs", "batch_size",
+          "then", "then_lr", "switch", "seed")  # fmt: skip
+POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
+RECORD = {"format": int, "config": dict, "outcome": str, "curve": list, "seconds": list, "environment": dict}
+CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
+SHOWN = 20  # runs that a message names
+
+
+class Damaged(ValueError):
+    """A file is not what it should be."""
+
+
+class Missing(ValueError):
+    """Runs are not there."""
+
+
+class Inconsistent(ValueError):
+    """Runs must not be averaged or compared."""
+
+
+class Nothing(ValueError):
+    """There is nothing at all to draw."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one sweep in one profile that are there, and what is missing."""
+
+    name: str
+    profile: str
+    table: pd.DataFrame  # a row per run: id, path, CONFIG, outcome, accuracy (%), best (%), cosine, images, ...
+    curves: pd.DataFrame  # a row per run and epoch: id, POINT, seconds
+    expected: int
+    missing: tuple[str, ...]
+
+    @property
+    def gaps(self) -> str:
+        """What is missing, for a figure: "" or "4 of 40 runs are missing"."""
+        return f"{len(self.missing)} of {self.expected} runs are missing" if self.missing else ""
+
+    def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars") -> str:
+        """What stands under a figure: profile, set-up, n, and what is missing."""
+        images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
+        epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
+        said = f"Profile {self.profile}: {images}, {epochs} epochs. {counts(groups)} seeds, {bars}: 95 % bootstrap intervals."
+        return said + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
+
+    @property
+    def commits(self) -> list[str]:
+        """Commits of the code that made the runs, 7 digits, with a + where files differed from the commit."""
+        known = {str(c)[:7] + "+" * bool(d) for c, d in zip(self.table.commit, self.table.dirty) if c}
+        return sorted(known) or ["unknown"]
+
+    def where(self, **values: Any) -> pd.DataFrame:
+        """The rows of `table` that have these values; a collection means any of them."""
+        kept = self.table
+        for name, value in values.items():
+            kept = kept[kept[name].isin([value] if isinstance(value, str) or not isinstance(value, Iterable) else value)]
+        return kept
+
+
+# ---------------------------------------------------------------- runs
+
+
+def sweep(results: str | Path, name: str, profile: str, allow_missing: bool = False) -> Runs:
+    """The runs that results/sweeps/<name>-<profile>.json lists, from any folder under results/runs.
+
+    Args:
+        allow_missing: take what is there; without a list, all records of results/runs/<name>-<profile>.
+
+    Raises:
+        Damaged: a record or the list is damaged (every such file is named).
+        Missing: runs are not there (without allow_missing). Nothing: none is.
+        Inconsistent: stream versions differ, or a data set is there embedded and in full.
+    """
+    root, full = Path(results), f"{name}-{profile}"
+    wanted = _manifest(root, full, profile, allow_missing)
+    found, damaged = _found(root, full, wanted)
+    if damaged:
+        raise Damaged("\n".join(damaged))
+    missing = tuple(_told(i, c) for i, c in wanted.items() if i not in found)
+    if missing and not allow_missing:
+        raise Missing(f"{full}: {len(missing)} of {len(wanted)} runs are missing, `{command(name, profile)}` "
+                      f"makes them: {_listed(missing)}")  # fmt: skip
+    if not found:
+        raise Nothing(f"{full}: not a single run is there, `{command(name, profile)}` makes them")
+    table = pd.DataFrame([_row(path, record) for path, record in found.values()])
+    curves = pd.DataFrame([point for _, record in found.values() for point in _points(record)], columns=["id", *POINT, "seconds"])
+    _check_consistent(full, table)
+    return Runs(name, profile, table, curves, len(wanted), missing)
+
+
+def command(name: str, profile: str) -> str:
+    """What makes the runs of a sweep."""
+    return f"rbd sweep {name} --profile {profile}"
+
+
+def _manifest(root: Path, full: str, profile: str, allow_missing: bool) -> dict[str, dict]:
+    """id -> config of every run of the sweep."""
+    path = root / "sweeps" / f"{full}.json"
+    if path.exists():
+        content = _json(path)
+        configs = _keyed(path, content, "configs", list)
+        if content.get("profile") != profile:
+            raise Inconsistent(f"{path}: profile: got {content.get('profile')!r}, allowed {profile!r}")
+        wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in configs}
+        if wrong := [i for i, config in wanted.items() if config_id(config) != i]:
+            raise Damaged(f"{path}: ids that are not those of their configurations: {_listed(wrong)}")
+        return wanted
+    if not allow_missing:
+        raise Missing(f"{path}: no such list of runs, `{command(*full.rsplit('-', 1))}` makes it")
+    records = sorted((root / "runs" / full).glob("[!.]*.json"))
+    return {p.stem: {} for p in records}
+
+
+def _found(root: Path, full: str, wanted: Iterable[str]) -> tuple[dict[str, tuple[Path, dict]], list[str]]:
+    """id -> (path, record) of those there, and a message for each damaged file; the sweep's own folder goes first."""
+    paths: dict[str, list[Path]] = {}
+    for path in sorted((root / "runs").glob("*/[!.]*.json"), key=lambda p: (p.parent.name != full, p)):
+        paths.setdefault(path.stem, []).append(path)
+    found, damaged = {}, []
+    for wish in wanted:
+        for path in paths.get(wish, ()):
+            try:
+                record = read(path)
+            except Damaged as error:
+                damaged.append(str(error))
+                continue
+            if record["outcome"] != "interrupted":
+                found.setdefault(wish, (path.relative_to(root), record))
+    return found, damaged
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record in a file, with numbers for its "nan" and "inf". Raises Damaged naming the file and the cause."""
+    record = _json(path)
+    for name, kind in RECORD.items():
+        _keyed(path, record, name, kind)
+    if record["format"] != 1:
+        raise Damaged(f"{path}: format: got {record['format']}, allowed 1")
+    if record["outcome"] not in ("finished", "diverged", "interrupted"):
+        raise Damaged(f"{path}: outcome: got {record['outcome']!r}, allowed finished, diverged, interrupted")
+    if config_id(record["config"]) != path.stem:
+        raise Damaged(f"{path}: config: got one with the id {config_id(record['config'])}, allowed the id of the file name")
+    if len(record["curve"]) != len(record["seconds"]) or (record["outcome"] == "finished" and not record["curve"]):
+        raise Damaged(f"{path}: curve: got {len(record['curve'])} points and {len(record['seconds'])} seconds")
+    record["curve"] = [{name: _number(path, point, name) for name in POINT} for point in record["curve"]]
+    return record
+
+
+def config_id(config: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the fields that apply, as rbd.config.RunConfig.id has it."""
+    applying = {name: value for name, value in config.items() if value is not None}
+    return sha256(json.dumps(applying, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def _row(path: Path, record: dict) -> dict[str, Any]:
+    last: dict[str, Any] = record["curve"][-1] if record["curve"] else {}
+    cosines = [p["cosine"] for p in record["curve"] if p["cosine"] is not None]
+    environment = {name: record["environment"].get(name) for name in ("stream_version", "commit", "dirty", "cpu", "device")}
+    return {
+        "id": path.stem, "path": path, "outcome": record["outcome"],
+        **{name: record["config"].get(name) for name in CONFIG},
+        "accuracy": last["accuracy"] if record["outcome"] == "finished" else CHANCE,  # after the last epoch, %
+        "best": max((p["accuracy"] for p in record["curve"]), default=CHANCE),  # of all epochs, %
+        "cosine": sum(cosines) / len(cosines) if cosines else math.nan,  # mean over the epochs
+        "images": last.get("images", 0), "forward_passes": last.get("forward_passes", 0), "steps": last.get("step", 0),
+        "seconds": record["seconds"][-1] if record["seconds"] else math.nan,
+        **environment,
+    }  # fmt: skip
+
+
+def _points(record: dict) -> Iterator[dict[str, Any]]:
+    name = config_id(record["config"])
+    return ({"id": name, **point, "seconds": s} for point, s in zip(record["curve"], record["seconds"]))
+
+
+def _check_consistent(full: str, table: pd.DataFrame) -> None:
+    versions = {v: [_told(i, c) for i, c in _configs(g)] for v, g in table.groupby("stream_version", dropna=False)}
+    if len(versions) > 1:
+        told = "; ".join(f"version {v}: {_listed(runs)}" for v, runs in versions.items())
+        raise Inconsistent(f"{full}: runs of different stream versions: {told}")
+    for data in {d for d in table.data if f"{d}-embedded" in set(table.data)}:
+        runs = [_told(i, c) for i, c in _configs(table[table.data == data])]
+        raise Inconsistent(f"{full}: mixed profiles, {data} is there embedded and in full: {_listed(runs)}")
+
+
+def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tuple, pd.DataFrame]:
+    """The runs by the values of the fields `by`, in order of appearance; those of a cell differ in the seed alone.
+
+    Raises:
+        Inconsistent: runs of a cell differ in another field that is not in `free`, or share a seed.
+    """
+    found = {}
+    for key, runs in table.groupby(list(by), sort=False, dropna=False):
+        for name in set(CONFIG) - {*by, *free, "seed"}:
+            if runs[name].nunique(dropna=False) > 1:
+                told = [f"{name} {getattr(r, name)}: {r.id}" for r in runs.itertuples()]
+                raise Inconsistent(f"{by} = {key}: runs differ in {name}: {_listed(told)}")
+        if not free and runs.seed.duplicated().any():
+            raise Inconsistent(f"{by} = {key}: runs share a seed: {_listed(runs.id)}")
+        found[key] = runs
+    return found
+
+
+def counts(groups: Iterable[pd.DataFrame]) -> str:
+    """The numbers of runs behind the means of a figure: "n = 3", "n = 1–3"."""
+    n = sorted({len(g) for g in groups})
+    return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]}–{n[-1]}"
+
+
+def curve(runs: Runs, ids: Iterable[str], value: str = "accuracy") -> pd.DataFrame:
+    """value of several runs by epoch: rows epochs, columns ids; the epochs that all have (one may have diverged)."""
+    chosen = runs.curves[runs.curves.id.isin(list(ids))]
+    return chosen.pivot(index="epoch", columns="id", values=value).dropna()
+
+
+# ---------------------------------------------------------------- other files
+
+
+def measurement(results: str | Path, name: str, profile: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of results/measurements/<name>-<profile>.json, with the rest of the file in `attrs`.
+
+    Raises:
+        Nothing: there is no such file. Damaged: it is not as it should be. Inconsistent: it is of another profile.
+    """
+    path = Path(results) / "measurements" / f"{name}-{profile}.json"
+    if not path.exists():
+        raise Nothing(f"{path}: no such measurement, `{command(name, profile)}` makes it")
+    content = _json(path)
+    rows = _keyed(path, content, "rows", list)
+    if content.get("profile") != profile:
+        raise Inconsistent(f"{path}: profile: got {content.get('profile')!r}, allowed {profile!r}")
+    for row in rows:
+        for column in columns:
+            if not isinstance(row, dict) or column not in row:
+                raise Damaged(f"{path}: rows: got one without {column!r}: {row!r}")
+    if not rows:
+        raise Damaged(f"{path}: rows: got none, allowed at least one")
+    table = pd.DataFrame(rows)
+    table.attrs = {k: v for k, v in content.items() if k != "rows"}
+    return table
+
+
+def asv(results: str | Path) -> pd.DataFrame:
+    """The results of asv (0.6) under results/asv: a row per machine, commit, benchmark and combination of parameters.
+
+    Columns: machine, commit, date (ms), benchmark, value, low, high (quartiles of repeats, or value), unit, and every
+    parameter by its name. Values of a benchmark's earlier version are left out; n/a and failed cells too.
+
+    Raises:
+        Nothing: there are none. Damaged: a file is not as asv writes it.
+    """
+    root = Path(results) / "asv"
+    paths = sorted(p for p in root.glob("*/[!.]*.json") if p.name != "machine.json")
+    if not paths or not (root / "benchmarks.json").exists():
+        raise Nothing(f"{root}: no results of asv, `tox -e bench` makes them")
+    known = _json(root / "benchmarks.json")
+    return pd.DataFrame([row for path in paths for row in _asv_rows(path, _json(path), known)])
+
+
+def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]]:
+    columns, results = _keyed(path, content, "result_columns", list), _keyed(path, content, "results", dict)
+    for name, stored in results.items():
+        cell = dict(zip(columns, stored))
+        about = known.get(name)
+        if not isinstance(about, dict) or cell.get("version") != about.get("version") or cell.get("result") is None:
+            continue
+        points = list(product(*(cell.get("params") or [])))
+        low, high = (cell.get(f"stats_q_{q}") or cell["result"] for q in (25, 75))
+        if len(points) != len(cell["result"]):
+            raise Damaged(f"{path}: {name}: got {len(cell['result'])} results, allowed {len(points)}, one for each parameter")
+        for point, value, bottom, top in zip(points, cell["result"], low, high):
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                yield {
+                    "machine": path.parent.name, "commit": content.get("commit_hash", "")[:8], "date": content.get("date", 0),
+                    "benchmark": name, "value": value, "low": bottom, "high": top, "unit": about.get("unit"),
+                    **{p: _literal(text) for p, text in zip(about.get("param_names", ()), point)},
+                }  # fmt: skip
+
+
+def newest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each machine and benchmark the rows of the commit that is the latest by its date."""
+    latest = table.groupby(["machine", "benchmark"]).date.transform("max")
+    return table[table.date == latest]
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def _json(path: Path) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"a bare {constant}")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=None if "asv" in path.parts else refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: damaged, file not touched: {error}") from error
+
+
+def _keyed(path: Path, content: Any, key: str, kind: type) -> Any:
+    if not isinstance(content, dict) or type(content.get(key)) is not kind:
+        got = content.get(key) if isinstance(content, dict) else content
+        raise Damaged(f"{path}: {key}: got {str(got)[:80]!r}, allowed a {kind.__name__}")
+    return content[key]
+
+
+def _number(path: Path, point: Any, name: str) -> float | None:
+    value = point.get(name, "nothing") if isinstance(point, dict) else "nothing"
+    if value is None and name == "cosine":
+        return None
+    if value in ("nan", "inf", "-inf") and name in ("loss", "cosine"):
+        return float(value)
+    if type(value) not in (int, float):
+        raise Damaged(f"{path}: curve: {name}: got {value!r}, allowed a number")
+    return value
+
+
+def _literal(text: str) -> Any:
+    """A parameter as asv writes it, the repr of a value."""
+    for parse in (json.loads, lambda t: float(t)):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return text.strip("'\"")
+
+
+def _configs(table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
+    return ((r["id"], r) for r in table.to_dict("records"))
+
+
+def _told(name: str, config: Mapping[str, Any]) -> str:
+    """A run in a few words."""
+    words = [str(config[k]) for k in ("model", "data", "method") if config.get(k)]
+    words += [f"{k}={config[k]:g}" for k in ("dim", "lr", "seed") if _is_number(config.get(k))]
+    return f"{name} ({' '.join(words)})" if words else name
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+

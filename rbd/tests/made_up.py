@@ -1,0 +1,141 @@
+"""Made-up results directories for tests of analysis/: every experiment small, saved as the suite itself saves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rbd import record
+from rbd.config import RunConfig
+from rbd.record import Point, Record
+
+SEEDS = (0, 1, 2)
+SIGNS = {"distribution": "rademacher"}
+LEVELS = {"nes": 20.0, "rbd-nes": 25.0, "fpd": 60.0, "rbd": 80.0, "sgd": 92.0}
+COSINE = {"fc": 101_770, "cnn": 93_322}
+WHERE = {"stream_version": 1, "commit": "0123456789abcdef", "dirty": False}
+
+
+def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
+    """The runs of an experiment, as a sweep script would have them."""
+    mnist, fmnist, cifar = ("mnist", "fmnist", "cifar10") if profile == "paper" else ("mnist-embedded", "fmnist-embedded", "cifar10")
+    if name == "table1":
+        for model, data, method, seed in product(("fc", "cnn"), (mnist, fmnist), ("nes", "fpd", "rbd", "sgd"), SEEDS):
+            law = {} if method == "sgd" else SIGNS
+            yield dict(model=model, data=data, method=method, seed=seed, epochs=3, lr=2.0, **law)
+            if profile == "paper" and method != "nes":
+                yield dict(model=model, data=data, method=method, seed=seed, epochs=3, **law)
+    elif name == "curves":
+        yield from (dict(model="resnet8", data=cifar, method=m, seed=s, epochs=6, **({} if m == "sgd" else dict(dim=500, **SIGNS)))
+                    for m, s in product(("nes", "fpd", "rbd", "sgd"), SEEDS))  # fmt: skip
+    elif name in ("dimension", "correlation"):
+        for d, method, seed in product((2, 10, 100, 1000, 10_000), ("fpd", "rbd"), SEEDS):
+            yield dict(model="fc", data=mnist, method=method, dim=d, seed=seed, epochs=3, **SIGNS)
+        yield from (dict(model="fc", data=mnist, method="sgd", seed=s, epochs=3) for s in SEEDS)
+    elif name == "compartments":
+        for partition, data, seed in product(("whole", "even:2", "even:8", "even:32", "by_layer"), (mnist, fmnist), SEEDS):
+            yield dict(model="fc", data=data, method="rbd", partition=partition, seed=seed, epochs=3, **SIGNS)
+    elif name == "networks":
+        for model, ratio, seed in product(("resnet8", "resnet32"), (10, 60, 300), SEEDS):
+            yield dict(model=model, data=cifar, method="rbd", partition=f"by_ratio:{ratio}", seed=seed, epochs=3, **SIGNS)
+            if ratio == 10:
+                yield dict(model=model, data=cifar, method="sgd", seed=seed, epochs=3)
+                yield dict(model=model, data=cifar, method="rbd", seed=seed, epochs=3, **SIGNS)
+    elif name == "distributions":
+        for law, data, method, seed in product(("normal", "uniform", "rademacher"), (mnist, fmnist), ("rbd", "fpd"), SEEDS):
+            yield dict(model="fc", data=data, method=method, distribution=law, seed=seed, epochs=3)
+    elif name == "redraw":
+        for every, data, seed in product((1, 10, 100, 1000), (mnist, fmnist), SEEDS):
+            yield dict(model="fc", data=data, method="rbd", redraw=every, seed=seed, epochs=3, **SIGNS)
+            if every == 1:
+                yield dict(model="fc", data=data, method="fpd", seed=seed, epochs=3, **SIGNS)
+                yield dict(model="fc", data=data, method="sgd", seed=seed, epochs=3)
+    elif name == "hybrid":
+        for (method, then), seed in product((("rbd", None), ("sgd", None), ("rbd", "sgd"), ("sgd", "rbd")), SEEDS):
+            extra = {"then": then, "then_lr": 0.1, "switch": 5} if then else {}
+            yield dict(model="fc", data=mnist, method=method, seed=seed, epochs=10, **({} if method == "sgd" else SIGNS), **extra)
+    elif name == "learning_rate":
+        for model, method, power, seed in product(("fc", "cnn"), ("rbd", "fpd", "sgd"), range(-6, 5), (100, 101)):
+            law = {} if method == "sgd" else SIGNS
+            yield dict(model=model, data=mnist, method=method, lr=2.0**power, seed=seed, epochs=2, **law)
+
+
+RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid", "learning_rate")
+OTHERS = ("schematic", "orthogonality", "landscape", "speed", "memory")
+
+
+def _resolved(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The config in its resolved form and its id; fields that RunConfig may not have yet are added by hand."""
+    later = {k: config[k] for k in ("then", "then_lr", "switch") if k in config and k not in RunConfig.__dataclass_fields__}
+    whole = json.loads(RunConfig(**{k: v for k, v in config.items() if k not in later}).canonical()) | later
+    return whole, sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def made_up(config: dict[str, Any]) -> Record:
+    """A record with a plausible curve, the same every time."""
+    rng = np.random.default_rng(int(_resolved(config)[1], 16) % 2**32)
+    d, rate = config.get("dim") or 250, math.log2(config.get("lr", 1.0))
+    top = LEVELS[config["method"]] + (5 * math.log10(d / 250) if config["method"] in ("rbd", "fpd") else 0) - 0.6 * rate**2
+    top -= 4 * math.log10(config.get("redraw") or 1)
+    cosine = math.sqrt(d / COSINE.get(config["model"], 78_330)) * rng.normal(1, 0.01) if "nes" not in config["method"] else None
+    epochs = range(1, config["epochs"] + 1)
+    points = tuple(Point(e, 100 * e, 3200 * e, 100 * e, 2.0 / e, float(np.clip(top * (1 - 0.5**e) / (1 - 0.5 ** config["epochs"])
+                   + rng.normal(0, 0.8), 1, 99)), cosine) for e in epochs)  # fmt: skip
+    base = {k: v for k, v in config.items() if k in RunConfig.__dataclass_fields__}
+    return Record(RunConfig(**base), "finished", points, tuple(float(e) for e in epochs), WHERE)
+
+
+def save(config: dict[str, Any], folder: Path) -> Path:
+    """Save a made-up record under the id of its whole config."""
+    whole, name = _resolved(config)
+    if name == (made := made_up(config)).config.id:
+        return record.save(made, folder)
+    scratch = record.save(made, folder.parents[1] / "scratch")  # it has a field that RunConfig does not have yet
+    content = json.loads(scratch.read_text("utf-8"))
+    (folder / f"{name}.json").write_text(json.dumps(content | {"config": content["config"] | whole}, indent=1), "utf-8")
+    return folder / f"{name}.json"
+
+
+def manifest(results: Path, name: str, profile: str, wanted: Iterable[dict[str, Any]]) -> None:
+    """results/sweeps/<name>-<profile>.json."""
+    runs = [dict(zip(("config", "id"), _resolved(c))) for c in wanted]
+    path = results / "sweeps" / f"{name}-{profile}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"name": name, "question": "?", "profile": profile, "configs": runs}), "utf-8")
+
+
+def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
+    """The runs of one experiment and their list."""
+    wanted = list(configs(name, profile))
+    manifest(results, name, profile, wanted)
+    return [save(config, results / "runs" / f"{name}-{profile}") for config in wanted]
+
+
+def measurements(results: Path, profile: str = "quick") -> None:
+    """Orthogonality and landscape."""
+    rng, root = np.random.default_rng(0), results / "measurements"
+    root.mkdir(parents=True, exist_ok=True)
+    sizes = [100, 1000, 10_000, 100_000]
+    rows = [{"size": D, "mean_abs_cosine": math.sqrt(2 / math.pi / D) * rng.normal(1, 0.004), "n": 10_000,
+             "standard_error": 0.6 / math.sqrt(D) / 100} for D in sizes]  # fmt: skip
+    content = {"name": "orthogonality", "profile": profile, "n": 10_000, "rows": rows}
+    (root / f"orthogonality-{profile}.json").write_text(json.dumps(content), "utf-8")
+    rows = [{"method": m, "direction": i, "alpha": a, "loss": 0.3 + (0.02 + 0.004 * rng.random()) * a * a}
+            for m, i, a in product(("sgd", "rbd", "fpd"), range(5), range(-5, 6))]  # fmt: skip
+    content = {"name": "landscape", "profile": profile, "n": 5, "rows": rows}
+    (root / f"landscape-{profile}.json").write_text(json.dumps(content), "utf-8")
+
+
+def everything(results: Path, profile: str = "quick") -> Path:
+    """All experiments; returns the results directory."""
+    for name in RUNS:
+        experiment(results, name, profile)
+    measurements(results, profile)
+    return results
