@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 CONFIG = ("model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "lr", "epochs", "batch_size",
-          "then", "then_lr", "switch", "seed")  # fmt: skip
+          "then_lr", "switch", "seed")  # fmt: skip
 POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
 RECORD = {"format": int, "config": dict, "outcome": str, "curve": list, "seconds": list, "environment": dict}
 CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
@@ -47,7 +47,7 @@ class Runs:
 
     name: str
     profile: str
-    table: pd.DataFrame  # a row per run: id, path, CONFIG, outcome, accuracy (%), best (%), cosine, images, ...
+    table: pd.DataFrame  # a row per run: id, path, sweeps, CONFIG, outcome, accuracy (%), best (%), cosine, images, ...
     curves: pd.DataFrame  # a row per run and epoch: id, POINT, seconds
     expected: int
     missing: tuple[str, ...]
@@ -58,10 +58,11 @@ class Runs:
         return f"{len(self.missing)} of {self.expected} runs are missing" if self.missing else ""
 
     def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars") -> str:
-        """What stands under a figure: profile, set-up, n, and what is missing."""
+        """What stands under a figure: profile, set-up, n, what the bars are (if there are any), and what is missing."""
         images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
         epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
-        said = f"Profile {self.profile}: {images}, {epochs} epochs. {counts(groups)} seeds, {bars}: 95 % bootstrap intervals."
+        said = f"Profile {self.profile}: {images}, {epochs} epochs; {counts(groups)} seeds."
+        said += f" {bars.capitalize()}: 95 % bootstrap intervals." if bars else ""
         return said + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
 
     @property
@@ -81,10 +82,11 @@ class Runs:
 # ---------------------------------------------------------------- runs
 
 
-def sweep(results: str | Path, name: str, profile: str, allow_missing: bool = False) -> Runs:
+def sweep(results: str | Path, name: str | tuple[str, ...], profile: str, allow_missing: bool = False) -> Runs:
     """The runs that results/sweeps/<name>-<profile>.json lists, from any folder under results/runs.
 
     Args:
+        name: of the sweep; of several sweeps, all their runs, and the first one's name.
         allow_missing: take what is there; without a list, all records of results/runs/<name>-<profile>.
 
     Raises:
@@ -92,21 +94,23 @@ def sweep(results: str | Path, name: str, profile: str, allow_missing: bool = Fa
         Missing: runs are not there (without allow_missing). Nothing: none is.
         Inconsistent: stream versions differ, or a data set is there embedded and in full.
     """
-    root, full = Path(results), f"{name}-{profile}"
-    wanted = _manifest(root, full, profile, allow_missing)
-    found, damaged = _found(root, full, wanted)
+    root, names = Path(results), (name,) if isinstance(name, str) else name
+    lists = {n: _manifest(root, n, profile, allow_missing) for n in names}
+    wanted = {i: c for runs in lists.values() for i, c in runs.items()}
+    found, damaged = _found(root, f"{names[0]}-{profile}", wanted)
     if damaged:
         raise Damaged("\n".join(damaged))
     missing = tuple(_told(i, c) for i, c in wanted.items() if i not in found)
+    title, makes = f"{'+'.join(names)}, profile {profile}", " and ".join(f"`{command(n, profile)}`" for n in names)
     if missing and not allow_missing:
-        raise Missing(f"{full}: {len(missing)} of {len(wanted)} runs are missing, `{command(name, profile)}` "
-                      f"makes them: {_listed(missing)}")  # fmt: skip
+        raise Missing(f"{title}: {len(missing)} of {len(wanted)} runs are missing, {makes} makes them: {_listed(missing)}")
     if not found:
-        raise Nothing(f"{full}: not a single run is there, `{command(name, profile)}` makes them")
+        raise Nothing(f"{title}: not a single run is there, {makes} makes them")
     table = pd.DataFrame([_row(path, record) for path, record in found.values()])
-    curves = pd.DataFrame([point for _, record in found.values() for point in _points(record)], columns=["id", *POINT, "seconds"])
-    _check_consistent(full, table)
-    return Runs(name, profile, table, curves, len(wanted), missing)
+    table["sweeps"] = [tuple(n for n in names if i in lists[n]) for i in table.id]
+    points = [point for _, record in found.values() for point in _points(record)]
+    _check_consistent(title, table)
+    return Runs(names[0], profile, table, pd.DataFrame(points, columns=["id", *POINT, "seconds"]), len(wanted), missing)
 
 
 def command(name: str, profile: str) -> str:
@@ -114,9 +118,9 @@ def command(name: str, profile: str) -> str:
     return f"rbd sweep {name} --profile {profile}"
 
 
-def _manifest(root: Path, full: str, profile: str, allow_missing: bool) -> dict[str, dict]:
-    """id -> config of every run of the sweep."""
-    path = root / "sweeps" / f"{full}.json"
+def _manifest(root: Path, name: str, profile: str, allow_missing: bool) -> dict[str, dict]:
+    """id -> config of every run of the sweep; runs without a learning rate yet have their key for an id."""
+    path = root / "sweeps" / f"{name}-{profile}.json"
     if path.exists():
         content = _json(path)
         configs = _keyed(path, content, "configs", list)
@@ -125,10 +129,10 @@ def _manifest(root: Path, full: str, profile: str, allow_missing: bool) -> dict[
         wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in configs}
         if wrong := [i for i, config in wanted.items() if config_id(config) != i]:
             raise Damaged(f"{path}: ids that are not those of their configurations: {_listed(wrong)}")
-        return wanted
+        return wanted | {f"{key}, no learning rate yet": {} for key in content.get("untuned", ())}
     if not allow_missing:
-        raise Missing(f"{path}: no such list of runs, `{command(*full.rsplit('-', 1))}` makes it")
-    records = sorted((root / "runs" / full).glob("[!.]*.json"))
+        raise Missing(f"{path}: no such list of runs, `{command(name, profile)}` makes it")
+    records = sorted((root / "runs" / f"{name}-{profile}").glob("[!.]*.json"))
     return {p.stem: {} for p in records}
 
 
@@ -137,7 +141,8 @@ def _found(root: Path, full: str, wanted: Iterable[str]) -> tuple[dict[str, tupl
     paths: dict[str, list[Path]] = {}
     for path in sorted((root / "runs").glob("*/[!.]*.json"), key=lambda p: (p.parent.name != full, p)):
         paths.setdefault(path.stem, []).append(path)
-    found, damaged = {}, []
+    found: dict[str, tuple[Path, dict]] = {}
+    damaged = []
     for wish in wanted:
         for path in paths.get(wish, ()):
             try:
@@ -207,11 +212,14 @@ def _check_consistent(full: str, table: pd.DataFrame) -> None:
 def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tuple, pd.DataFrame]:
     """The runs by the values of the fields `by`, in order of appearance; those of a cell differ in the seed alone.
 
+    A field that a run does not have is None in the key.
+
     Raises:
         Inconsistent: runs of a cell differ in another field that is not in `free`, or share a seed.
     """
     found = {}
-    for key, runs in table.groupby(list(by), sort=False, dropna=False):
+    for values, runs in table.groupby(list(by), sort=False, dropna=False):
+        key = tuple(map(_plain, values))
         for name in set(CONFIG) - {*by, *free, "seed"}:
             if runs[name].nunique(dropna=False) > 1:
                 told = [f"{name} {getattr(r, name)}: {r.id}" for r in runs.itertuples()]
@@ -220,6 +228,13 @@ def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tup
             raise Inconsistent(f"{by} = {key}: runs share a seed: {_listed(runs.id)}")
         found[key] = runs
     return found
+
+
+def _plain(value: Any) -> Any:
+    """None for NaN, 250 for 250.0: pandas has no integers beside gaps."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return value
 
 
 def counts(groups: Iterable[pd.DataFrame]) -> str:
@@ -288,12 +303,12 @@ def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]
         points = list(product(*(cell.get("params") or [])))
         low, high = (cell.get(f"stats_q_{q}") or cell["result"] for q in (25, 75))
         if len(points) != len(cell["result"]):
-            raise Damaged(f"{path}: {name}: got {len(cell['result'])} results, allowed {len(points)}, one for each parameter")
+            raise Damaged(f"{path}: {name}: got {len(cell['result'])} results, allowed {len(points)}, one a point")
         for point, value, bottom, top in zip(points, cell["result"], low, high):
             if isinstance(value, (int, float)) and math.isfinite(value):
                 yield {
-                    "machine": path.parent.name, "commit": content.get("commit_hash", "")[:8], "date": content.get("date", 0),
-                    "benchmark": name, "value": value, "low": bottom, "high": top, "unit": about.get("unit"),
+                    "machine": path.parent.name, "commit": content.get("commit_hash", "")[:8],
+                    "date": content.get("date", 0), "benchmark": name, "value": value, "low": bottom, "high": top, "unit": about.get("unit"),
                     **{p: _literal(text) for p, text in zip(about.get("param_names", ()), point)},
                 }  # fmt: skip
 
@@ -330,7 +345,7 @@ def _number(path: Path, point: Any, name: str) -> float | None:
         return None
     if value in ("nan", "inf", "-inf") and name in ("loss", "cosine"):
         return float(value)
-    if type(value) not in (int, float):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise Damaged(f"{path}: curve: {name}: got {value!r}, allowed a number")
     return value
 

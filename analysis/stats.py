@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+Values = Any  # numbers, (n,)
 LEVEL = 0.95
 REPLICATES = 2_000
 ENOUGH = 8  # runs from which an interquartile mean rests on four or more
@@ -33,7 +35,7 @@ def mean(x: np.ndarray) -> np.ndarray:
     return np.mean(x, axis=-1)
 
 
-def std(x: Sequence[float]) -> float:
+def std(x: Values) -> float:
     """Sample standard deviation √(Σ(x - x̄)² / (n - 1)); NaN where n = 1."""
     return float(np.std(x, ddof=1)) if len(x) > 1 else float("nan")
 
@@ -56,7 +58,7 @@ def difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return mean(x) - mean(y)
 
 
-def bootstrap(statistic: Callable[..., np.ndarray], *strata: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def bootstrap(statistic: Callable[..., np.ndarray], *strata: Values, seed: int = 0) -> tuple[float, float]:
     """The percentile interval of statistic(*strata) when every stratum is resampled with replacement.
 
     Args:
@@ -78,20 +80,20 @@ def bootstrap(statistic: Callable[..., np.ndarray], *strata: Sequence[float], se
     return float(low), float(high)
 
 
-def _checked(values: Sequence[float]) -> np.ndarray:
+def _checked(values: Values) -> np.ndarray:
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
         raise ValueError(f"strata: got {list(values)}, allowed one or more finite numbers each")
     return x
 
 
-def summary(values: Sequence[float], seed: int = 0) -> Summary:
+def summary(values: Values, seed: int = 0) -> Summary:
     """Mean of the runs of one stratum."""
     x = _checked(values)
     return Summary(float(mean(x)), *bootstrap(mean, x, seed=seed), len(x), std(x))
 
 
-def aggregate(strata: Sequence[Sequence[float]], seed: int = 0) -> Summary:
+def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:
     """Interquartile mean of all runs of several strata where they are ENOUGH, else their mean."""
     runs = [_checked(s) for s in strata]
     centre = iqm if sum(map(len, runs)) >= ENOUGH else mean
@@ -100,10 +102,10 @@ def aggregate(strata: Sequence[Sequence[float]], seed: int = 0) -> Summary:
         return centre(np.concatenate(arrays, axis=-1))
 
     n = sum(map(len, runs))
-    return Summary(float(pooled(*runs)), *bootstrap(pooled, *runs, seed=seed), n, std(np.concatenate(runs)))  # type: ignore[arg-type]
+    return Summary(float(pooled(*runs)), *bootstrap(pooled, *runs, seed=seed), n, std(np.concatenate(runs)))
 
 
-def probability(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Summary:
+def probability(pairs: Sequence[tuple[Values, Values]], seed: int = 0) -> Summary:
     """Probability of improvement of the first of each pair over the second, mean over the pairs (tasks)."""
     runs = [_checked(s) for both in pairs for s in both]
 
@@ -113,7 +115,7 @@ def probability(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], seed: 
     return Summary(float(averaged(*runs)), *bootstrap(averaged, *runs, seed=seed), sum(map(len, runs)))
 
 
-def gap(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Summary:
+def gap(x: Values, y: Values, seed: int = 0) -> Summary:
     """Difference of the means of two strata."""
     a, b = _checked(x), _checked(y)
     return Summary(float(difference(a, b)), *bootstrap(difference, a, b, seed=seed), len(a) + len(b))

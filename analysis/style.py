@@ -1,11 +1,12 @@
-"""How figures look: at print size, colour-blind safe, told apart in grey by markers and dashes; the same bytes every time."""
+"""How figures look: print size, colour-blind safe, told apart in grey by markers and dashes; the same bytes every time."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -13,9 +14,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-WIDTH, COLUMN = 5.5, 3.4  # inches: a page's text, a column's
+WIDTH = 5.5  # inches: the text of a page
 # Okabe and Ito's colours: black, orange, sky blue, green, blue, vermilion, purple
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = "#000000 #e69f00 #56b4e9 #009e73 #0072b2 #d55e00 #cc79a7".split()
+BLACK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
+BLUE, VERMILION, PURPLE = "#0072b2", "#d55e00", "#cc79a7"
 GREY = "#777777"
 LOOKS: dict[str, dict[str, Any]] = {  # method, distribution or variant -> how it is drawn, everywhere
     "sgd": dict(color=BLACK, marker="s", linestyle="--"),
@@ -26,6 +28,12 @@ LOOKS: dict[str, dict[str, Any]] = {  # method, distribution or variant -> how i
     "normal": dict(color=BLUE, marker="o", linestyle="-"),
     "uniform": dict(color=ORANGE, marker="^", linestyle="--"),
     "rademacher": dict(color=GREEN, marker="s", linestyle="-."),
+    "stored fp32": dict(color=BLACK, marker="s", linestyle="--", markerfacecolor="white"),
+    "stored bf16": dict(color=GREY, marker="^", linestyle=":", markerfacecolor="white"),
+    "stored bits": dict(color=PURPLE, marker="D", linestyle="--", markerfacecolor="white"),
+    "randn": dict(color=VERMILION, marker="v", linestyle=":", markerfacecolor="white"),
+    "sklearn gaussian": dict(color=SKY, marker="<", linestyle="-.", markerfacecolor="white"),
+    "sklearn sparse": dict(color=SKY, marker=">", linestyle=":", markerfacecolor="white"),
 }
 CYCLE = [dict(color=c, marker=m, linestyle=s) for c, m, s in zip(
     (VERMILION, BLUE, BLACK, GREEN, PURPLE, ORANGE, SKY, GREY), "o^sDv<>p",
@@ -44,12 +52,11 @@ RC = {
 BARE = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}  # no dates, no versions
 
 
-def axes(columns: int = 1, rows: int = 1, width: float | None = None, height: float = 2.3, **options) -> tuple[Figure, list[Axes]]:
+def axes(columns: int = 1, rows: int = 1, height: float = 2.3, **options) -> tuple[Figure, list[Axes]]:
     """A figure of print size and its axes, row by row; height in inches, of a row."""
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(RC)
-    width = width or (COLUMN if columns == 1 else WIDTH)
-    figure, grid = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, **options)
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, **options)
     return figure, list(grid.flat)
 
 
@@ -92,14 +99,30 @@ def band(ax: Axes, x: Sequence[float], summaries: Sequence[Any], name: str, numb
 
 def reference(ax: Axes, x: float, value: float, std: float | None = None, label: str | None = None, **changes) -> None:
     """A value of the paper: a hollow star with its standard deviation."""
-    looks = dict(marker="*", markersize=8, markerfacecolor="white", linestyle="none", color=BLACK, zorder=5) | changes
-    ax.errorbar([x], [value], yerr=None if std is None else [std], label=label, **looks)
+    looks = dict(marker="*", markersize=8, markerfacecolor="white", linestyle="none", color=BLACK, zorder=5, clip_on=False)
+    looks |= changes
+    ax.errorbar([x], [value], yerr=None if std is None else [std], label=label, **looks)  # type: ignore[arg-type]
 
 
 def legend(figure: Figure, panels: Iterable[Axes], columns: int = 5) -> None:
-    """One legend of everything drawn, above the panels; equal names once."""
+    """One legend of everything drawn, above the panels (beside a single one), in columns that fit; equal names once."""
+    panels = list(panels)
     drawn = {t: h for ax in panels for h, t in zip(*ax.get_legend_handles_labels())}
-    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=min(columns, max(len(drawn), 1)))
+    if len(panels) == 1:
+        figure.legend(drawn.values(), drawn.keys(), loc="outside right upper")
+        return
+    for count in range(min(columns, len(drawn)), 0, -1):
+        made = figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=count)
+        if count == 1 or made.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:  # type: ignore[attr-defined]
+            return
+        made.remove()
+
+
+def ticks(ax: Axes, values: Iterable[float], named: Mapping[float, str] = MappingProxyType({})) -> None:
+    """Ticks of a logarithmic axis at the values that were run; some may have names instead of numbers."""
+    values = sorted(set(values))
+    ax.set_xticks(values, [named.get(v, f"{v:,g}") for v in values])
+    ax.set_xticks([], minor=True)
 
 
 def save(figure: Figure, results: str | Path, name: str, note: str) -> Path:

@@ -25,13 +25,16 @@ def number(summary: Any, digits: int = 1) -> str:
 
 def interval(summary: Any, digits: int = 1) -> str:
     """ "[79.6, 82.0]", or "none (n = 1)"."""
-    return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]" if not math.isnan(summary.low) else f"none (n = {summary.n})"
+    if math.isnan(summary.low):
+        return f"none (n = {summary.n})"
+    return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
     """A pipe table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |\n" for line in lines) + (f"\n{note}\n" if note else "")
+    table = "".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |\n" for line in lines)
+    return table + (f"\n{note}\n" if note else "")
 
 
 def latex(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
@@ -66,4 +69,5 @@ def evidence(results: str | Path, runs: Runs, claim: str, found: Sequence[str]) 
 
 def write_evidence(results: str | Path, name: str, content: dict[str, Any]) -> Path:
     """The same for what is no sweep of runs."""
-    return style.write(Path(results) / "tables" / f"{name}.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return style.write(Path(results) / "tables" / f"{name}.json", text.encode())

@@ -30,8 +30,6 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
         for model, data, method, seed in product(("fc", "cnn"), (mnist, fmnist), ("nes", "fpd", "rbd", "sgd"), SEEDS):
             law = {} if method == "sgd" else SIGNS
             yield dict(model=model, data=data, method=method, seed=seed, epochs=3, lr=2.0, **law)
-            if profile == "paper" and method != "nes":
-                yield dict(model=model, data=data, method=method, seed=seed, epochs=3, **law)
     elif name == "curves":
         yield from (dict(model="resnet8", data=cifar, method=m, seed=s, epochs=6, **({} if m == "sgd" else dict(dim=500, **SIGNS)))
                     for m, s in product(("nes", "fpd", "rbd", "sgd"), SEEDS))  # fmt: skip
@@ -58,22 +56,33 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
                 yield dict(model="fc", data=data, method="fpd", seed=seed, epochs=3, **SIGNS)
                 yield dict(model="fc", data=data, method="sgd", seed=seed, epochs=3)
     elif name == "hybrid":
-        for (method, then), seed in product((("rbd", None), ("sgd", None), ("rbd", "sgd"), ("sgd", "rbd")), SEEDS):
-            extra = {"then": then, "then_lr": 0.1, "switch": 5} if then else {}
-            yield dict(model="fc", data=mnist, method=method, seed=seed, epochs=10, **({} if method == "sgd" else SIGNS), **extra)
+        for (method, switch), data, seed in product((("rbd", None), ("sgd", None), ("rbd", 3), ("sgd", 3)), (mnist, fmnist), SEEDS):
+            extra = {"switch": switch, "then_lr": 0.1} if switch else {}
+            law = SIGNS if method == "rbd" or switch and "switch" in RunConfig.__dataclass_fields__ else {}
+            yield dict(model="fc", data=data, method=method, seed=seed, epochs=6, **law, **extra)
+    elif name == "nes":
+        for (method, epochs), seed in product((("rbd", 4), ("nes", 4), ("rbd-nes", 1), ("rbd-nes", 4)), SEEDS):
+            yield dict(model="fc", data=mnist, method=method, dim=4, epochs=epochs, seed=seed, **SIGNS)
+    elif name == "paper_rates":
+        for method, seed in product(("fpd", "rbd", "sgd"), SEEDS):
+            yield dict(model="fc", data=mnist, method=method, seed=seed, epochs=3, **({} if method == "sgd" else SIGNS))
+    elif name == "normals":
+        yield from (dict(model="fc", data=mnist, method=m, epochs=3, lr=2.0, distribution="normal") for m in ("nes", "fpd", "rbd"))
     elif name == "learning_rate":
         for model, method, power, seed in product(("fc", "cnn"), ("rbd", "fpd", "sgd"), range(-6, 5), (100, 101)):
             law = {} if method == "sgd" else SIGNS
             yield dict(model=model, data=mnist, method=method, lr=2.0**power, seed=seed, epochs=2, **law)
+        for (d, partition), power in product(((10, "whole"), (1000, "whole"), (250, "even:4")), range(-6, 5)):
+            yield dict(model="fc", data=mnist, method="rbd", dim=d, partition=partition, lr=2.0**power, seed=100, epochs=2, **SIGNS)
 
 
-RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid", "learning_rate")
-OTHERS = ("schematic", "orthogonality", "landscape", "speed", "memory")
+RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid", "nes",
+        "learning_rate", "paper_rates", "normals")  # fmt: skip
 
 
 def _resolved(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The config in its resolved form and its id; fields that RunConfig may not have yet are added by hand."""
-    later = {k: config[k] for k in ("then", "then_lr", "switch") if k in config and k not in RunConfig.__dataclass_fields__}
+    later = {k: config[k] for k in ("then_lr", "switch") if k in config and k not in RunConfig.__dataclass_fields__}
     whole = json.loads(RunConfig(**{k: v for k, v in config.items() if k not in later}).canonical()) | later
     return whole, sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
@@ -133,9 +142,48 @@ def measurements(results: Path, profile: str = "quick") -> None:
     (root / f"landscape-{profile}.json").write_text(json.dumps(content), "utf-8")
 
 
+def asv(results: Path) -> None:
+    """Results of two commits on one machine, in the format of asv 0.6."""
+    root = results / "asv"
+    (root / "here").mkdir(parents=True, exist_ok=True)
+    (root / "here" / "machine.json").write_text('{"machine": "here", "version": 1}', "utf-8")
+    ways, dims, sizes = ("normal", "uniform", "rademacher", "stored fp32", "randn"), (10, 100, 1000), (10**5, 10**6, 10**7)
+    grids = {
+        "kernels.Product.track_project": (("device", "basis", "d", "D"), (("cpu",), ways, dims, sizes)),
+        "kernels.Product.track_expand": (("device", "basis", "d", "D"), (("cpu",), ways, dims, sizes)),
+        "ratios.Ratio.track_project": (("device", "basis", "rival"), (("cpu",), ways[:3], ("stored fp32", "randn"))),
+        "ratios.Ratio.track_expand": (("device", "basis", "rival"), (("cpu",), ways[:3], ("stored fp32", "randn"))),
+        "memory.Peak.track_step": (("device", "basis", "d"), (("cpu",), ways[:4], (10, 100, 1000))),
+        "memory.track_import": ((), ()),
+    }
+    known = {name: {"version": "1", "unit": "MiB" if "memory" in name else "ms", "param_names": list(names)}
+             for name, (names, _) in grids.items()}  # fmt: skip
+    (root / "benchmarks.json").write_text(json.dumps(known | {"version": 2}), "utf-8")
+    speed = {"normal": 1e9, "uniform": 4e9, "rademacher": 3e10, "stored fp32": 4e9, "randn": 1.5e8}
+
+    def value(name: str, point: tuple) -> float | None:
+        if name.startswith("kernels"):
+            entries = point[2] * point[3]
+            return None if point[1] == "stored fp32" and entries > 2e9 else 1000 * entries / speed[point[1]] + 0.02
+        if name.startswith("ratios"):
+            return speed[point[2]] / speed[point[1]]
+        return 750.0 if not point else 970.0 + (4 * point[2] * 1e6 / 2**20 if "stored" in point[1] else 0)
+
+    for number, commit in enumerate(("a" * 40, "b" * 40)):
+        stored = {}
+        for name, (_, values) in grids.items():
+            points = list(product(*values))
+            params = [[repr(v) for v in axis] for axis in values]
+            stored[name] = [[v and v * (1 + number) for v in (value(name, p) for p in points)], params, "1"]
+        content = {"commit_hash": commit, "date": 1000 + number, "params": {"machine": "here"}, "version": 2,
+                   "result_columns": ["result", "params", "version"], "results": stored}  # fmt: skip
+        (root / "here" / f"{commit[:8]}-env.json").write_text(json.dumps(content), "utf-8")
+
+
 def everything(results: Path, profile: str = "quick") -> Path:
     """All experiments; returns the results directory."""
     for name in RUNS:
         experiment(results, name, profile)
     measurements(results, profile)
+    asv(results)
     return results
