@@ -123,9 +123,10 @@ def _manifest(root: Path, name: str, profile: str, allow_missing: bool) -> dict[
     path = root / "sweeps" / f"{name}-{profile}.json"
     if path.exists():
         content = _json(path)
-        configs = _keyed(path, content, "configs", list)
-        if content.get("profile") != profile:
-            raise Inconsistent(f"{path}: profile: got {content.get('profile')!r}, allowed {profile!r}")
+        configs = _keyed(path, content, "runs" if "runs" in content else "configs", list)
+        if content.get("profile", profile) != profile or not str(content.get("name")).startswith(name):
+            got = f"got {content.get('name')!r}, {content.get('profile')!r}"
+            raise Inconsistent(f"{path}: name, profile: {got}, allowed {name!r}, {profile!r}")
         wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in configs}
         if wrong := [i for i, config in wanted.items() if config_id(config) != i]:
             raise Damaged(f"{path}: ids that are not those of their configurations: {_listed(wrong)}")
@@ -252,8 +253,8 @@ def curve(runs: Runs, ids: Iterable[str], value: str = "accuracy") -> pd.DataFra
 # ---------------------------------------------------------------- other files
 
 
-def measurement(results: str | Path, name: str, profile: str, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of results/measurements/<name>-<profile>.json, with the rest of the file in `attrs`.
+def measurement(results: str | Path, name: str, profile: str) -> tuple[Any, str]:
+    """The values in results/measurements/<name>-<profile>.json, and the commit of the code that measured them, 7 digits.
 
     Raises:
         Nothing: there is no such file. Damaged: it is not as it should be. Inconsistent: it is of another profile.
@@ -262,18 +263,12 @@ def measurement(results: str | Path, name: str, profile: str, columns: tuple[str
     if not path.exists():
         raise Nothing(f"{path}: no such measurement, `{command(name, profile)}` makes it")
     content = _json(path)
-    rows = _keyed(path, content, "rows", list)
-    if content.get("profile") != profile:
-        raise Inconsistent(f"{path}: profile: got {content.get('profile')!r}, allowed {profile!r}")
-    for row in rows:
-        for column in columns:
-            if not isinstance(row, dict) or column not in row:
-                raise Damaged(f"{path}: rows: got one without {column!r}: {row!r}")
-    if not rows:
-        raise Damaged(f"{path}: rows: got none, allowed at least one")
-    table = pd.DataFrame(rows)
-    table.attrs = {k: v for k, v in content.items() if k != "rows"}
-    return table
+    environment = _keyed(path, content, "environment", dict)
+    if _keyed(path, content, "name", str) != f"{name}-{profile}":
+        raise Inconsistent(f"{path}: name: got {content['name']!r}, allowed '{name}-{profile}'")
+    if not content.get("values"):
+        raise Damaged(f"{path}: values: got {content.get('values')!r}, allowed what was measured")
+    return content["values"], str(environment.get("commit") or "unknown")[:7] + "+" * bool(environment.get("dirty"))
 
 
 def asv(results: str | Path) -> pd.DataFrame:
@@ -289,8 +284,8 @@ def asv(results: str | Path) -> pd.DataFrame:
     paths = sorted(p for p in root.glob("*/[!.]*.json") if p.name != "machine.json")
     if not paths or not (root / "benchmarks.json").exists():
         raise Nothing(f"{root}: no results of asv, `tox -e bench` makes them")
-    known = _json(root / "benchmarks.json")
-    return pd.DataFrame([row for path in paths for row in _asv_rows(path, _json(path), known)])
+    known = _json(root / "benchmarks.json", bare=True)
+    return pd.DataFrame([row for path in paths for row in _asv_rows(path, _json(path, bare=True), known)])
 
 
 def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]]:
@@ -303,12 +298,13 @@ def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]
         points = list(product(*(cell.get("params") or [])))
         low, high = (cell.get(f"stats_q_{q}") or cell["result"] for q in (25, 75))
         if len(points) != len(cell["result"]):
-            raise Damaged(f"{path}: {name}: got {len(cell['result'])} results, allowed {len(points)}, one a point")
+            raise Damaged(f"{path}: {name}: got {len(cell['result'])} results, allowed {len(points)}")
         for point, value, bottom, top in zip(points, cell["result"], low, high):
             if isinstance(value, (int, float)) and math.isfinite(value):
                 yield {
                     "machine": path.parent.name, "commit": content.get("commit_hash", "")[:8],
-                    "date": content.get("date", 0), "benchmark": name, "value": value, "low": bottom, "high": top, "unit": about.get("unit"),
+                    "date": content.get("date", 0), "benchmark": name, "unit": about.get("unit"),
+                    "value": value, "low": bottom, "high": top,
                     **{p: _literal(text) for p, text in zip(about.get("param_names", ()), point)},
                 }  # fmt: skip
 
@@ -322,12 +318,14 @@ def newest(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- JSON
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, bare: bool = False) -> Any:
+    """The content of a file; bare: NaN and Infinity are allowed, as asv writes them."""
+
     def refuse(constant: str) -> Any:
         raise ValueError(f"a bare {constant}")
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=None if "asv" in path.parts else refuse)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=None if bare else refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path}: damaged, file not touched: {error}") from error
 
@@ -378,5 +376,3 @@ def _is_number(value: Any) -> bool:
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-

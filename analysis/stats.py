@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -88,9 +89,9 @@ def _checked(values: Values) -> np.ndarray:
 
 
 def summary(values: Values, seed: int = 0) -> Summary:
-    """Mean of the runs of one stratum."""
+    """Mean of the runs of one stratum, rounded correctly, so that tables agree to the last digit."""
     x = _checked(values)
-    return Summary(float(mean(x)), *bootstrap(mean, x, seed=seed), len(x), std(x))
+    return Summary(fmean(x.tolist()), *bootstrap(mean, x, seed=seed), len(x), std(x))
 
 
 def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:

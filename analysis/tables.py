@@ -15,12 +15,12 @@ ESCAPES = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r
            "−": "$-$", "√": r"$\surd$", "·": r"$\cdot$", "×": r"$\times$", "≥": r"$\ge$", "…": r"\dots{}"}  # fmt: skip
 
 
-def number(summary: Any, digits: int = 1) -> str:
-    """ "80.8 ± 1.2 (n = 3)": mean and standard deviation of the runs; "–" for none."""
+def number(summary: Any, unit: str = "", digits: int = 1) -> str:
+    """ "80.8 ± 1.2 % (n = 3)": mean and standard deviation of the runs; "–" for none."""
     if summary is None:
         return "–"
     spread = "" if math.isnan(summary.std) else f" ± {summary.std:.{digits}f}"
-    return f"{summary.value:.{digits}f}{spread} (n = {summary.n})"
+    return f"{summary.value:.{digits}f}{spread}{unit} (n = {summary.n})"
 
 
 def interval(summary: Any, digits: int = 1) -> str:

@@ -20,6 +20,7 @@ from rbd import report
 
 ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
 NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas")
+ONE = ("schematic", "speed", "memory")  # these know no profiles
 INDEX = "index"  # the name that stands for the index alone
 QUIET = "--log-level=40"
 TIMEOUT = 600  # seconds a cell may take
@@ -40,7 +41,7 @@ def available(analysis: Path = ANALYSIS) -> list[str]:
     """The names of the notebooks. Raises ValueError where there are none, as outside a clone of the repository."""
     names = sorted(p.stem for p in analysis.glob("*.ipynb"))
     if not names:
-        raise ValueError(f"{analysis}: no notebooks; a clone of the repository has them, install it by `pip install -e .[figures]`")
+        raise ValueError(f"{analysis}: no notebooks; a clone of the repository has them: `pip install -e .[figures]` in it")
     return names
 
 
@@ -108,7 +109,8 @@ def index(results: str | os.PathLike[str], names: Iterable[str]) -> str:
     found = {path.stem: _evidence(path) for path in sorted((Path(results) / "tables").glob("*.json"))}
     rows = [list(_cells(e)) for e in sorted(found.values(), key=lambda e: (e["claim"], e["profile"]))]
     lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
-    empty = [f"{n}-{p}" for p in ("quick", "paper") for n in names if not {n, f"{n}-{p}"} & {*found, "schematic"}]
+    wanted = [n if n in ONE else f"{n}-{p}" for p in ("quick", "paper") for n in names]
+    empty = [name for name in dict.fromkeys(wanted) if name not in found and name != "schematic"]
     return "\n".join(lines) + (f"\n\nNothing there yet: {', '.join(empty)}." if empty else "")
 
 
@@ -119,7 +121,7 @@ def _evidence(path: Path) -> dict[str, Any]:
             raise ValueError(f"missing {', '.join(sorted(missing))}")
         return content
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not the evidence of a notebook: {error}; remove it, `rbd figures` makes it again") from error
+        raise ValueError(f"{path}: not the evidence of a notebook: {error}; remove it and run `rbd figures`") from error
 
 
 def _cells(evidence: dict[str, Any]) -> Iterator[str]:

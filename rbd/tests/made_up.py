@@ -25,13 +25,16 @@ WHERE = {"stream_version": 1, "commit": "0123456789abcdef", "dirty": False}
 
 def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
     """The runs of an experiment, as a sweep script would have them."""
-    mnist, fmnist, cifar = ("mnist", "fmnist", "cifar10") if profile == "paper" else ("mnist-embedded", "fmnist-embedded", "cifar10")
+    mnist, fmnist, cifar = (
+        ("mnist", "fmnist", "cifar10") if profile == "paper" else ("mnist-embedded", "fmnist-embedded", "cifar10")
+    )
     if name == "table1":
         for model, data, method, seed in product(("fc", "cnn"), (mnist, fmnist), ("nes", "fpd", "rbd", "sgd"), SEEDS):
             law = {} if method == "sgd" else SIGNS
             yield dict(model=model, data=data, method=method, seed=seed, epochs=3, lr=2.0, **law)
     elif name == "curves":
-        yield from (dict(model="resnet8", data=cifar, method=m, seed=s, epochs=6, **({} if m == "sgd" else dict(dim=500, **SIGNS)))
+        extra = {"sgd": {}}
+        yield from (dict(model="resnet8", data=cifar, method=m, seed=s, epochs=6, **extra.get(m, dict(dim=500, **SIGNS)))
                     for m, s in product(("nes", "fpd", "rbd", "sgd"), SEEDS))  # fmt: skip
     elif name in ("dimension", "correlation"):
         for d, method, seed in product((2, 10, 100, 1000, 10_000), ("fpd", "rbd"), SEEDS):
@@ -56,7 +59,9 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
                 yield dict(model="fc", data=data, method="fpd", seed=seed, epochs=3, **SIGNS)
                 yield dict(model="fc", data=data, method="sgd", seed=seed, epochs=3)
     elif name == "hybrid":
-        for (method, switch), data, seed in product((("rbd", None), ("sgd", None), ("rbd", 3), ("sgd", 3)), (mnist, fmnist), SEEDS):
+        for (method, switch), data, seed in product(
+            (("rbd", None), ("sgd", None), ("rbd", 3), ("sgd", 3)), (mnist, fmnist), SEEDS
+        ):
             extra = {"switch": switch, "then_lr": 0.1} if switch else {}
             law = SIGNS if method == "rbd" or switch and "switch" in RunConfig.__dataclass_fields__ else {}
             yield dict(model="fc", data=data, method=method, seed=seed, epochs=6, **law, **extra)
@@ -67,17 +72,21 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
         for method, seed in product(("fpd", "rbd", "sgd"), SEEDS):
             yield dict(model="fc", data=mnist, method=method, seed=seed, epochs=3, **({} if method == "sgd" else SIGNS))
     elif name == "normals":
-        yield from (dict(model="fc", data=mnist, method=m, epochs=3, lr=2.0, distribution="normal") for m in ("nes", "fpd", "rbd"))
+        yield from (
+            dict(model="fc", data=mnist, method=m, epochs=3, lr=2.0, distribution="normal") for m in ("nes", "fpd", "rbd")
+        )
     elif name == "learning_rate":
         for model, method, power, seed in product(("fc", "cnn"), ("rbd", "fpd", "sgd"), range(-6, 5), (100, 101)):
             law = {} if method == "sgd" else SIGNS
             yield dict(model=model, data=mnist, method=method, lr=2.0**power, seed=seed, epochs=2, **law)
         for (d, partition), power in product(((10, "whole"), (1000, "whole"), (250, "even:4")), range(-6, 5)):
-            yield dict(model="fc", data=mnist, method="rbd", dim=d, partition=partition, lr=2.0**power, seed=100, epochs=2, **SIGNS)
+            yield dict(
+                model="fc", data=mnist, method="rbd", dim=d, partition=partition, lr=2.0**power, seed=100, epochs=2, **SIGNS
+            )
 
 
-RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid", "nes",
-        "learning_rate", "paper_rates", "normals")  # fmt: skip
+RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid")
+RUNS += ("nes", "learning_rate", "paper_rates", "normals")
 
 
 def _resolved(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -93,10 +102,15 @@ def made_up(config: dict[str, Any]) -> Record:
     d, rate = config.get("dim") or 250, math.log2(config.get("lr", 1.0))
     top = LEVELS[config["method"]] + (5 * math.log10(d / 250) if config["method"] in ("rbd", "fpd") else 0) - 0.6 * rate**2
     top -= 4 * math.log10(config.get("redraw") or 1)
-    cosine = math.sqrt(d / COSINE.get(config["model"], 78_330)) * rng.normal(1, 0.01) if "nes" not in config["method"] else None
+    cosine = (
+        math.sqrt(d / COSINE.get(config["model"], 78_330)) * rng.normal(1, 0.01) if "nes" not in config["method"] else None
+    )
     epochs = range(1, config["epochs"] + 1)
-    points = tuple(Point(e, 100 * e, 3200 * e, 100 * e, 2.0 / e, float(np.clip(top * (1 - 0.5**e) / (1 - 0.5 ** config["epochs"])
-                   + rng.normal(0, 0.8), 1, 99)), cosine) for e in epochs)  # fmt: skip
+    share = {e: (1 - 0.5**e) / (1 - 0.5 ** config["epochs"]) for e in epochs}  # of the final accuracy
+    points = tuple(
+        Point(e, 100 * e, 3200 * e, 100 * e, 2.0 / e, float(np.clip(top * share[e] + rng.normal(0, 0.8), 1, 99)), cosine)
+        for e in epochs
+    )
     base = {k: v for k, v in config.items() if k in RunConfig.__dataclass_fields__}
     return Record(RunConfig(**base), "finished", points, tuple(float(e) for e in epochs), WHERE)
 
@@ -128,18 +142,30 @@ def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
 
 
 def measurements(results: Path, profile: str = "quick") -> None:
-    """Orthogonality and landscape."""
-    rng, root = np.random.default_rng(0), results / "measurements"
-    root.mkdir(parents=True, exist_ok=True)
-    sizes = [100, 1000, 10_000, 100_000]
-    rows = [{"size": D, "mean_abs_cosine": math.sqrt(2 / math.pi / D) * rng.normal(1, 0.004), "n": 10_000,
-             "standard_error": 0.6 / math.sqrt(D) / 100} for D in sizes]  # fmt: skip
-    content = {"name": "orthogonality", "profile": profile, "n": 10_000, "rows": rows}
-    (root / f"orthogonality-{profile}.json").write_text(json.dumps(content), "utf-8")
-    rows = [{"method": m, "direction": i, "alpha": a, "loss": 0.3 + (0.02 + 0.004 * rng.random()) * a * a}
-            for m, i, a in product(("sgd", "rbd", "fpd"), range(5), range(-5, 6))]  # fmt: skip
-    content = {"name": "landscape", "profile": profile, "n": 5, "rows": rows}
-    (root / f"landscape-{profile}.json").write_text(json.dumps(content), "utf-8")
+    """Orthogonality and landscape, without training."""
+    rng = np.random.default_rng(0)
+    rows = [{"distribution": law, "size": D, "mean": math.sqrt(2 / math.pi / D) * rng.normal(1, 0.008), "n": 10_000,
+             "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D)}
+            for law, D in product(("normal", "rademacher"), (100, 1000, 10_000, 100_000))]  # fmt: skip
+    distances = np.linspace(-5, 5, 11)
+    around = {
+        name: {
+            "random": [list(low + (0.02 + 0.004 * rng.random()) * distances**2) for _ in range(5)],
+            "descent": list(low + 0.1 * (distances - 1) ** 2),
+        }
+        for name, low in (("start", 2.3), ("trained", 0.3))
+    }
+    about = {"model": "fc", "data": "mnist-embedded", "images": 2000, "epochs": 5, "n": 5, "distances": list(distances)}
+    measurement(results, f"orthogonality-{profile}", rows)
+    measurement(results, f"landscape-{profile}", around | about)
+
+
+def measurement(results: Path, name: str, values: Any) -> Path:
+    """results/measurements/<name>.json."""
+    path = results / "measurements" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"name": name, "question": "?", "values": values, "environment": WHERE}), "utf-8")
+    return path
 
 
 def asv(results: Path) -> None:
