@@ -7,9 +7,9 @@ about 9 of 10: it shows the spread between seeds and is no test.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def _checked(values: Values) -> np.ndarray:
 def summary(values: Values, seed: int = 0) -> Summary:
     """Mean of the runs of one stratum, rounded correctly, so that tables agree to the last digit."""
     x = _checked(values)
-    return Summary(fmean(x.tolist()), *bootstrap(mean, x, seed=seed), len(x), std(x))
+    return Summary(statistics.mean(x.tolist()), *bootstrap(mean, x, seed=seed), len(x), std(x))
 
 
 def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:

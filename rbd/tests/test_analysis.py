@@ -539,7 +539,8 @@ def test_table1_agrees_with_the_table_of_the_readme(tmp_path, notes):
     for folder in ("runs", "sweeps"):
         shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
     execute("table1", tmp_path)
-    ours = [line for line in (tmp_path / "tables" / "table1-quick.md").read_text("utf-8").splitlines() if "our rates" in line]
+    lines = (tmp_path / "tables" / "table1-quick.md").read_text("utf-8").splitlines()
+    ours = [line for line in lines if "our rates" in line]
     theirs = report.table(sweep.table1("quick").records(ROOT / "results"), "quick").splitlines()[2::2]
     assert [line.split("|")[3:7] for line in ours] == [line.split("|")[3:7] for line in theirs] and len(ours) == 4
 
