@@ -61,8 +61,8 @@ class Runs:
         """What stands under a figure: profile, set-up, n, what the bars are (if there are any), and what is missing."""
         images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
         epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
-        said = f"Profile {self.profile}: {images}, {epochs} epochs; {counts(groups)} seeds."
-        said += f" {bars.capitalize()}: 95 % bootstrap intervals." if bars else ""
+        said = f"Profile {self.profile}: {images}, {epochs} epochs; {counts(groups)}."
+        said += f" {bars.capitalize()}: 95 % bootstrap intervals over seeds." if bars else ""
         return said + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
 
     @property
@@ -239,9 +239,11 @@ def _plain(value: Any) -> Any:
 
 
 def counts(groups: Iterable[pd.DataFrame]) -> str:
-    """The numbers of runs behind the means of a figure: "n = 3", "n = 1–3"."""
+    """The numbers of runs behind the means of a figure: "n = 1 seed", "n = 1–3 seeds"."""
     n = sorted({len(g) for g in groups})
-    return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]}–{n[-1]}"
+    if len(n) > 1:
+        return f"n = {n[0]}–{n[-1]} seeds"
+    return f"n = {n[0]} seed{'s' * (n[0] > 1)}"
 
 
 def curve(runs: Runs, ids: Iterable[str], value: str = "accuracy") -> pd.DataFrame:
