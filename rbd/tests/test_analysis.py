@@ -352,10 +352,9 @@ def test_cells_hold_runs_that_differ_in_the_seed_alone(results):
 
 def test_counts_and_commits_are_told(results, dimension):
     runs = load.sweep(results, "dimension", "quick")
-    assert (
-        load.counts([runs.table[:3], runs.table[:3]]) == "n = 3"
-        and load.counts([runs.table[:1], runs.table[:3]]) == "n = 1–3"
-    )
+    first, three = runs.table[:1], runs.table[:3]
+    told = [load.counts(groups) for groups in ([first], [three, three], [first, three])]
+    assert told == ["n = 1 seed", "n = 3 seeds", "n = 1–3 seeds"]
     assert runs.commits == ["0123456"]
     change(records(dimension, "dimension")[0], lambda r: r["environment"].update(dirty=True))
     assert load.sweep(dimension, "dimension", "quick").commits == ["0123456", "0123456+"]
@@ -653,7 +652,7 @@ def test_hollow_marks_of_runs_of_one_seed_have_no_interval(tmp_path, notes):
         if c["seed"] == 0:
             made_up.save(c, tmp_path / "runs" / "redraw-quick")
     execute("redraw", tmp_path)
-    assert "n = 1 seeds" in notes[0][1]
+    assert "n = 1 seed." in notes[0][1]
     evidence = json.loads((tmp_path / "tables" / "redraw-quick.json").read_text("utf-8"))["evidence"]
     assert all(line.endswith("% (n = 1) none (n = 1)") for line in evidence)
 
