@@ -11,8 +11,11 @@ from typing import Any
 import style
 from load import Runs, command
 
-ESCAPES = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--",
-           "−": "$-$", "√": r"$\surd$", "·": r"$\cdot$", "×": r"$\times$", "≥": r"$\ge$", "…": r"\dots{}"}  # fmt: skip
+ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--",
+    "−": "$-$", "√": r"$\surd$", "·": r"$\cdot$", "×": r"$\times$", "≥": r"$\ge$", "…": r"\dots{}", "†": r"$^\dagger$",
+    "η": r"$\eta$",
+}  # fmt: skip
 
 
 def number(summary: Any, unit: str = "", digits: int = 1) -> str:

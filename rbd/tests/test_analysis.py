@@ -564,6 +564,36 @@ def test_table1_of_the_paper_profile_has_rows_for_rates_and_entries(tmp_path, no
     assert [cell.strip() for cell in rows[2].split("|")][3] == "–"  # NES: no rate is known
 
 
+def test_table1_marks_what_is_apart_from_the_paper(tmp_path, notes):
+    """FC, MNIST: the paper has 80 ± 0.4 and 98.27 ± 0.09; marked above 1.5 points or 2 √(0.4² + s²)."""
+    made_up.experiment(tmp_path, "table1", "paper")
+    for name in ("paper_rates", "normals"):
+        made_up.manifest(tmp_path, name, "paper", [])
+    names = execute("table1", tmp_path, "paper")
+    pair = ("fc", "mnist")
+    for method, value, std, gap in [
+        ("fpd", 81.6, 3.0, 1.6),  # more than 1.5 points, though within 2 × 3.03
+        ("fpd", 81.4, 3.0, None),
+        ("fpd", 80.9, 0.0, 0.9),  # more than 2 × 0.4
+        ("fpd", 79.3, 0.0, None),
+        ("fpd", 79.1, 0.3, None),  # 0.9 < 2 × 0.5
+        ("sgd", 98.0, float("nan"), -0.27),  # one run: the paper's deviation alone
+        ("rbd-nes", 50.0, 1.0, None),  # not in the paper
+    ]:
+        found = names["apart"](pair, method, stats.Summary(value, value, value, 3, std))
+        assert found == (gap if gap is None else pytest.approx(gap)), (method, value)
+    evidence = json.loads((tmp_path / "tables" / "table1-paper.json").read_text("utf-8"))["evidence"][-1]
+    assert evidence.startswith("† apart from the paper: FC, MNIST, ") and "FC, MNIST, FPD (our rates, signs) -" in evidence
+
+
+@pytest.mark.parametrize("name", ["table1", "nes", "learning_rate"])
+def test_latex_is_plain_ascii(results, name, notes):
+    """Any LaTeX sets it; the note is a comment."""
+    execute(name, results)
+    lines = (results / "tables" / f"{name}-quick.tex").read_text("utf-8").splitlines()
+    assert lines[-1].startswith("% ") and "\n".join(lines[:-1]).isascii() and lines[-2] == r"\end{tabular}"
+
+
 def test_dimension_draws_means_of_the_records(results, monkeypatch):
     figures = []
     monkeypatch.setattr(style, "save", lambda figure, *_: figures.append(figure))
