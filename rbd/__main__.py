@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 (diverged), 2 (bad input) or 130 (interrupted)."""
+    """Run the command; returns the exit status: 0, 1 (diverged, or a figure failed), 2 (bad input) or 130 (interrupted)."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
@@ -73,12 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--into", type=Path, metavar="README", help="also put the table between its marks in this file")
     report.set_defaults(run=_report)
 
+    figures = commands.add_parser("figures", help="draw the figures and tables of the results, and index the evidence")
+    which = "notebooks of analysis/ to run, or index for the index of the evidence alone (default: all)"
+    figures.add_argument("names", nargs="*", metavar="NAME", help=which)
+    figures.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose runs (default: quick)")
+    figures.add_argument("--allow-missing", action="store_true", help="draw what is there, and say so in the figure")
+    figures.set_defaults(run=_figures)
+
     data = commands.add_parser("data", help="show which data sets are present, or download one")
     lacks = "fetch what this set lacks: mnist, fmnist or cifar10"
     data.add_argument("--download", choices=("mnist", "fmnist", "cifar10"), metavar="NAME", help=lacks)
     data.set_defaults(run=_data)
 
-    for command in (reproduce, train, sweep, report):
+    for command in (reproduce, train, sweep, report, figures):
         where = "directory of the records (default: results)"
         command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
     for command in (reproduce, train, sweep, data):
@@ -228,6 +235,23 @@ def _report(given: argparse.Namespace) -> int:
             raise ValueError(f"{given.into}: {error}") from error
     print(f"\n{text}\n\ncurves: {picture}")
     return 0
+
+
+def _figures(given: argparse.Namespace) -> int:
+    from rbd import figures
+
+    names, states = figures.chosen(given.names), []
+    for number, name in enumerate(names, 1):
+        print(f"[{number}/{len(names)}] {name}, profile {given.profile}: ", end="", flush=True)
+        drawn = figures.draw(name, given.profile, given.results_dir, given.allow_missing)
+        states.append(drawn.state)
+        told = {"drawn": "drawn", "empty": f"nothing to draw yet: {drawn.message}", "failed": f"FAILED: {drawn.message}"}
+        print(f"{told[drawn.state]} ({drawn.seconds:.1f} s)", flush=True)
+    path = figures.write_index(given.results_dir, figures.available())
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("drawn", "empty", "failed") if state in states)
+    where = f"figures and tables: {given.results_dir}" + (f"; index: {path}" if path else "")
+    print(f"{counts}; {where}" if counts else where)
+    return int("failed" in states)
 
 
 def _data(given: argparse.Namespace) -> int:

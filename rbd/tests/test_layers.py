@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,11 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.basis": 3, "rbd.partition": 3,
     "rbd.optim": 4, "rbd.distributed": 4, "rbd.models": 4, "rbd.data": 4, "rbd.config": 4, "rbd.record": 4,
     "rbd.train": 5, "rbd.report": 5,
-    "rbd.rates": 6, "rbd.sweep": 6, "rbd.runner": 6, "rbd.__main__": 6,
+    "rbd.rates": 6, "rbd.sweep": 6, "rbd.runner": 6, "rbd.figures": 6, "rbd.__main__": 6,
 }  # fmt: skip
 SIDES = ({"rbd.optim", "rbd.distributed"}, {"rbd.models", "rbd.data", "rbd.config", "rbd.record"})  # of layer 4
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
-NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.config", "rbd.report")
+NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.config", "rbd.report", "rbd.figures")
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
 
 
@@ -148,9 +149,14 @@ def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
 
 
 def test_analysis_reads_files_only():
-    """No torch and no rbd in analysis/*.py."""
-    for path in sorted((ROOT / "analysis").glob("*.py")):
-        assert not {n.split(".")[0] for n in imported(path.read_text(encoding="utf-8"), "")} & {"rbd", "torch"}, path
+    """No torch and no rbd in analysis/, modules and notebooks."""
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "analysis").glob("*.py"))}
+    for path in sorted((ROOT / "analysis").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert len(sources) > 15
+    for path, source in sources.items():
+        assert not {n.split(".")[0] for n in imported(source, "")} & {"rbd", "torch"}, path
 
 
 @pytest.mark.parametrize(("statement", "absent"), [

@@ -1,0 +1,380 @@
+"""results/ as pandas DataFrames, checked: a damaged file is named, never skipped. Reads files only (no torch, no rbd).
+
+Raised, all of them ValueError: Damaged (a file is not what it should be), Missing (runs are not there), Inconsistent
+(runs that must not be averaged or compared), Nothing (not a single run is there, also where some may be missing).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+CONFIG = ("model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "lr", "epochs", "batch_size",
+          "then_lr", "switch", "seed")  # fmt: skip
+POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
+RECORD = {"format": int, "config": dict, "outcome": str, "curve": list, "seconds": list, "environment": dict}
+CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
+SHOWN = 20  # runs that a message names
+
+
+class Damaged(ValueError):
+    """A file is not what it should be."""
+
+
+class Missing(ValueError):
+    """Runs are not there."""
+
+
+class Inconsistent(ValueError):
+    """Runs must not be averaged or compared."""
+
+
+class Nothing(ValueError):
+    """There is nothing at all to draw."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one sweep in one profile that are there, and what is missing."""
+
+    name: str
+    profile: str
+    table: pd.DataFrame  # a row per run: id, path, sweeps, CONFIG, outcome, accuracy (%), best (%), cosine, images, ...
+    curves: pd.DataFrame  # a row per run and epoch: id, POINT, seconds
+    expected: int
+    missing: tuple[str, ...]
+
+    @property
+    def gaps(self) -> str:
+        """What is missing, for a figure: "" or "4 of 40 runs are missing"."""
+        return f"{len(self.missing)} of {self.expected} runs are missing" if self.missing else ""
+
+    def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars") -> str:
+        """What stands under a figure: profile, set-up, n, what the bars are (if there are any), and what is missing."""
+        images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
+        epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
+        said = f"Profile {self.profile}: {images}, {epochs} epochs; {counts(groups)}."
+        said += f" {bars.capitalize()}: 95 % bootstrap intervals over seeds." if bars else ""
+        return said + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
+
+    @property
+    def commits(self) -> list[str]:
+        """Commits of the code that made the runs, 7 digits, with a + where files differed from the commit."""
+        known = {str(c)[:7] + "+" * bool(d) for c, d in zip(self.table.commit, self.table.dirty) if c}
+        return sorted(known) or ["unknown"]
+
+    def where(self, **values: Any) -> pd.DataFrame:
+        """The rows of `table` that have these values; a collection means any of them."""
+        kept = self.table
+        for name, value in values.items():
+            kept = kept[kept[name].isin([value] if isinstance(value, str) or not isinstance(value, Iterable) else value)]
+        return kept
+
+
+# ---------------------------------------------------------------- runs
+
+
+def sweep(results: str | Path, name: str | tuple[str, ...], profile: str, allow_missing: bool = False) -> Runs:
+    """The runs that results/sweeps/<name>-<profile>.json lists, from any folder under results/runs.
+
+    Args:
+        name: of the sweep; of several sweeps, all their runs, and the first one's name.
+        allow_missing: take what is there; without a list, all records of results/runs/<name>-<profile>.
+
+    Raises:
+        Damaged: a record or the list is damaged (every such file is named).
+        Missing: runs are not there (without allow_missing). Nothing: none is.
+        Inconsistent: stream versions differ, or a data set is there embedded and in full.
+    """
+    root, names = Path(results), (name,) if isinstance(name, str) else name
+    lists = {n: _manifest(root, n, profile, allow_missing) for n in names}
+    wanted = {i: c for runs in lists.values() for i, c in runs.items()}
+    found, damaged = _found(root, f"{names[0]}-{profile}", wanted)
+    if damaged:
+        raise Damaged("\n".join(damaged))
+    missing = tuple(_told(i, c) for i, c in wanted.items() if i not in found)
+    title, makes = f"{'+'.join(names)}, profile {profile}", " and ".join(f"`{command(n, profile)}`" for n in names)
+    if missing and not allow_missing:
+        raise Missing(f"{title}: {len(missing)} of {len(wanted)} runs are missing, {makes} makes them: {_listed(missing)}")
+    if not found:
+        raise Nothing(f"{title}: not a single run is there, {makes} makes them")
+    table = pd.DataFrame([_row(path, record) for path, record in found.values()])
+    table["sweeps"] = [tuple(n for n in names if i in lists[n]) for i in table.id]
+    points = [point for _, record in found.values() for point in _points(record)]
+    _check_consistent(title, table)
+    return Runs(names[0], profile, table, pd.DataFrame(points, columns=["id", *POINT, "seconds"]), len(wanted), missing)
+
+
+def command(name: str, profile: str) -> str:
+    """What makes the runs of a sweep."""
+    return f"rbd sweep {name} --profile {profile}"
+
+
+def _manifest(root: Path, name: str, profile: str, allow_missing: bool) -> dict[str, dict]:
+    """id -> config of every run of the sweep; runs without a learning rate yet have their key for an id."""
+    path = root / "sweeps" / f"{name}-{profile}.json"
+    if path.exists():
+        content = _json(path)
+        configs = _keyed(path, content, "runs" if "runs" in content else "configs", list)
+        if content.get("profile", profile) != profile or not str(content.get("name")).startswith(name):
+            got = f"got {content.get('name')!r}, {content.get('profile')!r}"
+            raise Inconsistent(f"{path}: name, profile: {got}, allowed {name!r}, {profile!r}")
+        wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in configs}
+        if wrong := [i for i, config in wanted.items() if config_id(config) != i]:
+            raise Damaged(f"{path}: ids that are not those of their configurations: {_listed(wrong)}")
+        return wanted | {f"{key}, no learning rate yet": {} for key in content.get("untuned", ())}
+    if not allow_missing:
+        raise Missing(f"{path}: no such list of runs, `{command(name, profile)}` makes it")
+    records = sorted((root / "runs" / f"{name}-{profile}").glob("[!.]*.json"))
+    return {p.stem: {} for p in records}
+
+
+def _found(root: Path, full: str, wanted: Iterable[str]) -> tuple[dict[str, tuple[Path, dict]], list[str]]:
+    """id -> (path, record) of those there, and a message for each damaged file; the sweep's own folder goes first."""
+    paths: dict[str, list[Path]] = {}
+    for path in sorted((root / "runs").glob("*/[!.]*.json"), key=lambda p: (p.parent.name != full, p)):
+        paths.setdefault(path.stem, []).append(path)
+    found: dict[str, tuple[Path, dict]] = {}
+    damaged = []
+    for wish in wanted:
+        for path in paths.get(wish, ()):
+            try:
+                record = read(path)
+            except Damaged as error:
+                damaged.append(str(error))
+                continue
+            if record["outcome"] != "interrupted":
+                found.setdefault(wish, (path.relative_to(root), record))
+    return found, damaged
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record in a file, with numbers for its "nan" and "inf". Raises Damaged naming the file and the cause."""
+    record = _json(path)
+    for name, kind in RECORD.items():
+        _keyed(path, record, name, kind)
+    if record["format"] != 1:
+        raise Damaged(f"{path}: format: got {record['format']}, allowed 1")
+    if record["outcome"] not in ("finished", "diverged", "interrupted"):
+        raise Damaged(f"{path}: outcome: got {record['outcome']!r}, allowed finished, diverged, interrupted")
+    if config_id(record["config"]) != path.stem:
+        raise Damaged(f"{path}: config: got one with the id {config_id(record['config'])}, allowed the id of the file name")
+    if len(record["curve"]) != len(record["seconds"]) or (record["outcome"] == "finished" and not record["curve"]):
+        raise Damaged(f"{path}: curve: got {len(record['curve'])} points and {len(record['seconds'])} seconds")
+    record["curve"] = [{name: _number(path, point, name) for name in POINT} for point in record["curve"]]
+    return record
+
+
+def config_id(config: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the fields that apply, as rbd.config.RunConfig.id has it."""
+    applying = {name: value for name, value in config.items() if value is not None}
+    return sha256(json.dumps(applying, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def _row(path: Path, record: dict) -> dict[str, Any]:
+    last: dict[str, Any] = record["curve"][-1] if record["curve"] else {}
+    cosines = [p["cosine"] for p in record["curve"] if p["cosine"] is not None]
+    environment = {name: record["environment"].get(name) for name in ("stream_version", "commit", "dirty", "cpu", "device")}
+    return {
+        "id": path.stem, "path": path, "outcome": record["outcome"],
+        **{name: record["config"].get(name) for name in CONFIG},
+        "accuracy": last["accuracy"] if record["outcome"] == "finished" else CHANCE,  # after the last epoch, %
+        "best": max((p["accuracy"] for p in record["curve"]), default=CHANCE),  # of all epochs, %
+        "cosine": sum(cosines) / len(cosines) if cosines else math.nan,  # mean over the epochs
+        "images": last.get("images", 0), "forward_passes": last.get("forward_passes", 0), "steps": last.get("step", 0),
+        "seconds": record["seconds"][-1] if record["seconds"] else math.nan,
+        **environment,
+    }  # fmt: skip
+
+
+def _points(record: dict) -> Iterator[dict[str, Any]]:
+    name = config_id(record["config"])
+    return ({"id": name, **point, "seconds": s} for point, s in zip(record["curve"], record["seconds"]))
+
+
+def _check_consistent(full: str, table: pd.DataFrame) -> None:
+    versions = {v: [_told(i, c) for i, c in _configs(g)] for v, g in table.groupby("stream_version", dropna=False)}
+    if len(versions) > 1:
+        told = "; ".join(f"version {v}: {_listed(runs)}" for v, runs in versions.items())
+        raise Inconsistent(f"{full}: runs of different stream versions: {told}")
+    for data in {d for d in table.data if f"{d}-embedded" in set(table.data)}:
+        runs = [_told(i, c) for i, c in _configs(table[table.data == data])]
+        raise Inconsistent(f"{full}: mixed profiles, {data} is there embedded and in full: {_listed(runs)}")
+
+
+def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tuple, pd.DataFrame]:
+    """The runs by the values of the fields `by`, in order of appearance; those of a cell differ in the seed alone.
+
+    A field that a run does not have is None in the key.
+
+    Raises:
+        Inconsistent: runs of a cell differ in another field that is not in `free`, or share a seed.
+    """
+    found = {}
+    for values, runs in table.groupby(list(by), sort=False, dropna=False):
+        key = tuple(map(_plain, values))
+        for name in set(CONFIG) - {*by, *free, "seed"}:
+            if runs[name].nunique(dropna=False) > 1:
+                told = [f"{name} {getattr(r, name)}: {r.id}" for r in runs.itertuples()]
+                raise Inconsistent(f"{by} = {key}: runs differ in {name}: {_listed(told)}")
+        if not free and runs.seed.duplicated().any():
+            raise Inconsistent(f"{by} = {key}: runs share a seed: {_listed(runs.id)}")
+        found[key] = runs
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """None for NaN, 250 for 250.0: pandas has no integers beside gaps."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return value
+
+
+def counts(groups: Iterable[pd.DataFrame]) -> str:
+    """The numbers of runs behind the means of a figure: "n = 1 seed", "n = 1–3 seeds"."""
+    n = sorted({len(g) for g in groups})
+    if len(n) > 1:
+        return f"n = {n[0]}–{n[-1]} seeds"
+    return f"n = {n[0]} seed{'s' * (n[0] > 1)}"
+
+
+def curve(runs: Runs, ids: Iterable[str], value: str = "accuracy") -> pd.DataFrame:
+    """value of several runs by epoch: rows epochs, columns ids; the epochs that all have (one may have diverged)."""
+    chosen = runs.curves[runs.curves.id.isin(list(ids))]
+    return chosen.pivot(index="epoch", columns="id", values=value).dropna()
+
+
+# ---------------------------------------------------------------- other files
+
+
+def measurement(results: str | Path, name: str, profile: str) -> tuple[Any, str]:
+    """The values in results/measurements/<name>-<profile>.json, and the commit of the code that measured them, 7 digits.
+
+    Raises:
+        Nothing: there is no such file. Damaged: it is not as it should be. Inconsistent: it is of another profile.
+    """
+    path = Path(results) / "measurements" / f"{name}-{profile}.json"
+    if not path.exists():
+        raise Nothing(f"{path}: no such measurement, `{command(name, profile)}` makes it")
+    content = _json(path)
+    environment = _keyed(path, content, "environment", dict)
+    if _keyed(path, content, "name", str) != f"{name}-{profile}":
+        raise Inconsistent(f"{path}: name: got {content['name']!r}, allowed '{name}-{profile}'")
+    if not content.get("values"):
+        raise Damaged(f"{path}: values: got {content.get('values')!r}, allowed what was measured")
+    return content["values"], str(environment.get("commit") or "unknown")[:7] + "+" * bool(environment.get("dirty"))
+
+
+def asv(results: str | Path) -> pd.DataFrame:
+    """The results of asv (0.6) under results/asv: a row per machine, commit, benchmark and combination of parameters.
+
+    Columns: machine, commit, date (ms), benchmark, value, low, high (quartiles of repeats, or value), unit, and every
+    parameter by its name. Values of a benchmark's earlier version are left out; n/a and failed cells too.
+
+    Raises:
+        Nothing: there are none. Damaged: a file is not as asv writes it.
+    """
+    root = Path(results) / "asv"
+    paths = sorted(p for p in root.glob("*/[!.]*.json") if p.name != "machine.json")
+    if not paths or not (root / "benchmarks.json").exists():
+        raise Nothing(f"{root}: no results of asv, `tox -e bench` makes them")
+    known = _json(root / "benchmarks.json", bare=True)
+    return pd.DataFrame([row for path in paths for row in _asv_rows(path, _json(path, bare=True), known)])
+
+
+def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]]:
+    columns, results = _keyed(path, content, "result_columns", list), _keyed(path, content, "results", dict)
+    for name, stored in results.items():
+        cell = dict(zip(columns, stored))
+        about = known.get(name)
+        if not isinstance(about, dict) or cell.get("version") != about.get("version") or cell.get("result") is None:
+            continue
+        points = list(product(*(cell.get("params") or [])))
+        low, high = (cell.get(f"stats_q_{q}") or cell["result"] for q in (25, 75))
+        if len(points) != len(cell["result"]):
+            raise Damaged(f"{path}: {name}: got {len(cell['result'])} results, allowed {len(points)}")
+        for point, value, bottom, top in zip(points, cell["result"], low, high):
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                yield {
+                    "machine": path.parent.name, "commit": content.get("commit_hash", "")[:8],
+                    "date": content.get("date", 0), "benchmark": name, "unit": about.get("unit"),
+                    "value": value, "low": bottom, "high": top,
+                    **{p: _literal(text) for p, text in zip(about.get("param_names", ()), point)},
+                }  # fmt: skip
+
+
+def newest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each machine and benchmark the rows of the commit that is the latest by its date."""
+    latest = table.groupby(["machine", "benchmark"]).date.transform("max")
+    return table[table.date == latest]
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def _json(path: Path, bare: bool = False) -> Any:
+    """The content of a file; bare: NaN and Infinity are allowed, as asv writes them."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"a bare {constant}")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=None if bare else refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: damaged, file not touched: {error}") from error
+
+
+def _keyed(path: Path, content: Any, key: str, kind: type) -> Any:
+    if not isinstance(content, dict) or type(content.get(key)) is not kind:
+        got = content.get(key) if isinstance(content, dict) else content
+        raise Damaged(f"{path}: {key}: got {str(got)[:80]!r}, allowed a {kind.__name__}")
+    return content[key]
+
+
+def _number(path: Path, point: Any, name: str) -> float | None:
+    value = point.get(name, "nothing") if isinstance(point, dict) else "nothing"
+    if value is None and name == "cosine":
+        return None
+    if value in ("nan", "inf", "-inf") and name in ("loss", "cosine"):
+        return float(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise Damaged(f"{path}: curve: {name}: got {value!r}, allowed a number")
+    return value
+
+
+def _literal(text: str) -> Any:
+    """A parameter as asv writes it, the repr of a value."""
+    for parse in (json.loads, lambda t: float(t)):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return text.strip("'\"")
+
+
+def _configs(table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
+    return ((r["id"], r) for r in table.to_dict("records"))
+
+
+def _told(name: str, config: Mapping[str, Any]) -> str:
+    """A run in a few words."""
+    words = [str(config[k]) for k in ("model", "data", "method") if config.get(k)]
+    words += [f"{k}={config[k]:g}" for k in ("dim", "lr", "seed") if _is_number(config.get(k))]
+    return f"{name} ({' '.join(words)})" if words else name
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

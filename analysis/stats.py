@@ -1,0 +1,122 @@
+"""Statistics of few runs, after rliable's practice (Agarwal et al. 2021, arXiv 2108.13264). NumPy only.
+
+Runs are resampled within their stratum (one network, data set and method), never across; the replicates of a bootstrap
+stand on a leading axis. With n = 3 a 95 % percentile interval covers the mean in about 3 of 4 cases only, with n = 10 in
+about 9 of 10: it shows the spread between seeds and is no test.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Values = Any  # numbers, (n,)
+LEVEL = 0.95
+REPLICATES = 2_000
+ENOUGH = 8  # runs from which an interquartile mean rests on four or more
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A point estimate over n runs with its bootstrap interval, NaN where n = 1."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    std: float = np.nan  # of the runs; NaN where n = 1
+
+
+def mean(x: np.ndarray) -> np.ndarray:
+    """(..., n) -> (...)."""
+    return np.mean(x, axis=-1)
+
+
+def std(x: Values) -> float:
+    """Sample standard deviation √(Σ(x - x̄)² / (n - 1)); NaN where n = 1."""
+    return float(np.std(x, ddof=1)) if len(x) > 1 else float("nan")
+
+
+def iqm(x: np.ndarray) -> np.ndarray:
+    """Interquartile mean, (..., n) -> (...): the mean without the lowest and the highest ⌊n/4⌋."""
+    x = np.sort(x, axis=-1)
+    cut = x.shape[-1] // 4
+    return np.mean(x[..., cut : x.shape[-1] - cut], axis=-1)
+
+
+def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """P(X > Y) + P(X = Y) / 2 over all pairs, (..., n) and (..., m) -> (...)."""
+    x, y = x[..., :, None], y[..., None, :]
+    return np.mean((x > y) + 0.5 * (x == y), axis=(-2, -1))
+
+
+def difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Mean of X less mean of Y."""
+    return mean(x) - mean(y)
+
+
+def bootstrap(statistic: Callable[..., np.ndarray], *strata: Values, seed: int = 0) -> tuple[float, float]:
+    """The percentile interval of statistic(*strata) when every stratum is resampled with replacement.
+
+    Args:
+        statistic: takes as many arrays (REPLICATES, n_k) as there are strata, gives (REPLICATES,).
+        strata: runs (n_k,), %; seed: of the resampling.
+
+    Returns:
+        Bounds at LEVEL; NaN, NaN where no stratum has a second run to resample.
+
+    Raises:
+        ValueError: a stratum is empty or holds a value that is not finite.
+    """
+    runs = [_checked(s) for s in strata]
+    if all(len(x) == 1 for x in runs):
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    resampled = [x[rng.integers(len(x), size=(REPLICATES, len(x)))] for x in runs]
+    low, high = np.quantile(statistic(*resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _checked(values: Values) -> np.ndarray:
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
+        raise ValueError(f"strata: got {list(values)}, allowed one or more finite numbers each")
+    return x
+
+
+def summary(values: Values, seed: int = 0) -> Summary:
+    """Mean of the runs of one stratum, rounded correctly, so that tables agree to the last digit."""
+    x = _checked(values)
+    return Summary(statistics.mean(x.tolist()), *bootstrap(mean, x, seed=seed), len(x), std(x))
+
+
+def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:
+    """Interquartile mean of all runs of several strata where they are ENOUGH, else their mean."""
+    runs = [_checked(s) for s in strata]
+    centre = iqm if sum(map(len, runs)) >= ENOUGH else mean
+
+    def pooled(*arrays: np.ndarray) -> np.ndarray:
+        return centre(np.concatenate(arrays, axis=-1))
+
+    n = sum(map(len, runs))
+    return Summary(float(pooled(*runs)), *bootstrap(pooled, *runs, seed=seed), n, std(np.concatenate(runs)))
+
+
+def probability(pairs: Sequence[tuple[Values, Values]], seed: int = 0) -> Summary:
+    """Probability of improvement of the first of each pair over the second, mean over the pairs (tasks)."""
+    runs = [_checked(s) for both in pairs for s in both]
+
+    def averaged(*arrays: np.ndarray) -> np.ndarray:
+        return np.mean([improvement(x, y) for x, y in zip(arrays[::2], arrays[1::2])], axis=0)
+
+    return Summary(float(averaged(*runs)), *bootstrap(averaged, *runs, seed=seed), sum(map(len, runs)))
+
+
+def gap(x: Values, y: Values, seed: int = 0) -> Summary:
+    """Difference of the means of two strata."""
+    a, b = _checked(x), _checked(y)
+    return Summary(float(difference(a, b)), *bootstrap(difference, a, b, seed=seed), len(a) + len(b))

@@ -1,0 +1,151 @@
+"""Runs the notebooks of analysis/, which turn results/ into figures and tables, and indexes the evidence. No torch.
+
+A notebook gets profile, results and allow_missing in the cell tagged "parameters", in a kernel of this interpreter. Its
+outputs are not kept: what it writes into the results directory is the product.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rbd import report
+
+ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
+NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas")
+ONE = ("schematic", "speed", "memory")  # these know no profiles
+INDEX = "index"  # the name that stands for the index alone
+QUIET = "--log-level=40"
+TIMEOUT = 600  # seconds a cell may take
+HEAD = ("claim", "evidence", "profile", "runs", "command", "records", "commits")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How a notebook ended."""
+
+    name: str
+    state: str  # "drawn", "empty" (there is nothing at all to draw, which was allowed) or "failed"
+    seconds: float
+    message: str = ""
+
+
+def available(analysis: Path = ANALYSIS) -> list[str]:
+    """The names of the notebooks. Raises ValueError where there are none, as outside a clone of the repository."""
+    names = sorted(p.stem for p in analysis.glob("*.ipynb"))
+    if not names:
+        raise ValueError(f"{analysis}: no notebooks; a clone of the repository has them: `pip install -e .[figures]` in it")
+    return names
+
+
+def chosen(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
+    """The notebooks of these names, all where none is given.
+
+    Raises:
+        ValueError: a name is unknown.
+        RuntimeError: what runs notebooks is not installed.
+    """
+    there, wanted = available(analysis), list(dict.fromkeys(names))
+    if unknown := [n for n in wanted if n not in (*there, INDEX)]:
+        raise ValueError(f"NAME: got {', '.join(map(repr, unknown))}, allowed {', '.join((*there, INDEX))}")
+    if lacking := [name for name in NEEDED if find_spec(name) is None]:
+        raise RuntimeError(f"notebooks need {', '.join(lacking)}: run `pip install -e .[figures]` in the clone")
+    return [n for n in wanted if n != INDEX] if wanted else there
+
+
+def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing: bool = False,
+         analysis: Path = ANALYSIS) -> Drawn:  # fmt: skip
+    """Run one notebook. A notebook that fails is told about, not raised."""
+    from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
+
+    start, state, message = time.perf_counter(), "drawn", ""
+    parameters = {"profile": profile, "results": str(Path(results).resolve()), "allow_missing": allow_missing}
+    try:
+        _execute(analysis / f"{name}.ipynb", parameters)
+    except CellExecutionError as error:
+        state, message = "failed", f"{error.ename}: {error.evalue}"
+        if error.ename == "Nothing" and allow_missing:
+            state, message = "empty", error.evalue
+    except (CellControlSignal, DeadKernelError, RuntimeError, ValueError, OSError) as error:
+        state, message = "failed", f"{type(error).__name__}: {error}"
+    return Drawn(name, state, time.perf_counter() - start, message)
+
+
+def _execute(path: Path, parameters: dict[str, Any]) -> None:
+    import nbformat
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+    from nbclient import NotebookClient
+
+    class ThisInterpreter(AsyncKernelManager):  # the spec "python3" of a user may name another one
+        kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", QUIET])
+
+    book = nbformat.read(path, as_version=4)
+    cells = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ())]
+    if len(cells) != 1:
+        raise ValueError(f"{path}: got {len(cells)} cells tagged 'parameters', allowed exactly one")
+    cells[0].source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    where = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(book, kernel_manager_class=ThisInterpreter, timeout=TIMEOUT, resources=where)
+    client.execute(env={**os.environ, "MPLBACKEND": "agg"})
+
+
+# ---------------------------------------------------------------- index
+
+
+def index(results: str | os.PathLike[str], names: Iterable[str]) -> str:
+    """Markdown: every claim with its evidence, from what the notebooks wrote into <results>/tables/*.json.
+
+    Raises:
+        ValueError: such a file is damaged (it is named).
+    """
+    found = {path.stem: _evidence(path) for path in sorted((Path(results) / "tables").glob("*.json"))}
+    rows = [list(_cells(e)) for e in sorted(found.values(), key=lambda e: (e["claim"], e["profile"]))]
+    lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
+    wanted = [n if n in ONE else f"{n}-{p}" for p in ("quick", "paper") for n in names]
+    empty = [name for name in dict.fromkeys(wanted) if name not in found and name != "schematic"]
+    return "\n".join(lines) + (f"\n\nNothing there yet: {', '.join(empty)}." if empty else "")
+
+
+def _evidence(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if missing := {"claim", "evidence", "profile", "command", "records", "commits"} - set(content):
+            raise ValueError(f"missing {', '.join(sorted(missing))}")
+        return content
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not the evidence of a notebook: {error}; remove it and run `rbd figures`") from error
+
+
+def _cells(evidence: dict[str, Any]) -> Iterator[str]:
+    runs = f"{evidence['runs']} of {evidence['expected']}" if "runs" in evidence else "–"
+    records = ", ".join(f"[{r}]({r})" for r in evidence["records"])
+    told = (evidence["claim"], "<br>".join(evidence["evidence"]), evidence["profile"], runs, f"`{evidence['command']}`",
+            records, ", ".join(evidence["commits"]))  # fmt: skip
+    yield from (cell.replace("|", r"\|") for cell in told)
+
+
+def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path | None:
+    """Put the index between its marks in <results>/README.md; None where there is no such file.
+
+    Raises:
+        ValueError: the marks are not there, or the evidence of a notebook is damaged.
+    """
+    path = Path(results) / "README.md"
+    if not path.exists():
+        return None
+    text = path.read_text("utf-8")
+    try:
+        made = report.insert(text, "evidence", index(results, names))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if made != text:
+        path.write_text(made, "utf-8")
+    return path

@@ -1,0 +1,215 @@
+"""Made-up results directories for tests of analysis/: every experiment small, saved as the suite itself saves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rbd import record
+from rbd.config import RunConfig
+from rbd.record import Point, Record
+
+SEEDS = (0, 1, 2)
+SIGNS = {"distribution": "rademacher"}
+LEVELS = {"nes": 20.0, "rbd-nes": 25.0, "fpd": 60.0, "rbd": 80.0, "sgd": 92.0}
+COSINE = {"fc": 101_770, "cnn": 93_322}
+WHERE = {"stream_version": 1, "commit": "0123456789abcdef", "dirty": False}
+
+
+def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
+    """The runs of an experiment, as a sweep script would have them."""
+    mnist, fmnist, cifar = (
+        ("mnist", "fmnist", "cifar10") if profile == "paper" else ("mnist-embedded", "fmnist-embedded", "cifar10")
+    )
+    if name == "table1":
+        for model, data, method, seed in product(("fc", "cnn"), (mnist, fmnist), ("nes", "fpd", "rbd", "sgd"), SEEDS):
+            law = {} if method == "sgd" else SIGNS
+            yield dict(model=model, data=data, method=method, seed=seed, epochs=3, lr=2.0, **law)
+    elif name == "curves":
+        extra = {"sgd": {}}
+        yield from (dict(model="resnet8", data=cifar, method=m, seed=s, epochs=6, **extra.get(m, dict(dim=500, **SIGNS)))
+                    for m, s in product(("nes", "fpd", "rbd", "sgd"), SEEDS))  # fmt: skip
+    elif name in ("dimension", "correlation"):
+        for d, method, seed in product((2, 10, 100, 1000, 10_000), ("fpd", "rbd"), SEEDS):
+            yield dict(model="fc", data=mnist, method=method, dim=d, seed=seed, epochs=3, **SIGNS)
+        yield from (dict(model="fc", data=mnist, method="sgd", seed=s, epochs=3) for s in SEEDS)
+    elif name == "compartments":
+        for partition, data, seed in product(("whole", "even:2", "even:8", "even:32", "by_layer"), (mnist, fmnist), SEEDS):
+            yield dict(model="fc", data=data, method="rbd", partition=partition, seed=seed, epochs=3, **SIGNS)
+    elif name == "networks":
+        for model, ratio, seed in product(("resnet8", "resnet32"), (10, 60, 300), SEEDS):
+            yield dict(model=model, data=cifar, method="rbd", partition=f"by_ratio:{ratio}", seed=seed, epochs=3, **SIGNS)
+            if ratio == 10:
+                yield dict(model=model, data=cifar, method="sgd", seed=seed, epochs=3)
+                yield dict(model=model, data=cifar, method="rbd", seed=seed, epochs=3, **SIGNS)
+    elif name == "distributions":
+        for law, data, method, seed in product(("normal", "uniform", "rademacher"), (mnist, fmnist), ("rbd", "fpd"), SEEDS):
+            yield dict(model="fc", data=data, method=method, distribution=law, seed=seed, epochs=3)
+    elif name == "redraw":
+        for every, data, seed in product((1, 10, 100, 1000), (mnist, fmnist), SEEDS):
+            yield dict(model="fc", data=data, method="rbd", redraw=every, seed=seed, epochs=3, **SIGNS)
+            if every == 1:
+                yield dict(model="fc", data=data, method="fpd", seed=seed, epochs=3, **SIGNS)
+                yield dict(model="fc", data=data, method="sgd", seed=seed, epochs=3)
+    elif name == "hybrid":
+        for (method, switch), data, seed in product(
+            (("rbd", None), ("sgd", None), ("rbd", 3), ("sgd", 3)), (mnist, fmnist), SEEDS
+        ):
+            extra = {"switch": switch, "then_lr": 0.1} if switch else {}
+            law = SIGNS if method == "rbd" or switch and "switch" in RunConfig.__dataclass_fields__ else {}
+            yield dict(model="fc", data=data, method=method, seed=seed, epochs=6, **law, **extra)
+    elif name == "nes":
+        for (method, epochs), seed in product((("rbd", 4), ("nes", 4), ("rbd-nes", 1), ("rbd-nes", 4)), SEEDS):
+            yield dict(model="fc", data=mnist, method=method, dim=4, epochs=epochs, seed=seed, **SIGNS)
+    elif name == "paper_rates":
+        for method, seed in product(("fpd", "rbd", "sgd"), SEEDS):
+            yield dict(model="fc", data=mnist, method=method, seed=seed, epochs=3, **({} if method == "sgd" else SIGNS))
+    elif name == "normals":
+        yield from (
+            dict(model="fc", data=mnist, method=m, epochs=3, lr=2.0, distribution="normal") for m in ("nes", "fpd", "rbd")
+        )
+    elif name == "learning_rate":
+        for model, method, power, seed in product(("fc", "cnn"), ("rbd", "fpd", "sgd"), range(-6, 5), (100, 101)):
+            law = {} if method == "sgd" else SIGNS
+            yield dict(model=model, data=mnist, method=method, lr=2.0**power, seed=seed, epochs=2, **law)
+        for (d, partition), power in product(((10, "whole"), (1000, "whole"), (250, "even:4")), range(-6, 5)):
+            yield dict(
+                model="fc", data=mnist, method="rbd", dim=d, partition=partition, lr=2.0**power, seed=100, epochs=2, **SIGNS
+            )
+
+
+RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid")
+RUNS += ("nes", "learning_rate", "paper_rates", "normals")
+
+
+def _resolved(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The config in its resolved form and its id; fields that RunConfig may not have yet are added by hand."""
+    later = {k: config[k] for k in ("then_lr", "switch") if k in config and k not in RunConfig.__dataclass_fields__}
+    whole = json.loads(RunConfig(**{k: v for k, v in config.items() if k not in later}).canonical()) | later
+    return whole, sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def made_up(config: dict[str, Any]) -> Record:
+    """A record with a plausible curve, the same every time."""
+    rng = np.random.default_rng(int(_resolved(config)[1], 16) % 2**32)
+    d, rate = config.get("dim") or 250, math.log2(config.get("lr", 1.0))
+    top = LEVELS[config["method"]] + (5 * math.log10(d / 250) if config["method"] in ("rbd", "fpd") else 0) - 0.6 * rate**2
+    top -= 4 * math.log10(config.get("redraw") or 1)
+    cosine = (
+        math.sqrt(d / COSINE.get(config["model"], 78_330)) * rng.normal(1, 0.01) if "nes" not in config["method"] else None
+    )
+    epochs = range(1, config["epochs"] + 1)
+    share = {e: (1 - 0.5**e) / (1 - 0.5 ** config["epochs"]) for e in epochs}  # of the final accuracy
+    points = tuple(
+        Point(e, 100 * e, 3200 * e, 100 * e, 2.0 / e, float(np.clip(top * share[e] + rng.normal(0, 0.8), 1, 99)), cosine)
+        for e in epochs
+    )
+    base = {k: v for k, v in config.items() if k in RunConfig.__dataclass_fields__}
+    return Record(RunConfig(**base), "finished", points, tuple(float(e) for e in epochs), WHERE)
+
+
+def save(config: dict[str, Any], folder: Path) -> Path:
+    """Save a made-up record under the id of its whole config."""
+    whole, name = _resolved(config)
+    if name == (made := made_up(config)).config.id:
+        return record.save(made, folder)
+    scratch = record.save(made, folder.parents[1] / "scratch")  # it has a field that RunConfig does not have yet
+    content = json.loads(scratch.read_text("utf-8"))
+    (folder / f"{name}.json").write_text(json.dumps(content | {"config": content["config"] | whole}, indent=1), "utf-8")
+    return folder / f"{name}.json"
+
+
+def manifest(results: Path, name: str, profile: str, wanted: Iterable[dict[str, Any]]) -> None:
+    """results/sweeps/<name>-<profile>.json."""
+    runs = [dict(zip(("config", "id"), _resolved(c))) for c in wanted]
+    path = results / "sweeps" / f"{name}-{profile}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"name": name, "question": "?", "profile": profile, "configs": runs}), "utf-8")
+
+
+def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
+    """The runs of one experiment and their list."""
+    wanted = list(configs(name, profile))
+    manifest(results, name, profile, wanted)
+    return [save(config, results / "runs" / f"{name}-{profile}") for config in wanted]
+
+
+def measurements(results: Path, profile: str = "quick") -> None:
+    """Orthogonality and landscape, without training."""
+    rng = np.random.default_rng(0)
+    rows = [{"distribution": law, "size": D, "mean": math.sqrt(2 / math.pi / D) * rng.normal(1, 0.008), "n": 10_000,
+             "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D)}
+            for law, D in product(("normal", "rademacher"), (100, 1000, 10_000, 100_000))]  # fmt: skip
+    distances = np.linspace(-5, 5, 11)
+    around = {
+        name: {
+            "random": [list(low + (0.02 + 0.004 * rng.random()) * distances**2) for _ in range(5)],
+            "descent": list(low + 0.1 * (distances - 1) ** 2),
+        }
+        for name, low in (("start", 2.3), ("trained", 0.3))
+    }
+    about = {"model": "fc", "data": "mnist-embedded", "images": 2000, "epochs": 5, "n": 5, "distances": list(distances)}
+    measurement(results, f"orthogonality-{profile}", rows)
+    measurement(results, f"landscape-{profile}", around | about)
+
+
+def measurement(results: Path, name: str, values: Any) -> Path:
+    """results/measurements/<name>.json."""
+    path = results / "measurements" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"name": name, "question": "?", "values": values, "environment": WHERE}), "utf-8")
+    return path
+
+
+def asv(results: Path) -> None:
+    """Results of two commits on one machine, in the format of asv 0.6."""
+    root = results / "asv"
+    (root / "here").mkdir(parents=True, exist_ok=True)
+    (root / "here" / "machine.json").write_text('{"machine": "here", "version": 1}', "utf-8")
+    ways, dims, sizes = ("normal", "uniform", "rademacher", "stored fp32", "randn"), (10, 100, 1000), (10**5, 10**6, 10**7)
+    grids = {
+        "kernels.Product.track_project": (("device", "basis", "d", "D"), (("cpu",), ways, dims, sizes)),
+        "kernels.Product.track_expand": (("device", "basis", "d", "D"), (("cpu",), ways, dims, sizes)),
+        "ratios.Ratio.track_project": (("device", "basis", "rival"), (("cpu",), ways[:3], ("stored fp32", "randn"))),
+        "ratios.Ratio.track_expand": (("device", "basis", "rival"), (("cpu",), ways[:3], ("stored fp32", "randn"))),
+        "memory.Peak.track_step": (("device", "basis", "d"), (("cpu",), ways[:4], (10, 100, 1000))),
+        "memory.track_import": ((), ()),
+    }
+    known = {name: {"version": "1", "unit": "MiB" if "memory" in name else "ms", "param_names": list(names)}
+             for name, (names, _) in grids.items()}  # fmt: skip
+    (root / "benchmarks.json").write_text(json.dumps(known | {"version": 2}), "utf-8")
+    speed = {"normal": 1e9, "uniform": 4e9, "rademacher": 3e10, "stored fp32": 4e9, "randn": 1.5e8}
+
+    def value(name: str, point: tuple) -> float | None:
+        if name.startswith("kernels"):
+            entries = point[2] * point[3]
+            return None if point[1] == "stored fp32" and entries > 2e9 else 1000 * entries / speed[point[1]] + 0.02
+        if name.startswith("ratios"):
+            return speed[point[2]] / speed[point[1]]
+        return 750.0 if not point else 970.0 + (4 * point[2] * 1e6 / 2**20 if "stored" in point[1] else 0)
+
+    for number, commit in enumerate(("a" * 40, "b" * 40)):
+        stored = {}
+        for name, (_, values) in grids.items():
+            points = list(product(*values))
+            params = [[repr(v) for v in axis] for axis in values]
+            stored[name] = [[v and v * (1 + number) for v in (value(name, p) for p in points)], params, "1"]
+        content = {"commit_hash": commit, "date": 1000 + number, "params": {"machine": "here"}, "version": 2,
+                   "result_columns": ["result", "params", "version"], "results": stored}  # fmt: skip
+        (root / "here" / f"{commit[:8]}-env.json").write_text(json.dumps(content), "utf-8")
+
+
+def everything(results: Path, profile: str = "quick") -> Path:
+    """All experiments; returns the results directory."""
+    for name in RUNS:
+        experiment(results, name, profile)
+    measurements(results, profile)
+    asv(results)
+    return results

@@ -1,0 +1,700 @@
+"""analysis/: statistics by hand and by their law, records that must not be compared, every notebook on made-up runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import load
+import made_up
+import numpy as np
+import paper
+import pytest
+import stats
+import style
+import tables
+from scipy.stats import trim_mean
+
+from rbd import config, models, record, report, sweep
+from rbd.config import RunConfig
+
+ROOT = Path(report.__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
+SWEEPS = [name for name in made_up.RUNS if name not in ("paper_rates", "normals")]
+OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#777777"}  # and a grey
+
+
+def cells_of(notebook: Path) -> list[dict]:
+    return json.loads(notebook.read_text("utf-8"))["cells"]
+
+
+def execute(name: str, results: Path, profile: str = "quick", allow_missing: bool = False) -> dict:
+    """Run a notebook here, cell by cell; returns its names."""
+    names: dict = {}
+    for cell in cells_of(ROOT / "analysis" / f"{name}.ipynb"):
+        if "parameters" in cell["metadata"].get("tags", []):
+            names.update(profile=profile, results=str(results), allow_missing=allow_missing)
+        elif cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), name, "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """Made-up results of every experiment, profile quick; tests write figures there, and change no record."""
+    return made_up.everything(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture
+def dimension(tmp_path) -> Path:
+    """Made-up results of one experiment, to be damaged."""
+    made_up.experiment(tmp_path, "dimension")
+    return tmp_path
+
+
+@pytest.fixture
+def notes(monkeypatch) -> list[tuple[str, str]]:
+    """(figure, note) of every figure that is saved; none is drawn, which takes most of the time."""
+    seen: list[tuple[str, str]] = []
+
+    def save(figure, results, name: str, note: str) -> None:
+        seen.append((name, note))
+        style.plt.close(figure)
+
+    monkeypatch.setattr(style, "save", save)
+    return seen
+
+
+def records(results: Path, name: str) -> list[Path]:
+    return sorted((results / "runs" / f"{name}-quick").glob("*.json"))
+
+
+def change(path: Path, edit: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text("utf-8"))
+    edit(content)
+    path.write_text(json.dumps(content), "utf-8")
+
+
+# ---------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ([0, 1, 2, 3, 4, 5, 6, 100], 3.5),  # without 0, 1 and 6, 100: (2 + 3 + 4 + 5) / 4
+    ([100, 1, 2, 0], 1.5),
+    ([1, 2, 9], 4.0),  # ⌊3/4⌋ = 0 are left out: the mean
+    ([7], 7.0),
+])  # fmt: skip
+def test_iqm_by_hand(values, expected):
+    assert stats.iqm(np.array(values, float)) == expected
+
+
+def test_iqm_is_the_trimmed_mean_of_rliable_on_any_axis():
+    rng = np.random.default_rng(1)
+    for n in range(1, 24):
+        x = rng.normal(size=(5, n))
+        np.testing.assert_allclose(stats.iqm(x), trim_mean(x, 0.25, axis=1), rtol=1e-12)
+
+
+def test_mean_and_deviation_by_hand():
+    s = stats.summary([90.0, 92.0, 94.0])
+    assert (s.value, s.std, s.n) == (92.0, 2.0, 3)  # √((4 + 0 + 4) / 2)
+    alone = stats.summary([5.0])
+    assert alone.value == 5.0 and np.isnan([alone.low, alone.high, alone.std]).all()
+
+
+@pytest.mark.parametrize(("x", "y", "expected"), [
+    ([1, 2, 3], [2], 0.5),  # 0, ½, 1
+    ([3, 4], [1, 2], 1.0), ([1, 2], [3, 4], 0.0), ([1, 1], [1, 1], 0.5), ([1, 5], [0, 2, 9], 0.5),  # 1, 1 of 6 and 1, 1, 0
+])  # fmt: skip
+def test_probability_of_improvement_by_hand(x, y, expected):
+    assert stats.improvement(np.array(x, float), np.array(y, float)) == pytest.approx(expected)
+    assert stats.probability([(x, y)]).value == pytest.approx(expected)
+
+
+def test_probability_of_improvement_is_the_mean_over_tasks():
+    assert stats.probability([([2.0], [1.0]), ([1.0], [2.0]), ([5.0], [1.0])]).value == pytest.approx(2 / 3)
+
+
+def test_bootstrap_of_two_runs_by_hand():
+    """Means 0, ½, 1 with probabilities ¼, ½, ¼: the 2.5 % and 97.5 % quantiles are 0 and 1, the 30 % and 70 % ones ½."""
+    assert stats.bootstrap(stats.mean, [0.0, 1.0]) == (0.0, 1.0)
+    means: list[np.ndarray] = []
+    stats.bootstrap(lambda x: means.append(stats.mean(x)) or stats.mean(x), [0.0, 1.0])
+    shares = [np.mean(means[0] == value) for value in (0, 0.5, 1)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.05)  # 5 standard deviations of 2,000 draws
+
+
+def test_bootstrap_stays_within_strata():
+    """Were 0, 0 and 10, 10 resampled across, the pooled mean would vary."""
+    assert stats.bootstrap(lambda x, y: (stats.mean(x) + stats.mean(y)) / 2, [0.0, 0.0], [10.0, 10.0]) == (5.0, 5.0)
+    s = stats.aggregate([[0.0] * 8, [10.0] * 8])
+    assert (s.value, s.low, s.high, s.n) == (5.0, 5.0, 5.0, 16)
+
+
+def test_bootstrap_is_seeded():
+    x = np.random.default_rng(0).normal(size=9)
+    assert stats.bootstrap(stats.mean, x) == stats.bootstrap(stats.mean, x) != stats.bootstrap(stats.mean, x, seed=1)
+
+
+def test_bootstrap_of_many_runs_is_the_normal_interval():
+    x = np.random.default_rng(0).normal(3, 2, size=400)
+    low, high = stats.bootstrap(stats.mean, x)
+    half = 1.96 * x.std(ddof=1) / 20
+    assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half), abs=0.12 * half)  # 4 errors of a quantile
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(3, 0.66, 0.84), (10, 0.84, 0.95), (40, 0.90, 0.98)])
+def test_coverage_is_as_the_docstring_says(n, low, high):
+    """Of 500 intervals of normal runs; the bounds lie 3 standard deviations around what long simulations gave."""
+    rng = np.random.default_rng(n)
+    intervals = [stats.bootstrap(stats.mean, rng.normal(size=n), seed=i) for i in range(500)]
+    assert low < np.mean([a <= 0 <= b for a, b in intervals]) < high
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, float("nan")], [float("inf")]])
+def test_statistics_refuse_what_is_no_number(bad):
+    for function in (stats.summary, lambda x: stats.aggregate([[1.0], x]), lambda x: stats.gap(x, [1.0])):
+        with pytest.raises(ValueError, match="strata: got .*, allowed one or more finite numbers each"):
+            function(bad)
+
+
+def test_few_runs_have_a_mean_and_enough_an_interquartile_mean():
+    assert stats.aggregate([[0.0, 0.0], [0.0, 100.0]]).value == 25.0
+    assert stats.aggregate([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 100.0]]).value == 0.0
+
+
+def test_gap_by_hand():
+    s = stats.gap([4.0, 6.0], [1.0, 1.0])
+    assert (s.value, s.low, s.high, s.n) == (4.0, 3.0, 5.0, 4)
+
+
+# ---------------------------------------------------------------- what the paper says
+
+
+def test_paper_is_told_once_by_each_side():
+    typed = {pair: {m: f"{a:g} ± {b:g}" for m, (a, b) in cells.items()} for pair, cells in paper.TABLE1.items()}
+    assert typed == report.PAPER
+    assert paper.LR == config.PAPER_LR
+
+
+GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [("fc", GREY), ("fc", COLOUR), ("cnn", GREY), ("cnn", COLOUR), ("resnet8", COLOUR), ("resnet32", COLOUR)],
+)
+def test_sizes_are_those_of_the_networks(model, shape):
+    built = models.build(model, shape, 0)
+    assert paper.size(model, "cifar10" if shape[0] == 3 else "mnist-embedded") == sum(p.numel() for p in built.parameters())
+    if (model, shape[0]) in paper.LAYERS:
+        layers = [sum(p.numel() for p in m.parameters()) for m in built.modules() if not list(m.children())]
+        assert [n for n in layers if n] == list(paper.LAYERS[model, shape[0]])
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_records_come_back_as_they_were_saved(results):
+    runs = load.sweep(results, "dimension", "quick")
+    saved = {r.config.id: r for r in record.load_all(results / "runs" / "dimension-quick")}
+    assert set(runs.table.id) == set(saved) and runs.expected == len(saved) and runs.missing == () and runs.gaps == ""
+    for row in runs.table.to_dict("records"):
+        r = saved[row["id"]]
+        assert all(row[k] == v or (v is None and row[k] != row[k]) or row[k] is v for k, v in asdict(r.config).items())
+        assert row["accuracy"] == r.curve[-1].accuracy and row["best"] == max(p.accuracy for p in r.curve)
+        assert row["images"] == r.curve[-1].images and row["seconds"] == r.seconds[-1]
+        assert runs.curves[runs.curves.id == row["id"]].accuracy.tolist() == [p.accuracy for p in r.curve]
+        if r.config.method == "rbd":
+            assert row["cosine"] == pytest.approx(mean(p.cosine for p in r.curve))
+
+
+def test_ids_are_those_of_the_suite():
+    for path in (ROOT / "results" / "runs").glob("*/*.json"):
+        assert load.config_id(load.read(path)["config"]) == path.stem == record.load(path).config.id
+    for method in config.METHODS:
+        made = RunConfig(method=method)
+        assert load.config_id(asdict(made)) == made.id
+
+
+def test_missing_runs_are_named(dimension):
+    gone = records(dimension, "dimension")[3]
+    gone.unlink()
+    with pytest.raises(
+        load.Missing, match=rf"1 of 33 runs are missing, `rbd sweep dimension --profile quick`.*{gone.stem} \(fc mnist"
+    ):
+        load.sweep(dimension, "dimension", "quick")
+    runs = load.sweep(dimension, "dimension", "quick", allow_missing=True)
+    assert runs.gaps == "1 of 33 runs are missing" and len(runs.table) == 32
+    assert "INCOMPLETE: 1 of 33 runs are missing" in runs.note([runs.table])
+
+
+def test_interrupted_runs_are_missing_and_diverged_ones_count_as_chance(dimension):
+    first, second, *_ = records(dimension, "dimension")
+    change(first, lambda r: r.update(outcome="interrupted"))
+    change(second, lambda r: r.update(outcome="diverged"))
+    runs = load.sweep(dimension, "dimension", "quick", allow_missing=True)
+    assert first.stem not in set(runs.table.id) and first.stem in runs.missing[0]
+    assert runs.table.set_index("id").accuracy[second.stem] == 10.0
+
+
+def test_a_sweep_without_list_or_runs(tmp_path, dimension):
+    with pytest.raises(
+        load.Missing, match=r"redraw-quick\.json: no such list of runs, `rbd sweep redraw --profile quick` makes it"
+    ):
+        load.sweep(dimension, "redraw", "quick")
+    with pytest.raises(load.Nothing, match="redraw, profile quick: not a single run is there"):
+        load.sweep(dimension, "redraw", "quick", allow_missing=True)
+    (dimension / "sweeps" / "dimension-quick.json").unlink()
+    assert len(load.sweep(dimension, "dimension", "quick", allow_missing=True).table) == 33
+
+
+def test_rates_that_are_not_chosen_yet_are_missing_runs(dimension):
+    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m.update(untuned=["fc mnist rbd dim=5"]))
+    with pytest.raises(load.Missing, match="1 of 34 runs are missing.*fc mnist rbd dim=5, no learning rate yet"):
+        load.sweep(dimension, "dimension", "quick")
+
+
+def test_records_may_stand_in_any_folder(dimension):
+    moved = records(dimension, "dimension")[0]
+    (dimension / "runs" / "elsewhere").mkdir()
+    shutil.move(moved, dimension / "runs" / "elsewhere")
+    runs = load.sweep(dimension, "dimension", "quick")
+    assert set(map(str, runs.table.path.map(lambda p: p.parent.name))) == {"dimension-quick", "elsewhere"}
+
+
+@pytest.mark.parametrize(("damage", "cause"), [
+    (lambda p: p.write_text("{"), "damaged"),
+    (lambda p: p.write_bytes(b"\xff\xfe"), "damaged"),
+    (lambda p: p.write_text("[]"), "format: got"),
+    (lambda p: change(p, lambda r: r.update(format=2)), "format: got 2, allowed 1"),
+    (lambda p: change(p, lambda r: r.update(outcome="fine")), "outcome: got 'fine'"),
+    (lambda p: change(p, lambda r: r["config"].update(lr=9.0)), "config: got one with the id"),
+    (lambda p: change(p, lambda r: r["curve"].pop()), "curve: got 2 points and 3 seconds"),
+    (lambda p: change(p, lambda r: r.update(curve=[], seconds=[])), "curve: got 0 points"),
+    (lambda p: change(p, lambda r: r["curve"][0].update(accuracy="high")), "curve: accuracy: got 'high', allowed a number"),
+    (lambda p: change(p, lambda r: r["curve"][0].pop("loss")), "curve: loss: got 'nothing'"),
+    (lambda p: p.write_text(p.read_text().replace('"seconds": [', '"seconds": [NaN, ')), "a bare NaN"),
+])  # fmt: skip
+def test_damaged_records_are_named_all_of_them(dimension, damage, cause):
+    first, second, *_ = records(dimension, "dimension")
+    contents = []
+    for path in (first, second):
+        damage(path)
+        contents.append(path.read_bytes())
+    for allow in (False, True):
+        with pytest.raises(load.Damaged, match=cause) as raised:
+            load.sweep(dimension, "dimension", "quick", allow_missing=allow)
+        assert first.name in str(raised.value) and second.name in str(raised.value)
+    assert [first.read_bytes(), second.read_bytes()] == contents
+
+
+def test_a_damaged_list_is_named(dimension):
+    path = dimension / "sweeps" / "dimension-quick.json"
+    change(path, lambda m: m["configs"][0]["config"].update(dim=3))
+    with pytest.raises(load.Damaged, match=r"dimension-quick\.json: ids that are not those of their configurations"):
+        load.sweep(dimension, "dimension", "quick")
+    path.write_text("{}")
+    with pytest.raises(load.Damaged, match=r"dimension-quick\.json: configs: got"):
+        load.sweep(dimension, "dimension", "quick")
+
+
+def test_a_loss_that_is_not_finite_is_read(dimension):
+    path = records(dimension, "dimension")[0]
+    change(path, lambda r: r["curve"][1].update(loss="nan"))
+    curves = load.sweep(dimension, "dimension", "quick").curves
+    assert curves[curves.id == path.stem].loss.isna().tolist() == [False, True, False]
+
+
+# ---------------------------------------------------------------- runs that do not belong together
+
+
+def test_different_stream_versions_are_refused_and_named(dimension):
+    other = records(dimension, "dimension")[7]
+    change(other, lambda r: r["environment"].update(stream_version=2))
+    with pytest.raises(load.Inconsistent, match=rf"different stream versions: version 1: .*; version 2: {other.stem} \(fc"):
+        load.sweep(dimension, "dimension", "quick", allow_missing=True)
+
+
+def test_mixed_profiles_are_refused_and_named(dimension):
+    full = RunConfig(data="mnist", dim=10, distribution="rademacher", epochs=3)
+    wanted = [*made_up.configs("dimension", "quick"), {k: v for k, v in asdict(full).items() if v is not None}]
+    made_up.manifest(dimension, "dimension", "quick", wanted)
+    record.save(made_up.made_up(wanted[-1]), dimension / "runs" / "elsewhere")
+    with pytest.raises(load.Inconsistent, match=rf"mixed profiles, mnist is there embedded and in full: {full.id}"):
+        load.sweep(dimension, "dimension", "quick")
+
+
+@pytest.mark.parametrize("content", [{"profile": "paper"}, {"name": "redraw"}])
+def test_a_list_of_another_profile_or_sweep_is_refused(dimension, content):
+    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m.update(content))
+    with pytest.raises(load.Inconsistent, match=r"dimension-quick\.json: name, profile: got"):
+        load.sweep(dimension, "dimension", "quick")
+
+
+def test_cells_hold_runs_that_differ_in_the_seed_alone(results):
+    table = load.sweep(results, "dimension", "quick").table
+    cells = load.cells(table, "model", "data", "method", "dim")
+    assert {len(cell) for cell in cells.values()} == {3}
+    assert ("fc", "mnist-embedded", "rbd", 250) not in cells and ("fc", "mnist-embedded", "rbd", 1000) in cells
+    assert ("fc", "mnist-embedded", "sgd", None) in cells
+    with pytest.raises(load.Inconsistent, match=r"runs differ in dim: .*dim 2.0: [0-9a-f]{16}"):
+        load.cells(table, "model", "data", "method")
+    twice = table.assign(seed=0)
+    with pytest.raises(load.Inconsistent, match="runs share a seed: [0-9a-f]{16}"):
+        load.cells(twice, "model", "data", "method", "dim")
+
+
+def test_counts_and_commits_are_told(results, dimension):
+    runs = load.sweep(results, "dimension", "quick")
+    first, three = runs.table[:1], runs.table[:3]
+    told = [load.counts(groups) for groups in ([first], [three, three], [first, three])]
+    assert told == ["n = 1 seed", "n = 3 seeds", "n = 1–3 seeds"]
+    assert runs.commits == ["0123456"]
+    change(records(dimension, "dimension")[0], lambda r: r["environment"].update(dirty=True))
+    assert load.sweep(dimension, "dimension", "quick").commits == ["0123456", "0123456+"]
+
+
+# ---------------------------------------------------------------- measurements and asv
+
+
+def test_measurements(results, tmp_path):
+    rows, commit = load.measurement(results, "orthogonality", "quick")
+    assert (len(rows), rows[1]["size"], commit) == (8, 1000, "0123456")
+    missing = r"orthogonality-paper\.json: no such measurement, `rbd sweep orthogonality --profile paper`"
+    with pytest.raises(load.Nothing, match=missing):
+        load.measurement(results, "orthogonality", "paper")
+    made_up.measurement(tmp_path, "orthogonality-quick", [])
+    with pytest.raises(load.Damaged, match=r"values: got \[\], allowed what was measured"):
+        load.measurement(tmp_path, "orthogonality", "quick")
+    path = tmp_path / "measurements" / "orthogonality-quick.json"
+    change(path, lambda m: m.update(name="orthogonality-paper"))
+    with pytest.raises(load.Inconsistent, match="name: got 'orthogonality-paper', allowed 'orthogonality-quick'"):
+        load.measurement(tmp_path, "orthogonality", "quick")
+    path.write_text("[]")
+    with pytest.raises(load.Damaged, match=r"orthogonality-quick\.json: environment: got"):
+        load.measurement(tmp_path, "orthogonality", "quick")
+
+
+def test_asv_results_by_hand(results):
+    table = load.asv(results)
+    assert set(table.commit) == {"a" * 8, "b" * 8} and set(load.newest(table).commit) == {"b" * 8}
+    row = table[(table.benchmark == "memory.Peak.track_step") & (table.d == 100) & (table.basis == "stored fp32")]
+    assert row.value.tolist() == pytest.approx([970 + 400e6 / 2**20, 2 * (970 + 400e6 / 2**20)])
+    products = table[table.benchmark == "kernels.Product.track_project"]
+    assert len(products) == 2 * (5 * 9 - 1)  # the largest stored basis did not fit
+    assert table[table.benchmark == "memory.track_import"].value.tolist() == [750.0, 1500.0]
+
+
+def test_asv_results_of_another_version_or_shape(tmp_path):
+    with pytest.raises(load.Nothing, match="asv: no results of asv, `tox -e bench` makes them"):
+        load.asv(tmp_path)
+    made_up.asv(tmp_path)
+    change(tmp_path / "asv" / "benchmarks.json", lambda k: k["memory.Peak.track_step"].update(version="2"))
+    assert "memory.Peak.track_step" not in set(load.asv(tmp_path).benchmark)
+    path = next((tmp_path / "asv" / "here").glob("aaaa*.json"))
+    change(path, lambda r: r["results"]["memory.track_import"][0].append(1.0))
+    with pytest.raises(load.Damaged, match=r"aaaaaaaa-env\.json: memory.track_import: got 2 results, allowed 1"):
+        load.asv(tmp_path)
+
+
+# ---------------------------------------------------------------- style and tables
+
+
+def figure(value: float = 1.0):
+    made, (ax,) = style.axes()
+    style.series(ax, [1, 2], [stats.summary([1.0, 2.0, value]), stats.summary([3.0])], "rbd")
+    style.reference(ax, 1, 2.0, 0.5, label="paper")
+    style.legend(made, [ax])
+    return made
+
+
+def test_figures_are_the_same_bytes_again_and_tell_no_date_or_version(tmp_path):
+    for folder, value in (("one", 1.0), ("two", 1.0), ("other", 4.0)):
+        style.save(figure(value), tmp_path / folder, "f", "the note")
+    for kind in ("pdf", "png"):
+        one, two, other = ((tmp_path / folder / "figures" / f"f.{kind}").read_bytes() for folder in ("one", "two", "other"))
+        assert one == two != other and len(one) > 3000
+        assert not re.search(rb"atplotlib|CreationDate|Producer|Software|tEXt|tIME", one)
+    assert b"/Type3" not in (tmp_path / "one" / "figures" / "f.pdf").read_bytes()
+    assert [p.name for p in (tmp_path / "one" / "figures").iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_the_note_is_in_the_figure(tmp_path):
+    made = figure()
+    style.save(made, tmp_path, "f", "profile quick, n = 3")
+    assert made.get_supxlabel() == "profile quick, n = 3"
+
+
+def test_looks_are_told_apart_with_and_without_colour():
+    methods = [style.LOOKS[m] for m in ("sgd", "rbd", "fpd", "nes", "rbd-nes")]
+    for looks in (methods, style.CYCLE, [style.LOOKS[law] for law in ("normal", "uniform", "rademacher")]):
+        for what in ("color", "marker", "linestyle"):
+            assert len({str(look[what]) for look in looks}) == len(looks), what
+    assert {look["color"] for look in (*style.LOOKS.values(), *style.CYCLE)} <= OKABE_ITO
+
+
+def test_legends_fit_the_width():
+    made, panels = style.axes(2)
+    for ax in panels:
+        for i in range(7):
+            ax.plot([0, 1], [0, i], label=f"a name that is rather long, number {i}")
+    style.legend(made, panels)
+    assert made.legends[0].get_window_extent(made.canvas.get_renderer()).width < made.bbox.width
+    assert len(made.legends[0].get_texts()) == 7
+
+
+def test_tables_by_hand():
+    rows = [["a|b", "1.0 ± 0.5 (n = 3)"], ["50 % & more", "–"]]
+    assert tables.markdown(["x", "y_1"], rows, "A note.") == (
+        "| x | y_1 |\n| --- | --- |\n| a\\|b | 1.0 ± 0.5 (n = 3) |\n| 50 % & more | – |\n\nA note.\n"
+    )
+    assert tables.latex(["x", "y_1"], rows).splitlines() == [
+        r"\begin{tabular}{ll}", r"\toprule", r"x & y\_1 \\", r"\midrule", r"a|b & 1.0 $\pm$ 0.5 (n = 3) \\",
+        r"50 \% \& more & -- \\", r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    assert tables.number(stats.summary([90.0, 92.0, 94.0])) == "92.0 ± 2.0 (n = 3)"
+    assert tables.number(stats.summary([90.0, 92.0, 94.0]), " %", 2) == "92.00 ± 2.00 % (n = 3)"
+    assert tables.number(stats.summary([90.04])) == "90.0 (n = 1)" and tables.number(None) == "–"
+    assert tables.interval(stats.summary([0.0, 1.0]), 2) == "[0.00, 1.00]"
+    assert tables.interval(stats.summary([1.0])) == "none (n = 1)"
+
+
+# ---------------------------------------------------------------- notebooks
+
+
+def test_every_experiment_of_the_design_has_a_notebook():
+    assert {p.stem for p in NOTEBOOKS} >= {*SWEEPS, "schematic", "orthogonality", "landscape", "speed", "memory"}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_committed_without_outputs_and_say_what_they_show(notebook):
+    cells = cells_of(notebook)
+    code = [c for c in cells if c["cell_type"] == "code"]
+    assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
+    assert [c["source"] for c in code if "parameters" in c["metadata"].get("tags", [])] == [
+        ['profile, results, allow_missing = "quick", "../results", False']
+    ]
+    assert "version" not in json.loads(notebook.read_text("utf-8"))["metadata"]["language_info"]
+    assert "".join(cells[0]["source"]).startswith("# ") and len(cells[0]["source"]) > 2
+
+
+@pytest.mark.parametrize("name", [p.stem for p in NOTEBOOKS])
+def test_notebooks_draw_what_they_promise(results, name):
+    before = {p: p.stat().st_mtime_ns for p in results.glob("[ft]*/*")}
+    execute(name, results)
+    made = {p.relative_to(results).as_posix() for p in results.glob("[ft]*/*") if p.stat().st_mtime_ns != before.get(p)}
+    figures = {p for p in made if p.startswith("figures")}
+    assert {p[:-4] for p in figures if p.endswith(".png")} == {p[:-4] for p in figures if p.endswith(".pdf")}
+    assert figures or name == "nes"
+    assert name == "schematic" or any(re.fullmatch(rf"tables/{name}(-quick)?\.json", p) for p in made)
+    if name in ("table1", "nes", "learning_rate", "speed"):
+        assert {f"tables/{name}{'' if name == 'speed' else '-quick'}.{kind}" for kind in ("md", "tex")} <= made
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_notebooks_fail_on_a_missing_run_and_draw_without_it_when_allowed(results, name, tmp_path, notes):
+    wanted = list(made_up.configs(name, "quick"))
+    made_up.manifest(tmp_path, name, "quick", wanted)
+    shutil.copytree(results / "runs" / f"{name}-quick", tmp_path / "runs" / f"{name}-quick")
+    gone = records(tmp_path, name)[0]
+    gone.unlink()
+    with pytest.raises(load.Missing, match=gone.stem):
+        execute(name, tmp_path)
+    assert notes == []
+    execute(name, tmp_path, allow_missing=True)
+    told = f"1 of {len(wanted)} runs are missing"
+    assert all(f"INCOMPLETE: {told}" in note for _, note in notes) and (notes or name == "nes")
+    assert told in json.loads((tmp_path / "tables" / f"{name}-quick.json").read_text("utf-8"))["evidence"]
+
+
+def test_table1_holds_the_numbers_of_the_records(results):
+    execute("table1", results)
+    found = record.load_all(results / "runs" / "table1-quick")
+    lines = [
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in (results / "tables" / "table1-quick.md").read_text("utf-8").splitlines()
+    ]
+    assert lines[0] == ["network, data", "", "NES", "FPD", "RBD", "SGD"]
+    for model, data in (("fc", "mnist-embedded"), ("cnn", "fmnist-embedded")):
+        row, theirs = [line for line in lines if line and line[0] == report.title(model, data)]
+        for method, cell in zip(("nes", "fpd", "rbd", "sgd"), row[2:]):
+            values = [
+                r.curve[-1].accuracy
+                for r in found
+                if (r.config.model, r.config.data, r.config.method) == (model, data, method)
+            ]
+            assert cell == f"{mean(values):.1f} ± {stdev(values):.1f} (n = 3)"
+        assert theirs[2:] == [f"{report.PAPER[paper.pair(model, data)][m]} (n = 3)" for m in ("nes", "fpd", "rbd", "sgd")]
+
+
+def test_table1_agrees_with_the_table_of_the_readme(tmp_path, notes):
+    """To the last digit, on the committed records: rbd report averages on its own."""
+    for folder in ("runs", "sweeps"):
+        shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
+    execute("table1", tmp_path)
+    lines = (tmp_path / "tables" / "table1-quick.md").read_text("utf-8").splitlines()
+    ours = [line for line in lines if "our rates" in line]
+    theirs = report.table(sweep.table1("quick").records(ROOT / "results"), "quick").splitlines()[2::2]
+    assert [line.split("|")[3:7] for line in ours] == [line.split("|")[3:7] for line in theirs] and len(ours) == 4
+
+
+def test_table1_of_the_paper_profile_has_rows_for_rates_and_entries(tmp_path, notes):
+    for name in ("table1", "paper_rates", "normals"):
+        made_up.experiment(tmp_path, name, "paper")
+    execute("table1", tmp_path, "paper")
+    rows = [
+        line
+        for line in (tmp_path / "tables" / "table1-paper.md").read_text("utf-8").splitlines()
+        if line.startswith("| FC, MNIST")
+    ]
+    kinds = [line.split("|")[2].strip() for line in rows]
+    assert kinds == [
+        "ours: our rates, signs",
+        "ours: our rates, normal",
+        "ours: the paper's rates, signs",
+        "paper (full data, 100 epochs)",
+    ]
+    assert "Hollow: the paper's learning rates" in notes[0][1]
+    assert [cell.strip() for cell in rows[2].split("|")][3] == "–"  # NES: no rate is known
+
+
+def test_table1_marks_what_is_apart_from_the_paper(tmp_path, notes):
+    """FC, MNIST: the paper has 80 ± 0.4 and 98.27 ± 0.09; marked above 1.5 points or 2 √(0.4² + s²)."""
+    made_up.experiment(tmp_path, "table1", "paper")
+    for name in ("paper_rates", "normals"):
+        made_up.manifest(tmp_path, name, "paper", [])
+    names = execute("table1", tmp_path, "paper")
+    pair = ("fc", "mnist")
+    for method, value, std, gap in [
+        ("fpd", 81.6, 3.0, 1.6),  # more than 1.5 points, though within 2 × 3.03
+        ("fpd", 81.4, 3.0, None),
+        ("fpd", 80.9, 0.0, 0.9),  # more than 2 × 0.4
+        ("fpd", 79.3, 0.0, None),
+        ("fpd", 79.1, 0.3, None),  # 0.9 < 2 × 0.5
+        ("sgd", 98.0, float("nan"), -0.27),  # one run: the paper's deviation alone
+        ("rbd-nes", 50.0, 1.0, None),  # not in the paper
+    ]:
+        found = names["apart"](pair, method, stats.Summary(value, value, value, 3, std))
+        assert found == (gap if gap is None else pytest.approx(gap)), (method, value)
+    evidence = json.loads((tmp_path / "tables" / "table1-paper.json").read_text("utf-8"))["evidence"][-1]
+    assert evidence.startswith("† apart from the paper: FC, MNIST, ") and "FC, MNIST, FPD (our rates, signs) -" in evidence
+
+
+@pytest.mark.parametrize("name", ["table1", "nes", "learning_rate"])
+def test_latex_is_plain_ascii(results, name, notes):
+    """Any LaTeX sets it; the note is a comment."""
+    execute(name, results)
+    lines = (results / "tables" / f"{name}-quick.tex").read_text("utf-8").splitlines()
+    assert lines[-1].startswith("% ") and "\n".join(lines[:-1]).isascii() and lines[-2] == r"\end{tabular}"
+
+
+def test_dimension_draws_means_of_the_records(results, monkeypatch):
+    figures = []
+    monkeypatch.setattr(style, "save", lambda figure, *_: figures.append(figure))
+    execute("dimension", results)
+    (panel,) = figures[0].axes
+    (rbd,) = (c for c in panel.containers if c.get_label() == "RBD")
+    found = record.load_all(results / "runs" / "dimension-quick")
+    values = {
+        d: mean(r.curve[-1].accuracy for r in found if (r.config.method, r.config.dim) == ("rbd", d))
+        for d in (2, 10, 100, 1000, 10_000)
+    }
+    assert rbd.lines[0].get_xydata().tolist() == pytest.approx(np.array(sorted(values.items())))
+    assert panel.get_xlabel() == "directions d" and panel.get_ylabel() == "validation accuracy (%)"
+    stars = {c.get_label(): c.lines[0].get_xydata().tolist() for c in panel.containers if "paper" in c.get_label()}
+    assert stars == {"paper: RBD": [[250, 93.893]], "paper: FPD": [[250, 80]]}
+    style.plt.close("all")
+
+
+def test_the_choice_of_a_learning_rate_is_the_best_mean(results, notes):
+    names = execute("learning_rate", results)
+    found = record.load_all(results / "runs" / "learning_rate-quick")
+    for search, lr in names["chosen"].items():
+        model, data, method, dim, partition, _ = search
+        tried: dict[float, list[float]] = {}
+        for r in found:
+            if (r.config.model, r.config.data, r.config.method, r.config.dim, r.config.partition) == (
+                model,
+                data,
+                method,
+                dim,
+                partition,
+            ):
+                tried.setdefault(r.config.lr, []).append(r.curve[-1].accuracy)
+        assert lr == max(tried, key=lambda rate: mean(tried[rate])) and len(tried) == 11
+
+
+def test_correlation_compares_with_the_theory(results, notes):
+    names = execute("correlation", results)
+    assert set(names["ratios"]) == {("fc", "mnist-embedded", d) for d in (2, 10, 100, 1000, 10_000)}
+    assert list(names["ratios"].values()) == pytest.approx([1.0] * 5, abs=0.03)  # made up as √(d/D) times 1 ± 0.01
+    assert "1.0" in names["found"][0]
+
+
+def test_orthogonality_compares_with_the_theory(results, notes):
+    names = execute("orthogonality", results)
+    assert names["theory"].tolist() == pytest.approx([0.0798, 0.02523, 0.00798, 0.002523] * 2, rel=1e-3)
+    assert names["ratios"].tolist() == pytest.approx([1.0] * 8, abs=0.03)
+    assert "6 points" in names["found"][0] and "n = 10,000 pairs" in names["found"][0]
+
+
+def test_a_notebook_draws_the_same_bytes_again(results):
+    execute("curves", results)
+    paths = [results / "figures" / f"curves-quick.{kind}" for kind in ("pdf", "png")] + [
+        results / "tables" / "curves-quick.json"
+    ]
+    before = [p.read_bytes() for p in paths]
+    style.plt.rcParams["lines.linewidth"] = 9  # what somebody set before
+    execute("curves", results)
+    assert [p.read_bytes() for p in paths] == before
+
+
+def test_records_of_another_stream_stop_a_notebook(results, tmp_path, notes):
+    shutil.copytree(results, tmp_path / "results")
+    change(records(tmp_path / "results", "redraw")[0], lambda r: r["environment"].update(stream_version=9))
+    with pytest.raises(load.Inconsistent, match="stream versions"):
+        execute("redraw", tmp_path / "results", allow_missing=True)
+
+
+def test_random_numbers_of_partitions():
+    """Σ d_k D_k = d D Σ (D_k/D)²: by hand for the FC net, 100,480 and 1,290 of 101,770 parameters."""
+    names: dict = {}
+    source = ["".join(c["source"]) for c in cells_of(ROOT / "analysis" / "compartments.ipynb") if c["cell_type"] == "code"]
+    functions = source[1][source[1].index("def shares") :]
+    exec("import paper\n" + functions, names)
+    numbers = names["numbers"]
+    assert numbers("fc", "mnist", 250, "whole") == 250 * 101_770
+    assert numbers("fc", "mnist-embedded", 250, "even:10") == pytest.approx(25 * 101_770)
+    assert numbers("fc", "mnist", 250, "by_layer") == pytest.approx(250 * (100_480**2 + 1_290**2) / 101_770)
+    assert numbers("resnet8", "cifar10", 250, "by_layer") is None
+
+
+def test_hollow_marks_of_runs_of_one_seed_have_no_interval(tmp_path, notes):
+    """n = 1 must not look like certainty: the note says n, the table "none"."""
+    made_up.manifest(tmp_path, "redraw", "quick", [c for c in made_up.configs("redraw", "quick") if c["seed"] == 0])
+    for c in made_up.configs("redraw", "quick"):
+        if c["seed"] == 0:
+            made_up.save(c, tmp_path / "runs" / "redraw-quick")
+    execute("redraw", tmp_path)
+    assert "n = 1 seed." in notes[0][1]
+    evidence = json.loads((tmp_path / "tables" / "redraw-quick.json").read_text("utf-8"))["evidence"]
+    assert all(line.endswith("% (n = 1) none (n = 1)") for line in evidence)
+
+
+def test_replaced_records_change_the_figure(results, tmp_path):
+    """A drawing does not survive its data."""
+    shutil.copytree(results / "sweeps", tmp_path / "sweeps")
+    shutil.copytree(results / "runs" / "curves-quick", tmp_path / "runs" / "curves-quick")
+    execute("curves", tmp_path)
+    before = (tmp_path / "figures" / "curves-quick.png").read_bytes()
+    path = records(tmp_path, "curves")[0]
+    old = record.load(path)
+    record.save(replace(old, curve=tuple(replace(p, accuracy=p.accuracy - 5) for p in old.curve)), path.parent)
+    execute("curves", tmp_path)
+    assert (tmp_path / "figures" / "curves-quick.png").read_bytes() != before

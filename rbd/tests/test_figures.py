@@ -1,0 +1,161 @@
+"""rbd.figures: notebooks run by the command as a user types it, and the index of the evidence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import made_up
+import pytest
+from test_analysis import execute
+
+from rbd import figures
+from rbd.__main__ import main
+
+ROOT = figures.ANALYSIS.parent
+EVIDENCE = {
+    "claim": "1: redrawing helps",
+    "profile": "quick",
+    "evidence": ["RBD 80.8 % [79, 82]", "a | b"],
+    "runs": 5,
+    "expected": 6,
+    "command": "rbd sweep table1",
+    "records": ["runs/table1-quick"],
+    "commits": ["0123456"],
+}
+
+
+def put(results: Path, name: str, **changes) -> Path:
+    (results / "tables").mkdir(parents=True, exist_ok=True)
+    path = results / "tables" / f"{name}.json"
+    path.write_text(json.dumps(EVIDENCE | changes), "utf-8")
+    return path
+
+
+def test_the_command_draws_in_kernels_what_is_there_and_tells_what_failed(tmp_path, capfd):
+    made_up.experiment(tmp_path, "curves")
+    (tmp_path / "README.md").write_text("before\n<!-- evidence -->\nold\n<!-- /evidence -->\nafter\n")
+    assert main(["figures", "redraw", "curves", "--results-dir", str(tmp_path)]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert (
+        lines[0].startswith("[1/2] redraw, profile quick: FAILED: Missing: ")
+        and "rbd sweep redraw --profile quick" in lines[0]
+    )
+    assert lines[1].startswith("[2/2] curves, profile quick: drawn (")
+    assert lines[2] == f"1 drawn, 1 failed; figures and tables: {tmp_path}; index: {tmp_path / 'README.md'}"
+    made = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.glob("[ft]*/*")}
+    assert set(made) == {"figures/curves-quick.pdf", "figures/curves-quick.png", "tables/curves-quick.json"}
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert (
+        text.startswith("before\n<!-- evidence -->\n| claim |")
+        and "ResNet-8, CIFAR-10: RBD − FPD" in text
+        and "old" not in text
+    )
+    execute("curves", tmp_path)  # in this process, not in a kernel
+    assert {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.glob("[ft]*/*")} == made
+
+
+def test_nothing_at_all_may_be_missing_too(tmp_path, capfd):
+    assert main(["figures", "redraw", "--allow-missing", "--profile", "paper", "--results-dir", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert "[1/1] redraw, profile paper: nothing to draw yet: redraw, profile paper: not a single run is there" in out
+    assert "1 empty" in out and list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_record_fails_though_runs_may_be_missing(tmp_path, capfd):
+    damaged = made_up.experiment(tmp_path, "curves")[0]
+    damaged.write_text("{")
+    assert main(["figures", "curves", "--allow-missing", "--results-dir", str(tmp_path)]) == 1
+    assert f"FAILED: Damaged: {damaged}: damaged, file not touched" in capfd.readouterr().out
+    assert damaged.read_text() == "{"
+
+
+def test_a_notebook_without_parameters_is_told_about(tmp_path):
+    source = json.loads((figures.ANALYSIS / "schematic.ipynb").read_text("utf-8"))
+    for cell in source["cells"]:
+        cell["metadata"] = {}
+    (tmp_path / "bare.ipynb").write_text(json.dumps(source), "utf-8")
+    drawn = figures.draw("bare", "quick", tmp_path, analysis=tmp_path)
+    assert (drawn.state, "0 cells tagged 'parameters', allowed exactly one" in drawn.message) == ("failed", True)
+
+
+def test_unknown_names_and_profiles(capsys):
+    assert main(["figures", "table1", "nothing"]) == 2
+    assert "NAME: got 'nothing', allowed compartments, " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["figures", "--profile", "huge"])
+
+
+def test_all_notebooks_are_the_default():
+    assert figures.chosen([]) == figures.available() == sorted(p.stem for p in (ROOT / "analysis").glob("*.ipynb"))
+    assert figures.chosen(["table1", "curves", "table1"]) == ["table1", "curves"] and figures.chosen(["index"]) == []
+
+
+def test_what_is_not_installed_is_said(monkeypatch, capsys):
+    real = figures.find_spec
+    monkeypatch.setattr(figures, "find_spec", lambda name: None if name in ("nbclient", "pandas") else real(name))
+    assert main(["figures", "table1"]) == 2
+    assert "notebooks need nbclient, pandas: run `pip install -e .[figures]` in the clone" in capsys.readouterr().err
+
+
+def test_outside_a_clone(tmp_path):
+    with pytest.raises(ValueError, match="no notebooks; a clone of the repository has them"):
+        figures.available(tmp_path)
+
+
+def test_index_by_hand(tmp_path):
+    put(tmp_path, "table1-quick")
+    put(tmp_path, "speed", claim="3: faster", profile="–", command="tox -e bench", records=["asv/m"])
+    content = json.loads((tmp_path / "tables" / "speed.json").read_text("utf-8"))
+    content.pop("runs")
+    (tmp_path / "tables" / "speed.json").write_text(json.dumps(content), "utf-8")
+    assert figures.index(tmp_path, ["speed", "table1", "schematic"]).splitlines() == [
+        "| claim | evidence | profile | runs | command | records | commits |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| 1: redrawing helps | RBD 80.8 % [79, 82]<br>a \\| b | quick | 5 of 6 | `rbd sweep table1` | "
+        "[runs/table1-quick](runs/table1-quick) | 0123456 |",
+        "| 3: faster | RBD 80.8 % [79, 82]<br>a \\| b | – | – | `tox -e bench` | [asv/m](asv/m) | 0123456 |",
+        "",
+        "Nothing there yet: table1-paper.",
+    ]
+
+
+def test_the_index_is_written_between_its_marks_alone(tmp_path):
+    put(tmp_path, "table1-quick")
+    assert figures.write_index(tmp_path, ["table1"]) is None
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- evidence -->\n<!-- /evidence -->\nb\n")
+    figures.write_index(tmp_path, ["table1"])
+    once = readme.read_text("utf-8")
+    assert once.startswith("a\n<!-- evidence -->\n| claim") and once.endswith("<!-- /evidence -->\nb\n")
+    figures.write_index(tmp_path, ["table1"])
+    assert readme.read_text("utf-8") == once
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match=r"README\.md: text: got no pair of marks <!-- evidence -->"):
+        figures.write_index(tmp_path, ["table1"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"claim": "x"}'])
+def test_damaged_evidence_is_named(tmp_path, text):
+    put(tmp_path, "table1-quick").write_text(text)
+    with pytest.raises(ValueError, match=r"table1-quick\.json: not the evidence of a notebook"):
+        figures.index(tmp_path, ["table1"])
+
+
+def test_the_committed_index_and_tables_are_those_of_the_committed_records(tmp_path):
+    """The bytes of figures depend on matplotlib's version; tables and evidence do not."""
+    committed = ROOT / "results"
+    readme = (committed / "README.md").read_text("utf-8")
+    index = figures.index(committed, figures.available())
+    assert index in readme and index.count("\n") > 2
+    for folder in ("runs", "sweeps", "measurements", "asv"):
+        if (committed / folder).exists():
+            shutil.copytree(committed / folder, tmp_path / folder)
+    evidence = sorted((committed / "tables").glob("*.json"))
+    assert evidence
+    for path in evidence:
+        name, _, profile = path.stem.rpartition("-")
+        execute(name or path.stem, tmp_path, profile if name else "quick", allow_missing=True)
+    for path in sorted((committed / "tables").glob("*.*")):
+        assert (tmp_path / "tables" / path.name).read_text("utf-8") == path.read_text("utf-8"), path.name
