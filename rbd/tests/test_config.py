@@ -105,6 +105,12 @@ BAD = [
     ({"workers": 2, "variant": "gossip"}, ("variant: got 'gossip'", "ddp, common, bases, directions, shares")),
     ({"workers": 2, "variant": "ddp"}, ("variant: got 'ddp'", "common, bases, directions, shares with method 'rbd'")),
     ({"method": "sgd", "workers": 2, "variant": "shares"}, ("variant: got 'shares'", "allowed ddp with method 'sgd'")),
+    ({"switch": 0}, ("switch: got 0", "an integer 1 ...")),
+    ({"switch": 100}, ("switch: got 100", "1 ... 99 (before the last epoch)")),
+    ({"method": "fpd", "switch": 3}, ("switch: does not apply to method 'fpd'", "got 3")),
+    ({"then_lr": 0.5}, ("then_lr: does not apply to method 'rbd'", "got 0.5")),
+    ({"method": "sgd", "then_lr": 0.5}, ("then_lr: does not apply to method 'sgd'", "got 0.5")),
+    ({"method": "sgd", "switch": 3, "sigma": 0.1}, ("sigma: does not apply to method 'sgd'", "got 0.1")),
     ({"lr": -1}, ("lr: got -1", "a finite number > 0")),
     ({"lr": float("nan")}, ("lr: got nan", "finite")),
     ({"lr": float("inf")}, ("lr: got inf", "finite")),
@@ -137,6 +143,24 @@ def test_canonical_and_id_never_change():
     assert RunConfig().canonical() == text
     assert RunConfig().id == "ab6c3999089ebe70"  # results are filed under ids: a change orphans them all
     assert RunConfig(method="nes", seed=3).id == "0fab972afb97045b"
+
+
+def test_fields_that_came_later_change_no_id():
+    """Of a run whose record was committed before they came (results/runs/table1-quick)."""
+    run = RunConfig(dim=250, distribution="rademacher", epochs=20, lr=4.0)
+    assert run.id == "13284833b8fb3ae5" and "switch" not in run.canonical()
+
+
+def test_switch_takes_over_with_the_fields_of_both_methods():
+    there = RunConfig(method="sgd", switch=30, dim=9)  # its rates: the defaults of both
+    assert (there.partition, there.distribution, there.redraw, there.lr, there.then_lr) == ("whole", "normal", 1, 0.125, 1.0)
+    assert there.at(0) == there.at(29) == RunConfig(method="sgd")
+    assert there.at(30) == there.at(100) == RunConfig(dim=9)
+    back = RunConfig(switch=1, then_lr=0.25, partition="by_ratio:60")
+    assert (back.at(0), back.at(1)) == (RunConfig(partition="by_ratio:60"), RunConfig(method="sgd", lr=0.25))
+    assert RunConfig().at(7) == RunConfig()
+    for config in (there, back):
+        assert RunConfig.from_dict(RunConfig.completed(json.loads(config.canonical()))) == config
 
 
 def test_equal_runs_have_equal_ids():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,3 +240,168 @@ def test_a_real_run_from_here_to_the_file(tmp_path):
     assert record.load(tmp_path / "runs" / f"{RUN.id}.json") == made
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert sweep.run(RUN, tmp_path / "runs", tmp_path) == made
+
+
+def test_a_record_in_the_folder_of_another_sweep_counts(tmp_path, trained_by):
+    trainer = trained_by(Trainer())  # raises if called
+    other = record.save(MADE, tmp_path / "runs" / "other")
+    made = sweep.Sweep("mine", (RUN,))
+    assert sweep.run(RUN, made.directory(tmp_path), tmp_path) == MADE and trainer.calls == []
+    assert made.records(tmp_path) == [MADE] and made.missing([MADE]) == ()
+    assert sweep.place(RUN, made.directory(tmp_path), tmp_path) == other and not made.directory(tmp_path).exists()
+
+
+def test_an_interrupted_record_elsewhere_does_not_count(tmp_path, trained_by):
+    trainer = trained_by(Trainer("finished"))
+    record.save(replace(MADE, outcome="interrupted"), tmp_path / "runs" / "another")
+    directory = tmp_path / "runs" / "mine"
+    assert sweep.run(RUN, directory, tmp_path).outcome == "finished" and len(trainer.calls) == 1
+    assert sweep.find(RUN, directory, tmp_path).outcome == "finished"
+    assert sweep.find(RUN, tmp_path / "runs" / "another", tmp_path).outcome == "finished"
+
+
+def test_a_claimed_run_is_left_alone_or_waited_for(tmp_path, trained_by):
+    trainer = trained_by(Trainer("finished"))
+    (tmp_path / "locks").mkdir()
+    with sweep.claim(RUN, tmp_path):
+        with pytest.raises(sweep.Busy, match=f"{RUN.id}: another process is at this run"):
+            sweep.run(RUN, tmp_path / "runs" / "x", tmp_path, wait=False)
+        assert trainer.calls == []
+        other = replace(RUN, seed=1)
+        with sweep.claim(other, tmp_path, wait=False):  # of its own
+            pass
+    assert list((tmp_path / "locks").iterdir()) == []
+    assert sweep.run(RUN, tmp_path / "runs" / "x", tmp_path, wait=False).outcome == "finished"
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_what_another_process_ends_while_it_is_waited_for_is_not_run_again(tmp_path, trained_by):
+    trainer = trained_by(Trainer())  # raises if called
+    (tmp_path / "locks").mkdir()
+    directory = tmp_path / "runs" / "x"
+    with ThreadPoolExecutor(1) as pool:
+        with sweep.claim(RUN, tmp_path):
+            waiting = pool.submit(sweep.run, RUN, directory, tmp_path)
+            time.sleep(0.3)
+            assert not waiting.done()
+            record.save(MADE, directory)
+        assert waiting.result(30) == MADE and trainer.calls == []
+
+
+def test_lock_file_of_a_killed_process_does_not_block(tmp_path):
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / f"{RUN.id}.lock").write_text("left behind")
+    with sweep.claim(RUN, tmp_path, wait=False):
+        pass
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def test_script_that_is_not_there_or_not_whole_is_named(tmp_path):
+    with pytest.raises(ValueError, match="sweeps-dir: got .*, allowed a folder of sweep scripts"):
+        sweep.script("x", tmp_path)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="name: got 'x', allowed empty"):
+        sweep.script("x", tmp_path)
+    with pytest.raises(ValueError, match="empty.py: got no docstring or neither of configs and measure"):
+        sweep.script("empty", tmp_path)
+
+
+def test_plan_has_every_run_once_and_tells_what_waits_for_a_rate(tmp_path):
+    (tmp_path / "demo.py").write_text(
+        '"""Why?"""\nfrom rbd.config import RunConfig\ndef configs(profile, tuned):\n'
+        "    yield from [RunConfig(seed=1), RunConfig(seed=1), tuned(method='rbd', dim=3), RunConfig(seed=2)]\n"
+    )
+    made = sweep.plan("demo", "quick", tmp_path, tmp_path)
+    key = "fc mnist-embedded rbd dim=3 partition=whole redraw=1"
+    assert made == sweep.Sweep("demo-quick", (RunConfig(seed=1), RunConfig(seed=2)), "Why?", (key,))
+    kept = json.loads(made.manifest())
+    assert kept["untuned"] == [key] and [run["id"] for run in kept["runs"]] == [c.id for c in made.configs]
+    assert [RunConfig.from_dict(RunConfig.completed(run["config"])) for run in kept["runs"]] == list(made.configs)
+    assert [c.seed for c in made.with_seeds([7, 8]).configs] == [7, 8]
+
+
+in_repository = pytest.mark.skipif(not (ROOT / sweep.SCRIPTS).is_dir(), reason="the scripts are in the repository only")
+NAMES = sorted(path.stem for path in (ROOT / sweep.SCRIPTS).glob("*.py"))
+WITH_RUNS = {"table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw", "correlation", "hybrid",
+             "learning_rate", "nes", "paper_rates", "normals"}  # fmt: skip
+
+
+@in_repository
+def test_every_experiment_of_the_design_that_trains_has_a_script():
+    assert WITH_RUNS | {"orthogonality", "landscape"} <= set(NAMES)
+    assert not (ROOT / sweep.SCRIPTS / "__init__.py").exists()  # asv imports packages
+
+
+class Guess(rates.Tuned):
+    """A rate for everything, so that plans are whole."""
+
+    def __call__(self, **fields) -> RunConfig:
+        return RunConfig(**fields, lr=0.375)
+
+
+def whole(name: str, profile: str) -> list[RunConfig]:
+    return list(sweep.script(name, ROOT / sweep.SCRIPTS).configs(profile, Guess(profile, {})))
+
+
+@in_repository
+@pytest.mark.parametrize("name", sorted(WITH_RUNS & set(NAMES)))
+def test_scripts_keep_to_their_profile(name):
+    small = whole(name, "quick")
+    assert {c.data for c in small} <= {"mnist-embedded", "fmnist-embedded"}
+    assert not {c.data for c in whole(name, "paper")} & {"mnist-embedded", "fmnist-embedded"}
+    assert all(c.epochs <= 20 for c in small) and not {c.model for c in small} & {"resnet32"}
+    if name != "distributions":
+        assert {c.distribution for c in small} <= {None, "rademacher"}
+    seeds = {c.seed for profile in sweep.PROFILES for c in whole(name, profile)}
+    assert seeds <= ({100, 101} if name == "learning_rate" else set(range(10)))
+
+
+@in_repository
+@pytest.mark.parametrize("profile", sweep.PROFILES)
+def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
+    others = WITH_RUNS & set(NAMES) - {"learning_rate", "paper_rates"}
+    asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
+    tried: dict[str, set[float]] = {}
+    for c in whole("learning_rate", profile):
+        tried.setdefault(rates.key(c), set()).add(c.lr)
+    assert set(tried) == asked
+    for key, values in tried.items():
+        assert max(values) / min(values) == 2**8, key  # nine octaves, ends included
+        assert len(values) == (5 if key.startswith("resnet") else 9), key
+
+
+@in_repository
+def test_budgets_of_nes_meet_those_of_rbd():
+    """Equal images, or equal forward passes, over an epoch of 156 (quick) or 1,562 (paper) batches."""
+    from rbd.train import budget
+
+    for profile, images in (("quick", 5000), ("paper", 50_000)):
+        made = {(c.method, c.epochs): budget(c, images) for c in whole("nes", profile)}
+        seen = {key: b.steps * b.batches for key, b in made.items()}
+        passes = {key: b.steps * b.passes for key, b in made.items()}
+        epochs = {"quick": 20, "paper": 100}[profile]
+        assert seen["rbd", epochs] == seen["nes", epochs] == seen["rbd-nes", epochs]
+        assert passes["rbd", epochs] == passes["nes", epochs] == passes["rbd-nes", 1]
+
+
+@in_repository
+def test_hybrids_switch_both_ways_at_the_rates_of_the_pure_methods():
+    switched = [c for c in whole("hybrid", "quick") if c.switch]
+    assert {(c.method, c.switch) for c in switched} == {(m, e) for m in ("rbd", "sgd") for e in (5, 10, 15)}
+    assert all(c.at(0).method == c.method and c.at(c.switch).method != c.method for c in switched)
+
+
+@in_repository
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
+def test_committed_manifests_are_those_of_the_scripts(path):
+    """Else a script or a learning rate has changed, and `rbd sweep NAME --profile PROFILE --dry-run` writes them anew."""
+    name, _, profile = path.stem.rpartition("-")
+    assert sweep.plan(name, profile, ROOT / "results", ROOT / sweep.SCRIPTS).manifest() == path.read_text("utf-8")
+
+
+@in_repository
+def test_every_sweep_has_its_manifests():
+    there = {path.stem for path in (ROOT / "results" / "sweeps").glob("*.json")}
+    assert there == {f"{name}-{profile}" for name in WITH_RUNS for profile in sweep.PROFILES}

@@ -359,9 +359,11 @@ def test_interrupted_and_resumed_is_uninterrupted(method, interrupt, few, tmp_pa
     {"partition": "by_layer", "distribution": "normal"},
     {"partition": "by_ratio:10000", "dim": None, "distribution": "uniform"},
     {"model": "resnet8", "epochs": 2},  # batch norm: running means are state too
+    {"switch": 1}, {"switch": 2},  # it goes on where sgd takes over, and before
+    {"method": "sgd", "switch": 1, "then_lr": 4.0}, {"method": "sgd", "switch": 2, "then_lr": 4.0},
 ], ids=str)  # fmt: skip
 def test_other_state_survives_too(changes, few, tmp_path, monkeypatch):
-    run = config("rbd", **changes)
+    run = replace(config("rbd"), **changes)
     whole = train(run, tmp_path / "whole")
     with monkeypatch.context() as patch:
         while_validating(patch)
@@ -376,6 +378,30 @@ def test_interrupted_in_the_first_epoch_starts_again(few, tmp_path, monkeypatch)
         broken = train(config("rbd"), tmp_path)
     assert (broken.outcome, broken.curve, list(tmp_path.iterdir())) == ("interrupted", (), [])
     same(train(config("rbd"), tmp_path), train(config("rbd")))
+
+
+@pytest.mark.parametrize("method", ["rbd", "sgd"])
+def test_after_the_switch_it_is_the_other_method_from_there(method, few, tmp_path):
+    """Epoch 2 by hand, from the parameters that a pure run of one epoch leaves."""
+    one = config(method, epochs=1)
+    both = replace(config("rbd"), method=method, switch=1, lr=one.lr, then_lr={"rbd": 0.125, "sgd": 4.0}[method])
+    first, whole = train(one, tmp_path), train(both)
+    assert whole.curve[0] == first.curve[0]
+    model = models.build("fc", (1, 28, 28), 7)
+    model.load_state_dict(load_file(checkpoint(tmp_path, one)))
+    named = list(model.named_parameters())
+    sgd, rbd = torch.optim.SGD(named, 0.125), optim.RBD(named, 4.0, 20, "whole", "rademacher", seed=7)
+    optimizer, losses = (sgd if method == "rbd" else rbd), []
+    sets = data.load("mnist-embedded")
+    for x, y in data.batches(sets.train, BATCH, 7, 1):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert whole.curve[1].loss == float(torch.stack(losses).double().mean())
+    assert whole.curve[1].accuracy == loop.accuracy(model, sets.validation)
+    assert (whole.curve[1].cosine > 0.99) == (method == "rbd") and (whole.curve[0].cosine > 0.99) == (method == "sgd")
 
 
 def test_finished_run_is_read_from_its_checkpoint(few, tmp_path, monkeypatch):
