@@ -17,6 +17,7 @@ sum is taken in the order of the workers, so W processes, and one process that d
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
@@ -448,6 +449,9 @@ def launched() -> bool:
     return dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
 
 
+_joins = itertools.count()
+
+
 @contextmanager
 def joined(workers: int, timeout: float = TIMEOUT) -> Iterator[None]:
     """The default process group, of torchrun's workers or of the caller, for as long as the block runs.
@@ -459,8 +463,11 @@ def joined(workers: int, timeout: float = TIMEOUT) -> Iterator[None]:
     if ours:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        backend, limit = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout)
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        # torchrun's store outlives its workers, and those of a restart would call at the addresses of the dead
+        ours_alone = dist.PrefixStore(f"rbd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joins)}", store)
+        dist.init_process_group(backend, store=ours_alone, rank=rank, world_size=size, timeout=limit)
     try:
         if dist.get_world_size() != workers:
             raise ValueError(f"workers: got {workers}, allowed {dist.get_world_size()}, as many as were started")

@@ -111,7 +111,7 @@ class _RandomBases(torch.optim.Optimizer):
             ValueError: it was saved with another version of the random stream, by another optimizer, or for other groups or
                 sizes of parameters.
         """
-        own = self.defaults.keys() | {"size"}
+        own = self.defaults.keys() - {"differentiable"} | {"size"}  # which torch adds to the defaults when it loads a state
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             if saved.get("stream_version") != STREAM_VERSION:
                 got = saved.get("stream_version")

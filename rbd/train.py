@@ -62,7 +62,7 @@ class Budget:
 
     def sampled(self, step: int) -> bool:
         """Whether the step's cosine of update and gradient is taken."""
-        every = min(SAMPLE, self.per_epoch)
+        every = min(SAMPLE, max(self.per_epoch // self.batches, 1))  # so that no epoch is without
         return step % every == 1 % every
 
 

@@ -764,6 +764,13 @@ def test_nes_decreases_a_quadratic(name):
     assert bowl(p).item() < before / 10
 
 
+def test_a_state_may_be_loaded_twice():
+    optimizer = RBD([parameter(normal(30))], lr=0.1, dim=12)
+    state = optimizer.state_dict()
+    for _ in range(2):
+        optimizer.load_state_dict(state)
+
+
 def test_nes_needs_a_closure():
     optimizer = NES([parameter(normal(30))], lr=0.1, dim=12)
     with pytest.raises(TypeError, match="closure"):

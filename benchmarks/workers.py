@@ -1,0 +1,112 @@
+"""What a step of W workers costs: time as a multiple of one process's RBD step in the same run, and bytes as they went out.
+
+All workers are processes of this machine: on fewer cores than workers they take turns, and a step tells that too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from rbd import RBD, distributed
+from rbd.distributed import VARIANTS, Workers
+
+DIM, SIZE = 250, 101_770  # the paper's d, and the D of its FC net
+COUNTS = (1, 2, 3, 4)  # workers
+TIMES = 20  # calls, of which the median counts
+RIVALS = ("ddp", "all_reduce")  # D floats: summed in the order of the workers, and by the backend's own all-reduce
+
+
+def _seconds(function: Callable[[], object], group: dist.ProcessGroup) -> float:
+    """Median time of a call that all workers begin together; the slowest worker's, as nobody can go on before it."""
+    function()
+    taken = []
+    for _ in range(TIMES):
+        dist.barrier(group)
+        start = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - start)
+    box: list[float] = [0.0] * dist.get_world_size(group)
+    dist.all_gather_object(box, median(taken), group)
+    return max(box)
+
+
+def _bytes(function: Callable[[], object]) -> float:
+    function()
+    before = distributed.wire().sent
+    for _ in range(TIMES):
+        function()
+    return (distributed.wire().sent - before) / TIMES
+
+
+def _optimizer(group: dist.ProcessGroup | None, variant: str | None) -> RBD:
+    theta = torch.nn.Parameter(torch.zeros(SIZE))
+    theta.grad = torch.randn(SIZE, generator=torch.Generator().manual_seed(0))
+    return RBD([theta], lr=1e-3, dim=DIM, distribution="rademacher", variant=variant, process_group=group)
+
+
+def _exchange(variant: str, group: dist.ProcessGroup) -> Callable[[], object]:
+    """What a variant sends and waits for, and nothing else."""
+    workers = Workers(variant, group)
+    c, g = torch.randn(DIM), torch.randn(SIZE)
+    if variant == "all_reduce":
+        return lambda: dist.all_reduce(g, group=group)
+    if variant in ("common", "ddp"):
+        return lambda: workers.mean(c if variant == "common" else g)
+    lengths = [DIM] * workers.size
+    if variant == "shares":
+        lengths = [(r + 1) * DIM // workers.size - r * DIM // workers.size for r in range(workers.size)]
+    return lambda: workers.gather(c[: lengths[workers.rank]], lengths)()
+
+
+def measured() -> dict[tuple[str, str, int], float]:
+    """(what, variant, W) -> seconds or bytes, by worker 0 of the most workers."""
+    found = {}
+    for count in COUNTS:
+        group = dist.new_group(list(range(count)))
+        if dist.get_rank() < count:
+            for variant in (*VARIANTS, *RIVALS):
+                exchange = _exchange(variant, group)
+                found["exchange", variant, count] = _seconds(exchange, group)
+                found["bytes", variant, count] = _bytes(exchange)
+                if variant in VARIANTS:
+                    found["step", variant, count] = _seconds(_optimizer(group, variant).step, group)
+            if count == 1:
+                found["step", "alone", 1] = _seconds(_optimizer(None, None).step, group)
+        dist.barrier()
+    return found
+
+
+class Steps:
+    """One launch of the workers measures all; a time below 1 is less than one process alone takes for its step."""
+
+    params = ([*VARIANTS], list(COUNTS))
+    param_names = ("variant", "workers")
+    unit = "x RBD step of one process"
+    version = "1"
+    timeout = 300
+
+    def setup_cache(self) -> dict[tuple[str, str, int], float]:
+        return distributed.launch(measured, max(COUNTS))
+
+    def track_step(self, found: dict, variant: str, workers: int) -> float:
+        return found["step", variant, workers] / found["step", "alone", 1]
+
+
+class Exchange(Steps):
+    """What is exchanged, alone: coordinates, and D floats as DDP does."""
+
+    params = ([*VARIANTS, *RIVALS], list(COUNTS[1:]))
+
+    def track_step(self, found: dict, variant: str, workers: int) -> float:
+        return found["exchange", variant, workers] / found["step", "alone", 1]
+
+    def track_bytes(self, found: dict, variant: str, workers: int) -> float:
+        return found["bytes", variant, workers]
+
+
+Exchange.track_bytes.unit = "bytes/step"  # type: ignore[attr-defined]
