@@ -34,7 +34,7 @@ _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
 _W0, _W1 = (tl.constexpr(w) for w in WEYL)
 _ROUNDS, _WORDS, _CHUNK = tl.constexpr(ROUNDS), tl.constexpr(WORDS), tl.constexpr(BLOCKS)
 _NORMAL, _UNIFORM = tl.constexpr(0), tl.constexpr(1)
-_OCTAVES = np.roll(QUANTILE, -1, axis=0).T.copy()  # (5, 16) by the exponent field mod 16: 127 + e = e - 1
+_OCTAVES = QUANTILE.T.copy()  # (5, 16): the same coefficient of all octaves in half a line of the cache
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def _level(word, part, octaves, KIND: tl.constexpr):
         x = (((top >> 15) & 0xFFFE) | 1).to(tl.float32)
         bits = x.to(tl.uint32, bitcast=True)
         s = 2.0 - ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-        at = octaves + ((bits >> 23) & 15)
+        at = octaves - 127 + (bits >> 23).to(tl.int32)
         z = tl.fma(tl.load(at + 64), s, tl.load(at + 48))
         z = tl.fma(z, s, tl.load(at + 32))
         z = tl.fma(z, s, tl.load(at + 16))
