@@ -48,10 +48,12 @@ class Failure:
 Ended = Record | Failure | None  # None: another process is at it
 
 
-def attempt(config: RunConfig, directory: Path, results: Path, wait: bool, options: dict) -> Ended:
+def attempt(
+    config: RunConfig, directory: Path, results: Path, wait: bool, options: dict, train: sweep.Train | None = None
+) -> Ended:
     """What became of a run, for the process that asked for it: nothing is raised."""
     try:
-        return sweep.run(config, directory, results, wait, **options)
+        return sweep.run(config, directory, results, wait, train, **options)
     except sweep.Busy:
         return None
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -184,8 +184,14 @@ def place(config: RunConfig, directory: str | os.PathLike[str], results: str | o
     return next((path for path in (own, *others) if path.exists() and record.load(path).outcome != "interrupted"), own)
 
 
-def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: bool = True, **options) -> Record:
-    """The record of a configuration: one that is there, or a new one from train(config, **options), saved in directory.
+Train = Callable[..., Record]  # takes what rbd.train.train takes
+
+
+def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: bool = True, train: Train | None = None,
+        **options) -> Record:  # fmt: skip
+    """The record of a configuration: one that is there, or a new one saved in directory.
+
+    It comes from train(config, checkpoints, **options), by default rbd.train.train.
 
     Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
     runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
@@ -203,13 +209,17 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
         with claim(config, results, wait):
             found = find(config, directory, results)  # another process may have ended it meanwhile
             if not found or found.outcome == "interrupted":
-                from rbd.train import train  # torch: not to be waited for by those who only read records
-
-                found = train(config, checkpoint.parent, **options)
+                found = (train or _here())(config, checkpoint.parent, **options)
                 record.save(found, directory)
     if found.outcome != "interrupted":
         checkpoint.unlink(missing_ok=True)  # also one left by a crash after the record was saved
     return found
+
+
+def _here() -> Train:
+    from rbd import train  # torch: not to be waited for by those who only read records
+
+    return train.train
 
 
 @contextmanager

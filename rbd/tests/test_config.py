@@ -146,8 +146,8 @@ def test_switch_takes_over_with_the_fields_of_both_methods():
     back = RunConfig(switch=1, then_lr=0.25, partition="by_ratio:60")
     assert (back.at(0), back.at(1)) == (RunConfig(partition="by_ratio:60"), RunConfig(method="sgd", lr=0.25))
     assert RunConfig().at(7) == RunConfig()
-    for config in (there, back):
-        assert RunConfig.from_dict(RunConfig.completed(json.loads(config.canonical()))) == config
+    for c in (there, back):
+        assert RunConfig.from_dict(RunConfig.completed(json.loads(c.canonical()))) == c
 
 
 def test_equal_runs_have_equal_ids():
