@@ -171,9 +171,10 @@ def _perform(module: ModuleType, made: Sweep, profile: str, missing: int, given:
 def _workers(given: argparse.Namespace, missing: int) -> tuple[Workers, int, int]:
     """Workers here or on a cluster, the number of runs at a time, and the threads of each."""
     from rbd import runner
-    from rbd.cluster import Cluster
 
     if given.ray and missing:
+        from rbd.cluster import Cluster
+
         cluster = Cluster(given.ray, 1, given.gpus or (0.25 if given.device == "cuda" else 0.0))
         return cluster, given.jobs or cluster.places, 1
     jobs = given.jobs or min(runner.cores(), missing) or 1

@@ -184,7 +184,7 @@ def calibrated(records: Iterable[Record]) -> Callable[[RunConfig], float]:
     """`cost`, corrected by the seconds of records of the same network, method and law (median), else of all of them."""
     ratios: dict[tuple, list[float]] = {}
     for r in records:
-        if r.outcome == "finished":
+        if r.outcome == "finished" and r.seconds:
             for group in (_group(r.config), ()):
                 ratios.setdefault(group, []).append(r.seconds[-1] / cost(r.config))
     typical = {group: median(values) for group, values in ratios.items()}
