@@ -58,6 +58,7 @@ def test_conclude_writes_what_is_complete_and_warns_of_the_rest(tmp_path):
     records += [made(rate, a, config=fpd) for rate, a in ((1.0, 20.0), (2.0, 30.0))]
     configs = [r.config for r in records]
     unfinished = RunConfig(epochs=1, seed=100)
+    records.append(made(8.0, 60.0, config=unfinished))  # of the same key
     warnings = rates.conclude("quick", [*configs, unfinished], records, tmp_path)
     assert warnings == [
         "fc mnist-embedded rbd dim=250 partition=whole redraw=1: not chosen yet, runs are missing",
