@@ -150,9 +150,9 @@ def _sweep(given: argparse.Namespace) -> int:
     failures = [] if given.dry_run else _perform(module, wanted, profile, len(missing), given)
     for failure in failures:
         print(f"failed: {runner.describe(failure.config)}: {failure.message} ({failure.path(results)})", file=sys.stderr)
-    if made.untuned:
+    if made.waiting:
         print(f"rbd: warning: {made.name}: {sweep.untuned(made.untuned, profile)}", file=sys.stderr)
-    return int(bool(failures or made.untuned))
+    return int(bool(failures or made.waiting))
 
 
 def _perform(module: ModuleType, made: Sweep, profile: str, missing: int, given: argparse.Namespace) -> list[Failure]:

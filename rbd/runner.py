@@ -261,10 +261,11 @@ def state(name: str, profile: str, results: Path, folder: Path) -> str:
         return "done" if measurement_path(f"{name}-{profile}", results).exists() else "1 measurement missing"
     made = sweep.plan(name, profile, results, folder)
     records = made.records(results)
-    missing, seconds = made.missing(records), calibrated(records)
-    text = f"{len(made.configs)} runs, {len(records)} done, {len(missing)} missing"
+    missing, seconds = (*made.missing(records), *made.waiting), calibrated(records)
+    text = f"{len(made.configs) + len(made.waiting)} runs, {len(records)} done, {len(missing)} missing"
     cost = f", about {duration(sum(map(seconds, missing)) / cores())} on {cores()} cores" if missing else ""
-    return text + cost + (f"; {len(made.untuned)} learning rates not chosen yet" if made.untuned else "")
+    keys = f"; {len(made.waiting)} of them wait for {len(made.untuned)} learning rates" if made.waiting else ""
+    return text + cost + keys
 
 
 def measurement_path(name: str, results: Path) -> Path:

@@ -47,7 +47,7 @@ class Spy(rates.Tuned):
 
     @property
     def seen(self):
-        return self.missing
+        return self.waiting
 
 
 def grid(profile, config):

@@ -510,9 +510,9 @@ def test_sweep_list_counts_what_is_done_and_missing(scripts, capsys):
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert said.err == "" and (lines[0], lines[3]) == ("demo: What?", "depth: How deep?")
-    assert re.search(r"^    quick: 2 runs, 1 done, 1 missing, about \d+ s on \d+ cores; 1 learning rates not chosen yet$",
+    assert re.search(r"^    quick: 3 runs, 1 done, 2 missing, about .* on \d+ cores; 1 of them wait for 1 learning rates$",
                      said.out, re.MULTILINE)  # fmt: skip
-    assert "    paper: 0 runs, 0 done, 0 missing; 1 learning rates not chosen yet" in lines
+    assert "    paper: 1 runs, 0 done, 1 missing" in said.out
     assert lines.count("    quick: 1 measurement missing") == 1
     assert main(["sweep", "--list", "--profile", "paper"]) == 0
     assert "quick" not in capsys.readouterr().out

@@ -79,7 +79,7 @@ def test_tuned_makes_configurations_or_notes_the_key(tmp_path):
     assert tuned(model="fc", data="mnist-embedded", method="sgd", seed=3) == RunConfig(method="sgd", lr=SGD.lr, seed=3)
     for _ in range(2):
         assert tuned(method="rbd", dim=9) is None
-    assert tuned.missing == ["fc mnist-embedded rbd dim=9 partition=whole redraw=1"]
+    assert tuned.waiting == [RunConfig(dim=9)] * 2
 
 
 def test_rates_of_the_results_directory_go_before_those_of_the_package(tmp_path):
