@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rbd import __version__, config
 
 if TYPE_CHECKING:
-    from rbd.runner import Failure
+    from rbd.runner import Failure, Workers
     from rbd.sweep import Sweep
 
 
@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--jobs", type=_positive, help="runs at a time, which share the cores (default: one for each core)")
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="these in place of the script's seeds")
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
+    sweep.add_argument("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster, as auto or ray://host:10001")
+    sweep.add_argument("--gpus", type=float, help="share of a GPU for a run there (default: 0.25 with cuda, else 0)")
     sweep.add_argument("--sweeps-dir", type=Path, default=Path("benchmarks/sweeps"), metavar="DIR",
                        help="directory of the scripts (default: benchmarks/sweeps)")  # fmt: skip
     sweep.set_defaults(run=_sweep)
@@ -180,22 +182,35 @@ def _sweep(given: argparse.Namespace) -> int:
     failures = [] if given.dry_run else _perform(module, wanted, profile, len(missing), given)
     for failure in failures:
         print(f"failed: {runner.describe(failure.config)}: {failure.message} ({failure.path(results)})", file=sys.stderr)
-    if made.untuned:
+    if made.waiting:
         print(f"rbd: warning: {made.name}: {sweep.untuned(made.untuned, profile)}", file=sys.stderr)
-    return int(bool(failures or made.untuned))
+    return int(bool(failures or made.waiting))
 
 
 def _perform(module: ModuleType, made: Sweep, profile: str, missing: int, given: argparse.Namespace) -> list[Failure]:
     from rbd import runner
 
-    jobs = given.jobs or min(runner.cores(), missing) or 1
-    options = {"data_dir": given.data_dir, "device": given.device, "threads": max(1, runner.cores() // jobs)}
+    workers, jobs, threads = _workers(given, missing)
+    options = {"data_dir": given.data_dir, "device": given.device, "threads": threads}
     try:
-        return runner.perform(made, given.results_dir, jobs, runner.Processes(), options)
+        return runner.perform(made, given.results_dir, jobs, workers, options)
     finally:  # also when interrupted: what has ended may be enough for some of it
         if hasattr(module, "conclude"):
             for line in module.conclude(profile, made.configs, made.records(given.results_dir), given.results_dir):
                 print(f"rbd: warning: {line}", file=sys.stderr)
+
+
+def _workers(given: argparse.Namespace, missing: int) -> tuple[Workers, int, int]:
+    """Workers here or on a cluster, the number of runs at a time, and the threads of each."""
+    from rbd import runner
+
+    if given.ray and missing:
+        from rbd.cluster import Cluster
+
+        cluster = Cluster(given.ray, 1, given.gpus or (0.25 if given.device == "cuda" else 0.0))
+        return cluster, given.jobs or cluster.places, 1
+    jobs = given.jobs or min(runner.cores(), missing) or 1
+    return runner.Processes(), jobs, max(1, runner.cores() // jobs)
 
 
 def _list(given: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -67,19 +67,19 @@ def conclude(
 
 @dataclass(frozen=True)
 class Tuned:
-    """Makes configurations with the chosen rates of a profile; keys without one are noted in `missing`."""
+    """Makes configurations with the chosen rates of a profile; others are noted in `waiting`, at default rates."""
 
     profile: str
     rates: dict[str, float]
-    missing: list[str] = field(default_factory=list)
+    waiting: list[RunConfig] = field(default_factory=list)
 
     def __call__(self, **fields: Any) -> RunConfig | None:
         """RunConfig(**fields) with the chosen lr, or None where none has been chosen yet."""
-        name = key(RunConfig(**fields))
-        if name not in self.rates:
-            self.missing.extend([name] * (name not in self.missing))
+        config = RunConfig(**fields)
+        if (name := key(config)) not in self.rates:
+            self.waiting.append(config)
             return None
-        return RunConfig(**fields, lr=self.rates[name])
+        return replace(config, lr=self.rates[name])
 
 
 def load(profile: str, results: str | os.PathLike[str]) -> Tuned:

@@ -48,10 +48,12 @@ class Failure:
 Ended = Record | Failure | None  # None: another process is at it
 
 
-def attempt(config: RunConfig, directory: Path, results: Path, wait: bool, options: dict) -> Ended:
+def attempt(
+    config: RunConfig, directory: Path, results: Path, wait: bool, options: dict, train: sweep.Train | None = None
+) -> Ended:
     """What became of a run, for the process that asked for it: nothing is raised."""
     try:
-        return sweep.run(config, directory, results, wait, **options)
+        return sweep.run(config, directory, results, wait, train, **options)
     except sweep.Busy:
         return None
     except Exception as error:
@@ -182,7 +184,7 @@ def calibrated(records: Iterable[Record]) -> Callable[[RunConfig], float]:
     """`cost`, corrected by the seconds of records of the same network, method and law (median), else of all of them."""
     ratios: dict[tuple, list[float]] = {}
     for r in records:
-        if r.outcome == "finished":
+        if r.outcome == "finished" and r.seconds:
             for group in (_group(r.config), ()):
                 ratios.setdefault(group, []).append(r.seconds[-1] / cost(r.config))
     typical = {group: median(values) for group, values in ratios.items()}
@@ -259,10 +261,11 @@ def state(name: str, profile: str, results: Path, folder: Path) -> str:
         return "done" if measurement_path(f"{name}-{profile}", results).exists() else "1 measurement missing"
     made = sweep.plan(name, profile, results, folder)
     records = made.records(results)
-    missing, seconds = made.missing(records), calibrated(records)
-    text = f"{len(made.configs)} runs, {len(records)} done, {len(missing)} missing"
+    missing, seconds = (*made.missing(records), *made.waiting), calibrated(records)
+    text = f"{len(made.configs) + len(made.waiting)} runs, {len(records)} done, {len(missing)} missing"
     cost = f", about {duration(sum(map(seconds, missing)) / cores())} on {cores()} cores" if missing else ""
-    return text + cost + (f"; {len(made.untuned)} learning rates not chosen yet" if made.untuned else "")
+    keys = f"; {len(made.waiting)} of them wait for {len(made.untuned)} learning rates" if made.waiting else ""
+    return text + cost + keys
 
 
 def measurement_path(name: str, results: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -34,13 +34,18 @@ class Sweep:
         name: experiment and profile, such as "table1-quick".
         configs: the runs.
         question: what they answer.
-        untuned: keys (see rbd.rates) that lack a learning rate; their runs cannot be named yet.
+        waiting: runs that have no learning rate yet, with a default one; so their ids are not known.
     """
 
     name: str
     configs: tuple[RunConfig, ...]
     question: str = ""
-    untuned: tuple[str, ...] = ()
+    waiting: tuple[RunConfig, ...] = ()
+
+    @property
+    def untuned(self) -> list[str]:
+        """The keys (see rbd.rates) that lack a learning rate."""
+        return list(dict.fromkeys(map(rates.key, self.waiting)))
 
     def directory(self, results: str | os.PathLike[str]) -> Path:
         """Where new records go."""
@@ -93,11 +98,11 @@ def table1(profile: str, results: str | os.PathLike[str] = "results") -> Sweep:
     tuned = rates.load(_checked(profile), results)
     configs = tuple(c for c in table1_configs(profile, tuned) if c)
     if not configs:
-        raise ValueError(f"table1-{profile}: {untuned(tuned.missing, profile)}")
-    return Sweep(f"table1-{profile}", configs, str(table1_configs.__doc__), tuple(tuned.missing))
+        raise ValueError(f"table1-{profile}: {untuned(map(rates.key, tuned.waiting), profile)}")
+    return Sweep(f"table1-{profile}", configs, str(table1_configs.__doc__), tuple(tuned.waiting))
 
 
-def table1_configs(profile: str, tuned: rates.Tuned) -> Iterator[RunConfig | None]:
+def table1_configs(profile: str, tuned: Callable[..., RunConfig | None]) -> Iterator[RunConfig | None]:
     """How accurate are NES, FPD, RBD and SGD on each pair of network and data (table 1)?"""
     names = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist", "cifar10")
     for model, data, method, seed in product(("fc", "cnn"), names, ("nes", "fpd", "rbd", "sgd"), SEEDS):
@@ -115,7 +120,8 @@ def _checked(profile: str) -> str:
 
 def untuned(keys: Iterable[str], profile: str) -> str:
     """What is to be done about keys without a learning rate."""
-    return f"no learning rate yet for {', '.join(map(repr, keys))}: run `rbd sweep learning_rate --profile {profile}`"
+    lacking = ", ".join(map(repr, dict.fromkeys(keys)))
+    return f"no learning rate yet for {lacking}: run `rbd sweep learning_rate --profile {profile}`"
 
 
 # ---------------------------------------------------------------- scripts
@@ -158,7 +164,7 @@ def plan(name: str, profile: str, results: str | os.PathLike[str], folder: str |
     """The sweep of an experiment in a profile. Raises ValueError as `script` does."""
     module, tuned = script(name, folder), rates.load(_checked(profile), results)
     configs = tuple(dict.fromkeys(c for c in module.configs(profile, tuned) if c))  # each once
-    return Sweep(f"{name}-{profile}", configs, str(module.__doc__).strip(), tuple(tuned.missing))
+    return Sweep(f"{name}-{profile}", configs, str(module.__doc__).strip(), tuple(tuned.waiting))
 
 
 # ---------------------------------------------------------------- one run
@@ -184,8 +190,14 @@ def place(config: RunConfig, directory: str | os.PathLike[str], results: str | o
     return next((path for path in (own, *others) if path.exists() and record.load(path).outcome != "interrupted"), own)
 
 
-def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: bool = True, **options) -> Record:
-    """The record of a configuration: one that is there, or a new one from train(config, **options), saved in directory.
+Train = Callable[..., Record]  # takes what rbd.train.train takes
+
+
+def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: bool = True, train: Train | None = None,
+        **options) -> Record:  # fmt: skip
+    """The record of a configuration: one that is there, or a new one saved in directory.
+
+    It comes from train(config, checkpoints, **options), by default rbd.train.train.
 
     Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
     runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
@@ -203,13 +215,17 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
         with claim(config, results, wait):
             found = find(config, directory, results)  # another process may have ended it meanwhile
             if not found or found.outcome == "interrupted":
-                from rbd.train import train  # torch: not to be waited for by those who only read records
-
-                found = train(config, checkpoint.parent, **options)
+                found = (train or _here())(config, checkpoint.parent, **options)
                 record.save(found, directory)
     if found.outcome != "interrupted":
         checkpoint.unlink(missing_ok=True)  # also one left by a crash after the record was saved
     return found
+
+
+def _here() -> Train:
+    from rbd import train  # torch: not to be waited for by those who only read records
+
+    return train.train
 
 
 @contextmanager

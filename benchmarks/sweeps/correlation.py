@@ -8,7 +8,8 @@ from rbd.sweep import script
 
 
 def configs(profile, tuned):  # the runs of two other sweeps, whose records have the cosines
+    def of_rbd(**fields):
+        return tuned(**fields) if fields["method"] == "rbd" else None
+
     for name in ("dimension", "table1"):
-        for config in script(name, Path(__file__).parent).configs(profile, tuned):
-            if config and config.method == "rbd":
-                yield config
+        yield from script(name, Path(__file__).parent).configs(profile, of_rbd)

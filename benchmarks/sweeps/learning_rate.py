@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from rbd import rates, runner, sweep
@@ -48,19 +47,19 @@ class Spy(rates.Tuned):
 
     @property
     def seen(self):
-        return self.missing
+        return self.waiting
 
 
 def grid(profile, config):
     """Short runs over nine octaves; of the ResNets every second one."""
     law = None if config.method == "sgd" else sweep.LAW
     step = 2 if config.model.startswith("resnet") else 1
-    low = lowest(config)
+    low, scale = lowest(config), {name: getattr(config, name) for name in rates.SCALE}
     plain = RunConfig(config.model, config.data, config.method, dim=None if config.method == "sgd" else 250)
     main = config.model == "fc" and rates.key(config) == rates.key(plain)  # of table 1
     for seed in SEEDS if main and profile == "quick" else SEEDS[:1]:
         for octave in range(low, low + OCTAVES, step):
-            yield replace(config, lr=2.0**octave, epochs=epochs(profile, config, main), seed=seed, distribution=law)
+            yield RunConfig(**scale, lr=2.0**octave, epochs=epochs(profile, config, main), seed=seed, distribution=law)
 
 
 def lowest(config):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from rbd.sweep import table1_configs
 
 
 def configs(profile, tuned):
-    for config in table1_configs(profile, tuned):
-        if config and profile == "paper" and config.seed == 0 and config.method != "sgd":
-            yield replace(config, distribution="normal")
+    def with_normals(**fields):
+        return tuned(**fields | {"distribution": "normal"}) if fields["seed"] == 0 and fields["method"] != "sgd" else None
+
+    if profile == "paper":
+        yield from table1_configs(profile, with_normals)

@@ -481,3 +481,91 @@ def test_report_into_a_file_without_marks_leaves_it(here, tiny, capsys):
     assert "<!-- table1-quick --> ... <!-- /table1-quick -->" in said and "README.md" in said
     assert Path("README.md").read_text() == "no marks"
     assert "nowhere.md" in refused(["report", "--into", "nowhere.md"], capsys)
+
+
+# ---------------------------------------------------------------- sweep
+
+
+SCRIPTS = {
+    "demo": '"""What?"""\nfrom rbd.config import RunConfig\ndef configs(profile, tuned):\n'
+            '    for seed in (0, 1) if profile == "quick" else ():\n'
+            '        yield RunConfig(method="sgd", epochs=2, batch_size=500, seed=seed)\n'
+            '    yield tuned(method="rbd", dim=3)\n',
+    "depth": '"""How deep?"""\ndef measure(profile):\n    return {"profile": profile, "depth": 7}\n',
+}  # fmt: skip
+
+
+@pytest.fixture
+def scripts(here) -> Path:
+    folder = here / "benchmarks" / "sweeps"
+    folder.mkdir(parents=True)
+    for name, text in SCRIPTS.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+def test_sweep_list_counts_what_is_done_and_missing(scripts, capsys):
+    record.save(record.Record(replace(RUN, seed=0), "finished", (), (), {}), "results/runs/elsewhere")
+    assert main(["sweep", "--list"]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert said.err == "" and (lines[0], lines[3]) == ("demo: What?", "depth: How deep?")
+    assert re.search(r"^    quick: 3 runs, 1 done, 2 missing, about .* on \d+ cores; 1 of them wait for 1 learning rates$",
+                     said.out, re.MULTILINE)  # fmt: skip
+    assert "    paper: 1 runs, 0 done, 1 missing" in said.out
+    assert lines.count("    quick: 1 measurement missing") == 1
+    assert main(["sweep", "--list", "--profile", "paper"]) == 0
+    assert "quick" not in capsys.readouterr().out
+    assert sorted(p.name for p in Path("results").iterdir()) == ["runs"]  # looking makes nothing
+
+
+def test_sweep_dry_run_writes_the_list_and_runs_nothing(scripts, capsys, monkeypatch):
+    monkeypatch.setattr("rbd.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
+    assert main(["sweep", "demo", "--dry-run"]) == 1  # a rate is missing
+    said = capsys.readouterr()
+    first, *runs = said.out.splitlines()
+    assert first == "demo-quick: 2 runs, 2 to do, records in results/runs/demo-quick"
+    assert runs == [f"{replace(RUN, seed=s).id} fc mnist-embedded sgd batch_size=500 epochs=2 seed={s}" for s in (0, 1)]
+    assert "no learning rate yet for 'fc mnist-embedded rbd dim=3" in said.err
+    assert "run `rbd sweep learning_rate --profile quick`" in said.err
+    path = Path("results/sweeps/demo-quick.json")
+    before = path.read_bytes()
+    assert [p for p in Path("results").rglob("*") if p.is_file()] == [path]
+    assert main(["sweep", "demo", "--dry-run", "--seeds", "5", "6", "7"]) == 1
+    assert "3 runs, 3 to do" in (out := capsys.readouterr().out) and "seed=7" in out
+    assert path.read_bytes() == before  # the script's own runs, whatever seeds are asked for
+
+
+def test_sweep_measures_once(scripts, capsys):
+    path = Path("results/measurements/depth-quick.json")
+    assert main(["sweep", "depth", "--dry-run"]) == 0 and f"{path}: to be measured" in capsys.readouterr().out
+    assert main(["sweep", "depth"]) == 0
+    made = json.loads(path.read_text())
+    assert (made["name"], made["question"], made["values"]) == ("depth-quick", "How deep?", {"profile": "quick", "depth": 7})
+    assert made["environment"]["rbd"] == rbd.__version__
+    before = path.stat()
+    assert main(["sweep", "depth"]) == 0 and path.stat() == before
+    assert "is there; remove it to measure again" in capsys.readouterr().out
+    assert main(["sweep", "--list"]) == 0 and "    quick: done\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["nothing"], "name: got 'nothing', allowed demo, depth"),
+    (["demo", "--sweeps-dir", "nowhere"], "sweeps-dir: got nowhere, allowed a folder of sweep scripts"),
+    (["--list", "--sweeps-dir", "nowhere"], "sweeps-dir: got nowhere"),
+    (["demo", "--jobs", "0"], "argument --jobs: got '0', allowed an integer >= 1"),
+    (["demo", "--seeds", "-1"], "seed: got -1, allowed an integer 0 ..."),
+    (["demo", "--profile", "big"], "invalid choice: 'big'"),
+])  # fmt: skip
+def test_bad_input_of_sweep_is_refused(arguments, message, scripts, capsys):
+    assert message in refused(["sweep", *arguments], capsys)
+
+
+def test_reproduce_counts_records_of_other_sweeps(here, tiny, capsys, monkeypatch):
+    """And prints each run only when it is news."""
+    monkeypatch.setattr("rbd.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
+    point = record.Point(1, 1, 1, 1, 2.0, 50.0, None)
+    for c in tiny.configs:
+        record.save(record.Record(c, "finished", (point,), (1.0,), {}), "results/runs/other")
+    assert main(["reproduce"]) == 0
+    assert "3 runs, 0 to do" in (out := capsys.readouterr().out) and "[1/3]" not in out

@@ -18,7 +18,7 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.basis": 3, "rbd.partition": 3,
     "rbd.optim": 4, "rbd.distributed": 4, "rbd.models": 4, "rbd.data": 4, "rbd.config": 4, "rbd.record": 4,
     "rbd.train": 5, "rbd.report": 5,
-    "rbd.rates": 6, "rbd.sweep": 6, "rbd.runner": 6, "rbd.figures": 6, "rbd.__main__": 6,
+    "rbd.rates": 6, "rbd.sweep": 6, "rbd.runner": 6, "rbd.cluster": 6, "rbd.figures": 6, "rbd.__main__": 6,
 }  # fmt: skip
 SIDES = ({"rbd.optim", "rbd.distributed"}, {"rbd.models", "rbd.data", "rbd.config", "rbd.record"})  # of layer 4
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")

@@ -58,6 +58,7 @@ def test_conclude_writes_what_is_complete_and_warns_of_the_rest(tmp_path):
     records += [made(rate, a, config=fpd) for rate, a in ((1.0, 20.0), (2.0, 30.0))]
     configs = [r.config for r in records]
     unfinished = RunConfig(epochs=1, seed=100)
+    records.append(made(8.0, 60.0, config=unfinished))  # of the same key
     warnings = rates.conclude("quick", [*configs, unfinished], records, tmp_path)
     assert warnings == [
         "fc mnist-embedded rbd dim=250 partition=whole redraw=1: not chosen yet, runs are missing",
@@ -78,7 +79,7 @@ def test_tuned_makes_configurations_or_notes_the_key(tmp_path):
     assert tuned(model="fc", data="mnist-embedded", method="sgd", seed=3) == RunConfig(method="sgd", lr=SGD.lr, seed=3)
     for _ in range(2):
         assert tuned(method="rbd", dim=9) is None
-    assert tuned.missing == ["fc mnist-embedded rbd dim=9 partition=whole redraw=1"]
+    assert tuned.waiting == [RunConfig(dim=9)] * 2
 
 
 def test_rates_of_the_results_directory_go_before_those_of_the_package(tmp_path):

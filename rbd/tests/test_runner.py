@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -91,20 +91,23 @@ def test_what_another_process_is_at_comes_last_and_is_waited_for(tmp_path):
     assert failures == [] and workers.calls == [(0, False), (1, False), (2, False), (0, True)] and len(told) == 3
 
 
-def test_no_more_than_the_jobs_at_a_time(tmp_path):
+def test_as_many_at_a_time_as_there_are_jobs(tmp_path):
     class Slow(Workers):
-        at_once = most = 0
+        pool, now, counts = ThreadPoolExecutor(8), 0, []
 
-        def submit(self, *task) -> Future:
-            self.at_once += 1
-            self.most = max(self.most, self.at_once)
-            future = super().submit(*task)
-            self.at_once -= 1
-            return future
+        def submit(self, config, *task) -> Future:
+            self.now += 1
+            self.counts.append(self.now)
+            return self.pool.submit(self.work, config)
+
+        def work(self, config) -> Record:
+            time.sleep(0.05)
+            self.now -= 1
+            return made(config)
 
     workers = Slow()
-    run_all(workers, tmp_path, runs=6, jobs=1)
-    assert workers.most == 1
+    run_all(workers, tmp_path, runs=6, jobs=2)
+    assert len(workers.counts) == 6 and max(workers.counts) == 2
 
 
 # ---------------------------------------------------------------- cost and time

@@ -1,0 +1,63 @@
+"""Runs on a Ray cluster: the same loop, locks, checkpoints and records as here, only the training happens on a node."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rbd.config import RunConfig
+from rbd.record import Record
+from rbd.runner import attempt
+
+RETRIES = 5  # of a run whose node or process died
+
+
+def remote(config: RunConfig, checkpoints: str, options: dict) -> Record:
+    """On a node, which needs rbd installed: train, with checkpoints if the driver's directory is there (a shared disk)."""
+    from rbd.train import train
+
+    return train(config, checkpoints if Path(checkpoints).is_dir() else None, **options)
+
+
+class Cluster:
+    """Workers on the Ray cluster at an address, each with `threads` cores and a fraction of a GPU.
+
+    Raises:
+        ValueError: Ray is not installed.
+        ConnectionError: there is no cluster at the address.
+    """
+
+    def __init__(self, address: str, threads: int, gpus: float) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ValueError(f"ray: got {address!r}, allowed only with Ray: pip install 'rbd[ray]'") from error
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        self.ray, self.refs = ray, set[Any]()
+        self.task = ray.remote(remote).options(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)
+        there = ray.cluster_resources()
+        self.places = max(1, int(min(there.get("CPU", 0) / threads, there.get("GPU", 0) / gpus if gpus else 1e6)))
+        self.waiting = ThreadPoolExecutor(self.places)  # they hold the locks, and save the records
+
+    def submit(self, config: RunConfig, directory: Path, results: Path, wait: bool, options: dict) -> Future:
+        """The future result of `attempt`; one over `places` waits here."""
+        return self.waiting.submit(attempt, config, directory, results, wait, options, self._train)
+
+    def _train(self, config: RunConfig, checkpoints: str | os.PathLike[str], **options) -> Record:
+        ref = self.task.remote(config, str(Path(checkpoints).resolve()), options)
+        self.refs.add(ref)
+        try:
+            return self.ray.get(ref)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # what train raised
+        finally:
+            self.refs.discard(ref)
+
+    def stop(self) -> None:
+        """Cancel what is under way and leave the cluster."""
+        for ref in list(self.refs):
+            self.ray.cancel(ref, force=True)
+        self.waiting.shutdown(cancel_futures=True)
+        self.ray.shutdown()
