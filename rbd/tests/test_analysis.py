@@ -675,7 +675,7 @@ def test_a_notebook_draws_the_same_bytes_again(results):
         results / "tables" / "curves-quick.json"
     ]
     before = [p.read_bytes() for p in paths]
-    style.plt.rcParams["lines.linewidth"] = 9  # what somebody set before
+    style.plt.rcParams["axes.grid"] = True  # what somebody set before
     execute("curves", results)
     assert [p.read_bytes() for p in paths] == before
 
