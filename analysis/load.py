@@ -17,8 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-CONFIG = ("model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "lr", "epochs", "batch_size",
-          "then_lr", "switch", "seed")  # fmt: skip
+ALWAYS = ("model", "data", "method", "lr", "epochs", "batch_size", "seed")  # fields that the config of every run has
+NEEDED = ("dim", "partition", "distribution", "redraw", "sigma", "switch")  # and some that others have
+OUTCOME = ("id", "path", "sweeps", "outcome", "accuracy", "best", "cosine", "images", "forward_passes", "steps", "seconds",
+           "stream_version", "commit", "dirty", "cpu", "device")  # fmt: skip  # columns of runs; the others are their config
 POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
 RECORD = {"format": int, "config": dict, "outcome": str, "curve": list, "seconds": list, "environment": dict}
 CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
@@ -47,7 +49,7 @@ class Runs:
 
     name: str
     profile: str
-    table: pd.DataFrame  # a row per run: id, path, sweeps, CONFIG, outcome, accuracy (%), best (%), cosine, images, ...
+    table: pd.DataFrame  # a row per run: OUTCOME (accuracy, %, of the last epoch), and the config
     curves: pd.DataFrame  # a row per run and epoch: id, POINT, seconds
     expected: int
     missing: tuple[str, ...]
@@ -169,6 +171,8 @@ def read(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path}: config: got one with the id {config_id(record['config'])}, allowed the id of the file name")
     if len(record["curve"]) != len(record["seconds"]) or (record["outcome"] == "finished" and not record["curve"]):
         raise Damaged(f"{path}: curve: got {len(record['curve'])} points and {len(record['seconds'])} seconds")
+    if lacking := [name for name in ALWAYS if name not in record["config"]]:
+        raise Damaged(f"{path}: config: got none of {', '.join(lacking)}, allowed all of {', '.join(ALWAYS)}")
     record["curve"] = [{name: _number(path, point, name) for name in POINT} for point in record["curve"]]
     return record
 
@@ -185,7 +189,7 @@ def _row(path: Path, record: dict) -> dict[str, Any]:
     environment = {name: record["environment"].get(name) for name in ("stream_version", "commit", "dirty", "cpu", "device")}
     return {
         "id": path.stem, "path": path, "outcome": record["outcome"],
-        **{name: record["config"].get(name) for name in CONFIG},
+        **dict.fromkeys(NEEDED), **record["config"],
         "accuracy": last["accuracy"] if record["outcome"] == "finished" else CHANCE,  # after the last epoch, %
         "best": max((p["accuracy"] for p in record["curve"]), default=CHANCE),  # of all epochs, %
         "cosine": sum(cosines) / len(cosines) if cosines else math.nan,  # mean over the epochs
@@ -221,7 +225,7 @@ def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tup
     found = {}
     for values, runs in table.groupby(list(by), sort=False, dropna=False):
         key = tuple(map(_plain, values))
-        for name in set(CONFIG) - {*by, *free, "seed"}:
+        for name in sorted(set(table.columns) - {*OUTCOME, *by, *free, "seed"}):
             if runs[name].nunique(dropna=False) > 1:
                 told = [f"{name} {getattr(r, name)}: {r.id}" for r in runs.itertuples()]
                 raise Inconsistent(f"{by} = {key}: runs differ in {name}: {_listed(told)}")

@@ -294,6 +294,16 @@ def test_damaged_records_are_named_all_of_them(dimension, damage, cause):
     assert [first.read_bytes(), second.read_bytes()] == contents
 
 
+def test_a_record_without_a_network_is_named(dimension):
+    """Its id is that of its config, as it says."""
+    content = json.loads(records(dimension, "dimension")[0].read_text("utf-8"))
+    del content["config"]["model"]
+    path = dimension / f"{load.config_id(content['config'])}.json"
+    path.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(load.Damaged, match=rf"{path.name}: config: got none of model, allowed all of model, data"):
+        load.read(path)
+
+
 def test_a_damaged_list_is_named(dimension):
     path = dimension / "sweeps" / "dimension-quick.json"
     change(path, lambda m: m["configs"][0]["config"].update(dim=3))
@@ -348,6 +358,21 @@ def test_cells_hold_runs_that_differ_in_the_seed_alone(results):
     twice = table.assign(seed=0)
     with pytest.raises(load.Inconsistent, match="runs share a seed: [0-9a-f]{16}"):
         load.cells(twice, "model", "data", "method", "dim")
+
+
+def test_a_field_that_this_code_does_not_know_is_not_averaged_over(dimension):
+    """A later field of a config, such as the number of workers, must not slip into a mean."""
+    config = json.loads(next(p for p in records(dimension, "dimension")).read_text("utf-8"))["config"] | {
+        "later": 2,
+        "seed": 7,
+    }
+    name = load.config_id(config)
+    source = json.loads(records(dimension, "dimension")[0].read_text("utf-8"))
+    (dimension / "runs" / "dimension-quick" / f"{name}.json").write_text(json.dumps(source | {"config": config}), "utf-8")
+    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m["configs"].append({"id": name, "config": config}))
+    table = load.sweep(dimension, "dimension", "quick").table
+    with pytest.raises(load.Inconsistent, match=rf"runs differ in later: .*later 2.0: {name}"):
+        load.cells(table, "model", "data", "method", "dim")
 
 
 def test_counts_and_commits_are_told(results, dimension):
@@ -650,7 +675,7 @@ def test_a_notebook_draws_the_same_bytes_again(results):
         results / "tables" / "curves-quick.json"
     ]
     before = [p.read_bytes() for p in paths]
-    style.plt.rcParams["lines.linewidth"] = 9  # what somebody set before
+    style.plt.rcParams["axes.grid"] = True  # what somebody set before
     execute("curves", results)
     assert [p.read_bytes() for p in paths] == before
 
