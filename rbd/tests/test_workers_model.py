@@ -49,7 +49,7 @@ def machine(model):
 
 @pytest.mark.parametrize("point", MEASURED)
 def test_exchange_against_measured_points(model, machine, point):
-    """Two of the 18 points made the model. Measured is 0.7 to 2.1 times the model (3 and 4 processes wait for two cores too),
+    """Two of the 18 points made the model. Measured is 0.7 to 2.1 times the model (3 and 4 processes wait for 2 cores too),
     up to 3.2 times at a million values, where adding them up, which the model leaves out, costs as much as sending."""
     variant, values, workers = point
     modelled = model.exchange_seconds(variant, workers, values, values, machine)
