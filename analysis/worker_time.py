@@ -38,7 +38,7 @@ def exchange_seconds(variant: str, workers: int, dim: int, size: int, machine: M
 
 
 def step_seconds(variant: str, workers: int, dim: int, size: int, machine: Machine) -> float:
-    """gradient + project + exchange + expand; of own bases' W expansions the first one and the exchange hide each other."""
+    """gradient + project + exchange + expand; with own bases the first of W expansions overlaps the exchange."""
     if variant not in VARIANTS:
         raise ValueError(f"variant: got {variant!r}, allowed {', '.join(VARIANTS)}")
     turns = max(1.0, workers / machine.cores)

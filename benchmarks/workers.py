@@ -21,11 +21,11 @@ TIMES = 20  # calls, of which the median counts
 RIVALS = ("ddp", "all_reduce")  # D floats: summed in the order of the workers, and by the backend's own all-reduce
 
 
-def _seconds(function: Callable[[], object], group: dist.ProcessGroup) -> float:
+def _seconds(function: Callable[[], object], times: int, group: dist.ProcessGroup) -> float:
     """Median time of a call that all workers begin together; the slowest worker's, as nobody can go on before it."""
     function()
     taken = []
-    for _ in range(TIMES):
+    for _ in range(times):
         dist.barrier(group)
         start = time.perf_counter()
         function()
@@ -35,12 +35,12 @@ def _seconds(function: Callable[[], object], group: dist.ProcessGroup) -> float:
     return max(box)
 
 
-def _bytes(function: Callable[[], object]) -> float:
+def _bytes(function: Callable[[], object], times: int) -> float:
     function()
     before = distributed.wire().sent
-    for _ in range(TIMES):
+    for _ in range(times):
         function()
-    return (distributed.wire().sent - before) / TIMES
+    return (distributed.wire().sent - before) / times
 
 
 def _optimizer(group: dist.ProcessGroup | None, variant: str | None) -> RBD:
@@ -63,20 +63,20 @@ def _exchange(variant: str, group: dist.ProcessGroup) -> Callable[[], object]:
     return lambda: workers.gather(c[: lengths[workers.rank]], lengths)()
 
 
-def measured() -> dict[tuple[str, str, int], float]:
+def measured(counts: tuple[int, ...] = COUNTS, times: int = TIMES) -> dict[tuple[str, str, int], float]:
     """(what, variant, W) -> seconds or bytes, by worker 0 of the most workers."""
     found = {}
-    for count in COUNTS:
+    for count in counts:
         group = dist.new_group(list(range(count)))
         if dist.get_rank() < count:
             for variant in (*VARIANTS, *RIVALS):
                 exchange = _exchange(variant, group)
-                found["exchange", variant, count] = _seconds(exchange, group)
-                found["bytes", variant, count] = _bytes(exchange)
+                found["exchange", variant, count] = _seconds(exchange, times, group)
+                found["bytes", variant, count] = _bytes(exchange, times)
                 if variant in VARIANTS:
-                    found["step", variant, count] = _seconds(_optimizer(group, variant).step, group)
+                    found["step", variant, count] = _seconds(_optimizer(group, variant).step, times, group)
             if count == 1:
-                found["step", "alone", 1] = _seconds(_optimizer(None, None).step, group)
+                found["step", "alone", 1] = _seconds(_optimizer(None, None).step, times, group)
         dist.barrier()
     return found
 

@@ -103,9 +103,9 @@ def update(part: Part, variant: str, c: Sequence[Tensor]) -> Tensor:
 
 def ordered_sum(terms: Iterable[Tensor]) -> Tensor:
     """((x_0 + x_1) + x_2) + ... in the order of the workers."""
-    first, *others = terms if isinstance(terms, (list, tuple, Tensor)) else iter(terms)
-    total = first.clone()
-    for term in others:
+    terms = iter(terms)  # one at a time, as W of them may not fit into memory
+    total = next(terms).clone()
+    for term in terms:
         total += term
     return total
 

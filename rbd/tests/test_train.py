@@ -189,6 +189,36 @@ def test_cosine_in_every_epoch_of_a_method_with_gradients(few):
     assert all(point.cosine is not None for point in train(config("rbd")).curve)
 
 
+# ---------------------------------------------------------------- batches of workers
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 10, 11, 25])
+def test_workers_share_out_the_batches(every, few):
+    """Worker r's batches are number r, r + W, ... of the one stream, over the ends of epochs and from any step on."""
+    split, run = data.load("mnist-embedded").train, config("rbd")
+    whole = list(itertools.islice(loop._stream(split, run, 0, PER_EPOCH), 60))
+    for start in range(0, 30, 7):
+        mine = itertools.islice(loop._stream(split, run, start, PER_EPOCH, every), (60 - start) // every)
+        for number, (x, y) in enumerate(mine):
+            assert torch.equal(x, whole[start + number * every][0]) and torch.equal(y, whole[start + number * every][1])
+
+
+@pytest.mark.parametrize(("workers", "variant", "batches", "steps"), [
+    (1, "common", 1, 30), (4, "common", 4, 7), (4, "bases", 4, 7), (3, "shares", 1, 30), (3, "directions", 1, 30),
+])  # fmt: skip
+def test_budget_of_workers(workers, variant, batches, steps):
+    """Equal images, to the last few batches that do not make a step; every worker's evaluations count."""
+    made = loop.budget(config("rbd", workers=workers, variant=variant), IMAGES)
+    assert (made.batches, made.steps, made.passes) == (batches, steps, workers)
+    sampled = [step for step in range(1, made.steps + 1) if made.sampled(step)]
+    assert {made.epoch(step - 1) for step in sampled} == set(range(3))  # in each of the three epochs
+
+
+def test_more_workers_than_batches():
+    with pytest.raises(ValueError, match=r"workers: got 31, allowed 1 \.\.\. 30 \(the batches of all epochs\)"):
+        loop.budget(config("rbd", workers=31), IMAGES)
+
+
 # ---------------------------------------------------------------- twice the same
 
 
