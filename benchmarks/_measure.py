@@ -205,7 +205,9 @@ def fresh(code: str, **environment: str) -> str:
     Raises:
         RuntimeError: it failed; with what it wrote.
     """
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    places = os.pathsep.join(filter(None, sys.path))  # it finds rbd where this process does
+    env = {**os.environ, "PYTHONPATH": places, **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"exit status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
