@@ -13,7 +13,6 @@ from pathlib import Path
 
 from benchmarks._cost import ON_DEMAND, WAYS, stored_mib
 from benchmarks.memory import SIZE as MEMORY_SIZE
-from rbd.report import insert
 
 ROOT = Path(__file__).parents[1]
 NAME = {"rademacher": "signs"}
@@ -165,12 +164,19 @@ def tables(folder: Path) -> str:
     return "\n\n".join(section(results) for results in latest(folder)) or "No results are committed yet."
 
 
+def written(text: str, folder: Path) -> str:
+    """A page with the tables between its marks."""
+    from rbd.report import insert  # here, so that asv can import this module beside an rbd that has no such function
+
+    return insert(text, "asv", tables(folder))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "asv", help="default: results/asv")
     parser.add_argument("--into", type=Path, default=ROOT / "benchmarks" / "README.md", help="default: benchmarks/README.md")
     given = parser.parse_args()
-    given.into.write_text(insert(given.into.read_text("utf-8"), "asv", tables(given.results)), "utf-8")
+    given.into.write_text(written(given.into.read_text("utf-8"), given.results), "utf-8")
 
 
 if __name__ == "__main__":
