@@ -13,7 +13,6 @@ from pathlib import Path
 
 from benchmarks._cost import ON_DEMAND, WAYS, stored_mib
 from benchmarks.memory import SIZE as MEMORY_SIZE
-from rbd.report import insert
 
 ROOT = Path(__file__).parents[1]
 NAME = {"rademacher": "signs"}
@@ -66,7 +65,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _any(rows: Sequence[Sequence[str]]) -> bool:
-    return any(cell not in ("n/a", "") and "GiB" not in cell for row in rows for cell in row[1:])
+    return any(cell not in ("n/a", "") and not cell.endswith("iB)") for row in rows for cell in row[1:])
+
+
+def _size(mib: float) -> str:
+    return f"{mib / 2**10:,.0f} GiB" if mib >= 2**10 else f"{mib:,.0f} MiB"
 
 
 def ratios(results: Results, device: str) -> str:
@@ -95,7 +98,7 @@ def products(results: Results, device: str, dim: str = "1000") -> str:
         value = results.get("kernels.Product.track_project", device, way, dim, size)
         mib = stored_mib(way, int(dim), int(size))
         large = device == "cpu" and mib > 0.8 * ram / 2**20
-        return f"{value:.3g}" if not math.isnan(value) else f"({mib / 2**10:.0f} GiB)" if large else "n/a"
+        return f"{value:.3g}" if not math.isnan(value) else f"({_size(mib)})" if large else "n/a"
 
     rows = [[NAME.get(way, way), *(cell(way, size) for size in sizes)] for way in WAYS]
     return _table([f"project, ms; d = {int(dim):,}", *(f"D = {int(size):,}" for size in sizes)], rows) if _any(rows) else ""
@@ -122,7 +125,7 @@ def memory(results: Results, device: str) -> str:
     def cell(way: str, dim: str) -> str:
         value = results.get("memory.Peak.track_step", device, way, dim)
         mib = stored_mib(way, int(dim), MEMORY_SIZE)
-        return f"{value:,.0f}" if not math.isnan(value) else f"n/a ({mib / 2**10:.0f} GiB)" if mib else "n/a"
+        return f"{value:,.0f}" if not math.isnan(value) else f"n/a ({_size(mib)})" if mib else "n/a"
 
     ways = ("rademacher", "uniform", "normal", "stored fp32")
     rows = [[NAME.get(way, way), *(cell(way, dim) for dim in dims)] for way in ways]
@@ -151,12 +154,21 @@ def section(results: Results) -> str:
 
 
 def _command(results: Results) -> str:
-    """What made the results: benchmarks/on_gpu names its environments by the process it ran in."""
-    return "benchmarks/on_gpu" if "-process-" in results.path.name else f"tox -e bench -- run {results.commit[:8]}^!"
+    """What made the results: benchmarks.run names its environments by the process it ran in."""
+    if "-process-" in results.path.name:
+        return "benchmarks/on_gpu" if " with " in results.machine["cpu"] else "python -m benchmarks.run --save results/asv"
+    return f"tox -e bench -- run {results.commit[:8]}^!"
 
 
 def tables(folder: Path) -> str:
     return "\n\n".join(section(results) for results in latest(folder)) or "No results are committed yet."
+
+
+def written(text: str, folder: Path) -> str:
+    """A page with the tables between its marks."""
+    from rbd.report import insert  # here, so that asv can import this module beside an rbd that has no such function
+
+    return insert(text, "asv", tables(folder))
 
 
 def main() -> None:
@@ -164,7 +176,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "asv", help="default: results/asv")
     parser.add_argument("--into", type=Path, default=ROOT / "benchmarks" / "README.md", help="default: benchmarks/README.md")
     given = parser.parse_args()
-    given.into.write_text(insert(given.into.read_text("utf-8"), "asv", tables(given.results)), "utf-8")
+    given.into.write_text(written(given.into.read_text("utf-8"), given.results), "utf-8")
 
 
 if __name__ == "__main__":

@@ -299,7 +299,7 @@ def test_table_names_a_file_that_is_none_of_asvs(benchmarks, tmp_path):
 
 def test_readme_has_the_tables_of_the_committed_results(benchmarks):
     table, readme = benchmarks("table"), (ROOT / "benchmarks" / "README.md").read_text("utf-8")
-    assert table.insert(readme, "asv", table.tables(ROOT / "results" / "asv")) == readme
+    assert table.written(readme, ROOT / "results" / "asv") == readme
 
 
 def _bash(*command: str, **environment: str) -> subprocess.CompletedProcess:
