@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -31,9 +31,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from tqdm import tqdm
 
-from rbd import data, models, optim, record
+from rbd import data, distributed, models, record
 from rbd import train as loop
 from rbd.config import RunConfig
+from rbd.distribution import distribution
 from rbd.partition import Partition, partition
 
 FILE = Path(__file__).parent / "expected" / "accuracy.json"
@@ -211,8 +212,12 @@ def observed(case: Case) -> Iterator[list[dict[str, float]]]:
 
 def measures(case: Case, seed: int) -> dict[str, float]:
     """One run as numbers: accuracy (%) and mean loss of its last epoch, the recorded cosine, means of the observables."""
-    case = replace(case, config=replace(case.config, seed=seed))
-    learnt, steps = _workers(case) if case.workers > 1 else _trained(case)
+    case, threads = replace(case, config=replace(case.config, seed=seed)), torch.get_num_threads()
+    torch.set_num_threads(1)  # as train does for the FC net: sums in another order are another run
+    try:
+        learnt, steps = _workers(case) if case.workers > 1 else _trained(case)
+    finally:
+        torch.set_num_threads(threads)
     shown = {name: fmean(step[name] for step in steps if name in step) for name in steps[-1]} if steps else {}
     return learnt | shown
 
@@ -228,15 +233,15 @@ def _trained(case: Case) -> tuple[dict[str, float], list[dict[str, float]]]:
 
 
 def _workers(case: Case) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """W workers in one process: θ ← θ - η Σ_w Φ_wᵀ Φ_w g, the worker's number being the stream of its basis."""
+    """W workers with own bases on one batch, by one process in turn: θ ← θ - η Σ_r Φ_rᵀ Φ_r g."""
     config, sets, steps, losses = case.config, _dataset(case.config.data), [], []
     model, gradient, observe, bases = _network(config), gradients(config), observer(case, steps), bases_of(config)
-    theta = parameters_to_vector(model.parameters()).detach()
+    theta, law = parameters_to_vector(model.parameters()).detach(), distribution(config.distribution)
     per_epoch = len(sets.train) // config.batch_size
     for step in range(config.epochs * per_epoch):
         loss, g = gradient(theta)
-        own = [optim.rbd_direction(g, bases, config.distribution, config.seed, w, step)[0] for w in range(case.workers)]
-        moved = theta - config.lr * torch.stack(own).sum(0)
+        part = distributed.Part(g, bases.compartments, law, config.seed, step)
+        moved = theta - config.lr * distributed.in_turn([part] * case.workers, "directions")
         observe(theta - moved, g)
         losses.append(float(loss))
         theta = moved
@@ -259,7 +264,7 @@ def expectations(file: Path = FILE) -> dict[str, dict[str, list[float]]]:
 
 
 def _described(case: Case) -> dict:
-    return json.loads(json.dumps(asdict(case)))
+    return {"config": json.loads(case.config.canonical()), "workers": case.workers}
 
 
 def check(name: str, seeds: Iterable[int] = SEEDS) -> list[Check]:
