@@ -312,7 +312,7 @@ def checkpoint() -> tuple[dict, dict]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
-    return distributed.launch(battery, MOST, *checkpoint(), tmp_path_factory.mktemp("checkpoints"), timeout=60)
+    return distributed.launch(battery, MOST, *checkpoint(), tmp_path_factory.mktemp("checkpoints"), timeout=240)
 
 
 @pytest.fixture(autouse=True)
