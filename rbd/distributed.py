@@ -45,6 +45,7 @@ from rbd.basis import WORD, check_word
 from rbd.distribution import Distribution
 from rbd.distribution import distribution as distribution_of
 from rbd.partition import Compartment, by_tensor
+from rbd.philox import STREAM_VERSION
 
 VARIANTS = ("common", "bases", "directions", "shares")  # what a user picks; FSDP2 parameters are always "sharded"
 OWN_BATCH = ("common", "bases", "ddp")
@@ -389,7 +390,7 @@ class CoordinatesState:
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
-        RuntimeError: torch.distributed is not initialised.
+        RuntimeError: torch.distributed is not initialised, or the workers were given different arguments.
     """
 
     def __init__(self, params: Iterable[Tensor], dim: int = 250, distribution: str = "normal", seed: int = 0,
@@ -401,6 +402,8 @@ class CoordinatesState:
         self.distribution, self.seed = distribution_of(distribution), check_word("seed", seed)
         self.redraw, self.step = check_word("redraw", redraw), 0
         self.workers = Workers("common", process_group)
+        self.workers.agree({"stream_version": STREAM_VERSION, "dim": dim, "distribution": distribution, "seed": seed,
+                            "redraw": redraw, "shapes": [tuple(p.shape) for p in kept]})  # fmt: skip
 
 
 def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

@@ -190,6 +190,8 @@ def disagreeing(group: dist.ProcessGroup) -> dict[str, str]:
     one("stream", before=lambda optimizer, model: None)
     optim.STREAM_VERSION = version
     one("frozen", before=lambda optimizer, model: model[2].requires_grad_(not odd))
+    state = partial(distributed.CoordinatesState, network().parameters(), 7, seed=int(odd), process_group=group)
+    told["hook"] = said(state)
     return told
 
 
@@ -310,7 +312,7 @@ def checkpoint() -> tuple[dict, dict]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
-    return distributed.launch(battery, MOST, *checkpoint(), tmp_path_factory.mktemp("checkpoints"), timeout=60)
+    return distributed.launch(battery, MOST, *checkpoint(), tmp_path_factory.mktemp("checkpoints"), timeout=240)
 
 
 @pytest.fixture(autouse=True)
@@ -471,8 +473,8 @@ def test_all_are_told_who_differs(found, workers):
     others = ", ".join(str(r) for r in range(workers) if r != 1)
     got = {"seed": ("0", "1"), "lr": ("0.5", "0.25"), "variant": ("'shares'", "'bases'"), "step": ("4", "3"),
            "stream": ("1", "2"), "model": ("83", "93"), "frozen": (r"\[0, 1, 2, 3\]", r"\[0, 1\]"),
-           "parameters": (".*", ".*")}  # fmt: skip
-    names = {"stream": "stream_version", "model": "size", "frozen": "parameters with a gradient"}
+           "hook": ("0", "1"), "parameters": (".*", ".*")}  # fmt: skip
+    names = {"hook": "seed", "stream": "stream_version", "model": "size", "frozen": "parameters with a gradient"}
     for told in found[workers, "disagreeing"]:
         assert told.keys() == got.keys()
         for name, (usual, odd) in got.items():
