@@ -126,14 +126,14 @@ def _train(given: argparse.Namespace) -> int:
 
 def _run_together(wanted: config.RunConfig, directory: Path, results: Path, timeout: int, **options):
     """sweep.run by torchrun's workers: worker 0 keeps record and checkpoints; None on the others."""
-    from rbd import record, sweep
+    from rbd import sweep
     from rbd.distributed import Workers, joined
     from rbd.train import train
 
     assert wanted.workers is not None and wanted.variant is not None
     with joined(wanted.workers, timeout):
         workers = Workers(wanted.variant)
-        found = workers.tell(record.find(wanted, directory) if workers.rank == 0 else None)
+        found = workers.tell(sweep.find(wanted, directory, results) if workers.rank == 0 else None)
         if workers.rank == 0:
             return sweep.run(wanted, directory, results, **options)
         if found is None or found.outcome == "interrupted":
