@@ -9,7 +9,7 @@ from benchmarks._measure import DEVICES, alone, alternate, attempt, expected, fo
 
 NETWORKS = {"fc": (1, 28, 28), "cnn": (1, 28, 28), "resnet8": (3, 32, 32), "resnet32": (3, 32, 32)}
 METHODS = ("sgd", "rbd normal", "rbd uniform", "rbd rademacher", "rbd rademacher by_layer", "fpd rademacher",
-           "nes rademacher")  # fmt: skip
+           "nes rademacher", "sgd graph", "rbd rademacher graph")  # fmt: skip
 DIM, BATCH = 250, 32
 NES = {"cpu": {"fc": 0.3, "cnn": 2.5, "resnet8": 4.0, "resnet32": 15.0},  # seconds a step, roughly: d evaluations
        "cuda": {"fc": 0.1, "cnn": 0.1, "resnet8": 0.4, "resnet32": 1.0}}  # fmt: skip
@@ -33,6 +33,8 @@ def _pair(device: str, network: str, method: str):
     import torch
 
     device = on_device(device)
+    if "graph" in method and device == "cpu":
+        raise NotImplementedError("CUDA graphs are for GPUs")
     if "nes" in method:
         expected(NES[device][network])
     elif network == "resnet32":
@@ -65,7 +67,10 @@ def _threads(torchs: int, kernels: int | None) -> None:
 
 
 def _step(network: str, method: str, device: str) -> Callable[[], object]:
-    """A function that makes one step on a batch of seeded noise; checked to move the parameters and keep them finite."""
+    """A function that makes one step on a batch of seeded noise; checked to move the parameters and keep them finite.
+
+    Steps of a "graph" are captured once, forward, backward and update, and replayed: a launch each.
+    """
     import torch
 
     from rbd import models
@@ -80,11 +85,13 @@ def _step(network: str, method: str, device: str) -> Callable[[], object]:
         return torch.nn.functional.cross_entropy(model(x), y)
 
     def step() -> None:
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none="graph" not in method)
         loss().backward()
         optimizer.step()
 
     call = (lambda: optimizer.step(loss)) if "nes" in method else step
+    if "graph" in method:
+        call = _captured(step)
     before = torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
     call()
     moved = torch.cat([p.detach().reshape(-1) for p in model.parameters()]) - before
@@ -92,11 +99,31 @@ def _step(network: str, method: str, device: str) -> Callable[[], object]:
     return call
 
 
+def _captured(step: Callable[[], None]) -> Callable[[], object]:
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is made once: gradients, tables, compiled kernels
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay(kept: Callable[[], None] = step) -> None:  # its tensors have to live as long as the graph
+        graph.replay()
+
+    return replay
+
+
 def _optimizer(method: str, model):
     import torch
 
     from rbd import FPD, NES, RBD
 
+    graph, method = "graph" in method, method.removesuffix(" graph")
     name, distribution, partition = (*method.split(), "normal", "whole")[:3] if " " in method else (method, None, None)
     named = list(model.named_parameters())
     if name == "sgd":
@@ -104,7 +131,8 @@ def _optimizer(method: str, model):
     if name == "nes":
         return NES(named, lr=0.001, dim=DIM, distribution=distribution)
     partition = partition if partition == "by_layer" else "whole"
-    return {"rbd": RBD, "fpd": FPD}[name](named, lr=0.001, dim=DIM, distribution=distribution, partition=partition)
+    more = {"capturable": True} if graph else {}  # older versions lack it
+    return {"rbd": RBD, "fpd": FPD}[name](named, lr=0.001, dim=DIM, distribution=distribution, partition=partition, **more)
 
 
 class Step:
