@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
@@ -41,6 +42,13 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def plain_pictures() -> Iterator[None]:
+    """What a test changes of matplotlib's settings, as the notebooks do, ends with it."""
+    with matplotlib.rc_context():
+        yield
 
 
 @pytest.fixture(scope="session")

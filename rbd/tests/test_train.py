@@ -411,8 +411,9 @@ def test_interrupted_in_the_first_epoch_starts_again(few, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("method", ["rbd", "sgd"])
-def test_after_the_switch_it_is_the_other_method_from_there(method, few, tmp_path):
+def test_after_the_switch_it_is_the_other_method_from_there(method, few, tmp_path, set_threads):
     """Epoch 2 by hand, from the parameters that a pure run of one epoch leaves."""
+    set_threads(1)  # as train does for the FC net
     one = config(method, epochs=1)
     both = replace(config("rbd"), method=method, switch=1, lr=one.lr, then_lr={"rbd": 0.125, "sgd": 4.0}[method])
     first, whole = train(one, tmp_path), train(both)
