@@ -18,9 +18,11 @@ from typing import Any
 import pandas as pd
 
 ALWAYS = ("model", "data", "method", "lr", "epochs", "batch_size", "seed")  # fields that the config of every run has
-NEEDED = ("dim", "partition", "distribution", "redraw", "sigma", "switch")  # and some that others have
+NEEDED = ("dim", "partition", "distribution", "redraw", "sigma", "switch", "workers", "variant")  # and some that others have
+# ^ workers, variant: a run of one process has neither
+ENVIRONMENT = ("stream_version", "commit", "dirty", "cpu", "cpu_count", "device", "bytes_per_step")
 OUTCOME = ("id", "path", "sweeps", "outcome", "accuracy", "best", "cosine", "images", "forward_passes", "steps", "seconds",
-           "stream_version", "commit", "dirty", "cpu", "device")  # fmt: skip  # columns of runs; the others are their config
+           *ENVIRONMENT)  # fmt: skip  # columns of runs; the others are their config
 POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
 RECORD = {"format": int, "config": dict, "outcome": str, "curve": list, "seconds": list, "environment": dict}
 CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
@@ -186,7 +188,7 @@ def config_id(config: Mapping[str, Any]) -> str:
 def _row(path: Path, record: dict) -> dict[str, Any]:
     last: dict[str, Any] = record["curve"][-1] if record["curve"] else {}
     cosines = [p["cosine"] for p in record["curve"] if p["cosine"] is not None]
-    environment = {name: record["environment"].get(name) for name in ("stream_version", "commit", "dirty", "cpu", "device")}
+    environment = {name: record["environment"].get(name) for name in ENVIRONMENT}
     return {
         "id": path.stem, "path": path, "outcome": record["outcome"],
         **dict.fromkeys(NEEDED), **record["config"],
@@ -254,6 +256,15 @@ def curve(runs: Runs, ids: Iterable[str], value: str = "accuracy") -> pd.DataFra
     """value of several runs by epoch: rows epochs, columns ids; the epochs that all have (one may have diverged)."""
     chosen = runs.curves[runs.curves.id.isin(list(ids))]
     return chosen.pivot(index="epoch", columns="id", values=value).dropna()
+
+
+def step_seconds(curves: pd.DataFrame) -> pd.Series:
+    """Wall seconds of a step by id: median over the epochs after the first, in which kernels compile.
+
+    NaN where there is no second epoch. The seconds of an epoch hold its validation too.
+    """
+    epochs = curves.groupby("id")[["step", "seconds"]].diff()
+    return (epochs.seconds / epochs.step).groupby(curves.id).median()
 
 
 # ---------------------------------------------------------------- other files
@@ -370,8 +381,8 @@ def _configs(table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
 
 def _told(name: str, config: Mapping[str, Any]) -> str:
     """A run in a few words."""
-    words = [str(config[k]) for k in ("model", "data", "method") if config.get(k)]
-    words += [f"{k}={config[k]:g}" for k in ("dim", "lr", "seed") if _is_number(config.get(k))]
+    words = [str(config[k]) for k in ("model", "data", "method", "variant") if isinstance(config.get(k), str)]
+    words += [f"{k}={config[k]:g}" for k in ("workers", "dim", "lr", "seed") if _is_number(config.get(k))]
     return f"{name} ({' '.join(words)})" if words else name
 
 

@@ -25,6 +25,11 @@ LOOKS: dict[str, dict[str, Any]] = {  # method, distribution or variant -> how i
     "fpd": dict(color=BLUE, marker="^", linestyle="-."),
     "nes": dict(color=GREY, marker="v", linestyle=":"),
     "rbd-nes": dict(color=GREEN, marker="D", linestyle=(0, (3, 1, 1, 1, 1, 1))),
+    "common": dict(color=VERMILION, marker="o", linestyle="-"),
+    "bases": dict(color=BLUE, marker="^", linestyle="-."),
+    "directions": dict(color=SKY, marker="v", linestyle=":"),
+    "shares": dict(color=GREEN, marker="D", linestyle=(0, (3, 1, 1, 1, 1, 1))),
+    "ddp": dict(color=BLACK, marker="s", linestyle="--"),
     "normal": dict(color=BLUE, marker="o", linestyle="-"),
     "uniform": dict(color=ORANGE, marker="^", linestyle="--"),
     "rademacher": dict(color=GREEN, marker="s", linestyle="-."),
@@ -40,7 +45,7 @@ CYCLE = [dict(color=c, marker=m, linestyle=s) for c, m, s in zip(
     ("-", "-.", "--", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)), (0, (5, 5))))]  # fmt: skip
 NAMES = {"sgd": "SGD", "rbd": "RBD", "fpd": "FPD", "nes": "NES", "rbd-nes": "RBD-NES", "fc": "FC", "cnn": "CNN",
          "resnet8": "ResNet-8", "resnet32": "ResNet-32", "mnist": "MNIST", "fmnist": "F-MNIST", "cifar10": "CIFAR-10",
-         "rademacher": "signs"}  # fmt: skip
+         "rademacher": "signs", "ddp": "DDP (SGD)"}  # fmt: skip
 ACCURACY = "validation accuracy (%)"
 RC = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,

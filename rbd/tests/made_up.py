@@ -20,6 +20,7 @@ SEEDS = (0, 1, 2)
 SIGNS = {"distribution": "rademacher"}
 LEVELS = {"nes": 20.0, "rbd-nes": 25.0, "fpd": 60.0, "rbd": 80.0, "sgd": 92.0}
 COSINE = {"fc": 101_770, "cnn": 93_322}
+VARIANTS = ("common", "bases", "directions", "shares", "ddp")
 WHERE = {"stream_version": 1, "commit": "0123456789abcdef", "dirty": False}
 
 
@@ -68,6 +69,10 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
     elif name == "nes":
         for (method, epochs), seed in product((("rbd", 4), ("nes", 4), ("rbd-nes", 1), ("rbd-nes", 4)), SEEDS):
             yield dict(model="fc", data=mnist, method=method, dim=4, epochs=epochs, seed=seed, **SIGNS)
+    elif name == "workers":
+        for count, variant, seed in product((1, 2, 4, 8) if profile == "paper" else (1, 2, 3, 4), VARIANTS, SEEDS):
+            law = {"method": "sgd"} if variant == "ddp" else {"method": "rbd", **SIGNS}
+            yield dict(model="fc", data=mnist, workers=count, variant=variant, seed=seed, epochs=3, **law)
     elif name == "paper_rates":
         for method, seed in product(("fpd", "rbd", "sgd"), SEEDS):
             yield dict(model="fc", data=mnist, method=method, seed=seed, epochs=3, **({} if method == "sgd" else SIGNS))
@@ -86,7 +91,7 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
 
 
 RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid")
-RUNS += ("nes", "learning_rate", "paper_rates", "normals")
+RUNS += ("nes", "workers", "learning_rate", "paper_rates", "normals")
 
 
 def _resolved(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -113,7 +118,12 @@ def made_up(config: dict[str, Any]) -> Record:
         for e in epochs
     )
     base = {k: v for k, v in config.items() if k in RunConfig.__dataclass_fields__}
-    return Record(RunConfig(**base), "finished", points, tuple(float(e) for e in epochs), WHERE)
+    seconds, where = tuple(float(e) for e in epochs), WHERE
+    if workers := config.get("workers"):  # 2 ms a step and worker, the first epoch compiles for 9 seconds
+        seconds = tuple(9 + 0.2 * workers * e for e in epochs)
+        sent = (100_000 if config["variant"] == "ddp" else 1000) * (workers - 1)
+        where = WHERE | {"cpu": "a processor", "cpu_count": 2, "bytes_per_step": sent}
+    return Record(RunConfig(**base), "finished", points, seconds, where)
 
 
 def save(config: dict[str, Any], folder: Path) -> Path:

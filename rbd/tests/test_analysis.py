@@ -13,11 +13,13 @@ from statistics import mean, stdev
 import load
 import made_up
 import numpy as np
+import pandas as pd
 import paper
 import pytest
 import stats
 import style
 import tables
+import worker_time
 from scipy.stats import trim_mean
 
 from rbd import config, models, record, report, sweep
@@ -458,7 +460,8 @@ def test_the_note_is_in_the_figure(tmp_path):
 
 def test_looks_are_told_apart_with_and_without_colour():
     methods = [style.LOOKS[m] for m in ("sgd", "rbd", "fpd", "nes", "rbd-nes")]
-    for looks in (methods, style.CYCLE, [style.LOOKS[law] for law in ("normal", "uniform", "rademacher")]):
+    variants = [style.LOOKS[variant] for variant in worker_time.VARIANTS]
+    for looks in (methods, variants, style.CYCLE, [style.LOOKS[law] for law in ("normal", "uniform", "rademacher")]):
         for what in ("color", "marker", "linestyle"):
             assert len({str(look[what]) for look in looks}) == len(looks), what
     assert {look["color"] for look in (*style.LOOKS.values(), *style.CYCLE)} <= OKABE_ITO
@@ -518,7 +521,7 @@ def test_notebooks_draw_what_they_promise(results, name):
     assert {p[:-4] for p in figures if p.endswith(".png")} == {p[:-4] for p in figures if p.endswith(".pdf")}
     assert figures or name == "nes"
     assert name == "schematic" or any(re.fullmatch(rf"tables/{name}(-quick)?\.json", p) for p in made)
-    if name in ("table1", "nes", "learning_rate", "speed"):
+    if name in ("table1", "nes", "learning_rate", "workers", "speed"):
         assert {f"tables/{name}{'' if name == 'speed' else '-quick'}.{kind}" for kind in ("md", "tex")} <= made
 
 
@@ -534,7 +537,8 @@ def test_notebooks_fail_on_a_missing_run_and_draw_without_it_when_allowed(result
     assert notes == []
     execute(name, tmp_path, allow_missing=True)
     told = f"1 of {len(wanted)} runs are missing"
-    assert all(f"INCOMPLETE: {told}" in note for _, note in notes) and (notes or name == "nes")
+    drawn = [note for figure, note in notes if figure != "workers-model"]  # which has no runs
+    assert all(f"INCOMPLETE: {told}" in note for note in drawn) and (drawn or name == "nes")
     assert told in json.loads((tmp_path / "tables" / f"{name}-quick.json").read_text("utf-8"))["evidence"]
 
 
@@ -611,7 +615,7 @@ def test_table1_marks_what_is_apart_from_the_paper(tmp_path, notes):
     assert evidence.startswith("† apart from the paper: FC, MNIST, ") and "FC, MNIST, FPD (our rates, signs) -" in evidence
 
 
-@pytest.mark.parametrize("name", ["table1", "nes", "learning_rate"])
+@pytest.mark.parametrize("name", ["table1", "nes", "learning_rate", "workers"])
 def test_latex_is_plain_ascii(results, name, notes):
     """Any LaTeX sets it; the note is a comment."""
     execute(name, results)
@@ -667,6 +671,97 @@ def test_orthogonality_compares_with_the_theory(results, notes):
     assert names["theory"].tolist() == pytest.approx([0.0798, 0.02523, 0.00798, 0.002523] * 2, rel=1e-3)
     assert names["ratios"].tolist() == pytest.approx([1.0] * 8, abs=0.03)
     assert "6 points" in names["found"][0] and "n = 10,000 pairs" in names["found"][0]
+
+
+def lines(ax) -> dict[str, list[list[float]]]:
+    """Label -> points of everything drawn in a panel."""
+    bars = {c.get_label(): c.lines[0].get_xydata().tolist() for c in ax.containers}
+    return bars or {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+
+
+def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
+    """Made up with 2 W ms a step after 9 seconds of start-up, and (W - 1) 1000 bytes, 100,000 for DDP."""
+    figures = {}
+    monkeypatch.setattr(style, "save", lambda figure, _, name, note: figures.update({name: (figure, note)}))
+    execute("workers", results)
+    figure, note = figures["workers-quick"]
+    accuracy, seconds, sent = map(lines, figure.axes)
+    found = record.load_all(results / "runs" / "workers-quick")
+    labels = {style.label(v): v for v in ("common", "bases", "directions", "shares", "ddp")}
+    assert set(accuracy) == set(seconds) == set(sent) == set(labels)
+    for label, variant in labels.items():
+        means = [
+            [w, mean(r.curve[-1].accuracy for r in found if (r.config.workers, r.config.variant) == (w, variant))]
+            for w in (1, 2, 3, 4)
+        ]
+        assert accuracy[label] == pytest.approx(np.array(means))
+        assert seconds[label] == pytest.approx(np.array([[w, 2.0 * w] for w in (1, 2, 3, 4)]))
+        each = 100_000 if variant == "ddp" else 1000
+        assert sent[label] == [[w, each * (w - 1)] for w in (2, 3, 4)]  # 0 has no place on a logarithmic axis
+    assert figure.axes[2].get_yscale() == "log" and figure.axes[1].get_title("left") == "W processes, one machine"
+    assert "W processes share one machine (a processor, 2 cores)" in note and "n = 3 seeds" in note
+    evidence = json.loads((results / "tables" / "workers-quick.json").read_text("utf-8"))["evidence"]
+    assert len(evidence) == 6 and re.search(
+        r"common: .*W = 3: .* % \(n = 3\) \[.*\], a step 6\.00 ms, 2,000 bytes;", evidence[0]
+    )
+    rows = [line.split(" | ") for line in (results / "tables" / "workers-quick.md").read_text("utf-8").splitlines()]
+    (row,) = (r for r in rows if r[1:3] == ["DDP (SGD)", "4"])
+    assert row[6:] == ["8.00 ± 0.00 (n = 3)", "300000 ± 0 (n = 3)", "610620 |"]  # 8 D (W - 1) / W, D = 101,770
+    style.plt.close("all")
+
+
+def test_the_model_of_workers_is_told_as_a_model(results, monkeypatch):
+    """Its lines are worker_time's, its parameters stand under the figure."""
+    figures = {}
+    monkeypatch.setattr(style, "save", lambda figure, _, name, note: figures.update({name: (figure, note)}))
+    names = execute("workers", results)
+    figure, note = figures["workers-model"]
+    assert note.startswith(
+        "A model, not measured: latency 25 µs, bandwidth 1250 MB/s and latency 1000 µs, bandwidth 12.5 MB/s"
+    )
+    for panel, machine in zip(figure.axes, names["networks"].values()):
+        assert panel.get_title("left").startswith("model, not measured: ")
+        drawn = lines(panel)
+        assert set(drawn) == {"common", "bases, directions", "shares", "DDP (SGD)"}
+        for label, variant in {"shares": "shares", "bases, directions": "directions", "DDP (SGD)": "ddp"}.items():
+            w, ms = drawn[label][-1]
+            assert (w, ms) == (4096, pytest.approx(1e3 * worker_time.step_seconds(variant, 4096, 250, 101_770, machine)))
+    style.plt.close("all")
+
+
+def test_seconds_of_a_step_by_hand(results, tmp_path, notes):
+    """The median of epochs that took 40, 2 and 1 s for 10, 20 and 5 steps; the first one does not count."""
+    curves = pd.DataFrame(
+        {"id": ["a"] * 4 + ["b"], "step": [10, 20, 40, 45, 10], "seconds": [99.0, 139.0, 141.0, 142.0, 7.0]}
+    )
+    found = load.step_seconds(curves)
+    assert found["a"] == pytest.approx(0.2) and np.isnan(found["b"])
+    made_up.manifest(tmp_path, "workers", "quick", made_up.configs("workers", "quick"))
+    shutil.copytree(results / "runs" / "workers-quick", tmp_path / "runs" / "workers-quick")
+    for path in records(tmp_path, "workers"):  # one epoch each, on a system that does not tell bytes
+        change(path, lambda r: r.update(curve=r["curve"][:1], seconds=r["seconds"][:1]))
+        change(path, lambda r: r["environment"].update(bytes_per_step=None))
+    execute("workers", tmp_path)
+    evidence = json.loads((tmp_path / "tables" / "workers-quick.json").read_text("utf-8"))["evidence"]
+    assert "a step unknown ms, unknown bytes" in evidence[0]
+
+
+def test_runs_of_one_process_and_of_workers_are_told_apart(dimension):
+    """A record without workers is one process's: it must not be averaged with those of W workers."""
+    for path in records(dimension, "dimension"):  # as they were saved before there were workers
+        change(path, lambda r: [r["config"].pop(name) for name in ("workers", "variant")])
+    alone = load.sweep(dimension, "dimension", "quick").table
+    assert alone.workers.isna().all() and alone.variant.isna().all()
+    wanted = [*made_up.configs("dimension", "quick"), *made_up.configs("workers", "quick")]
+    made_up.manifest(dimension, "dimension", "quick", wanted)
+    for c in made_up.configs("workers", "quick"):
+        made_up.save(c, dimension / "runs" / "dimension-quick")
+    table = load.sweep(dimension, "dimension", "quick").table
+    cells = load.cells(table, "method", "dim", "variant", "workers")
+    assert {key[2:] for key in cells if key[0] == "rbd" and key[1] == 10} == {(None, None)}
+    assert ("rbd", 250, "shares", 3) in cells and {len(cell) for cell in cells.values()} == {3}
+    with pytest.raises(load.Inconsistent, match="runs differ in variant"):
+        load.cells(table, "method", "dim")
 
 
 def test_a_notebook_draws_the_same_bytes_again(results):
