@@ -112,7 +112,7 @@ def steps(results: Results, device: str) -> str:
     def cell(network: str, method: str) -> str:
         ms = results.get("step.Step.track_time", device, network, method)
         ratio = results.get("step.Step.track_against_sgd", device, network, method)
-        return "n/a" if math.isnan(ms) else f"{ms:.3g} ms" + (f" ({ratio:.2g} ×)" if method != "sgd" else "")
+        return "n/a" if math.isnan(ms) else f"{ms:.3g} ms" + (f" ({_times(ratio)})" if method != "sgd" else "")
 
     rows = [[network, *(cell(network, method) for method in methods)] for network in ("fc", "cnn", "resnet8", "resnet32")]
     return _table(["step", *(m.replace("rademacher", "signs") for m in methods)], rows) if _any(rows) else ""
