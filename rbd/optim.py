@@ -131,8 +131,10 @@ class _RandomBases(torch.optim.Optimizer):
     @staticmethod
     def _drawn(group: dict) -> int:
         """Which basis the present step uses: one in every redraw steps, 0 for ever if redraw is 0."""
-        redraw = group.get("redraw", 1)
-        return group["step"] // redraw % WORD if redraw else 0
+        redraw, step = group.get("redraw", 1), group["step"]
+        if isinstance(step, Tensor) and redraw:  # the kernels take its lowest 32 bits
+            return step if redraw == 1 else step // redraw
+        return step // redraw % WORD if redraw else 0
 
 
 def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:

@@ -109,6 +109,7 @@ def expand(c: torch.Tensor, compartments: tuple, distribution: Distribution, see
     return u
 
 
+@torch.compiler.disable  # it writes through addresses, which a compiler could not follow
 def add(c: torch.Tensor, compartments: tuple, distribution: Distribution, seed: int, stream: int,
         step: int | torch.Tensor, params: Sequence[torch.Tensor], backend: str | None = None) -> None:  # fmt: skip
     """params += the vector with coordinates c, cut into their shapes; on a GPU without a temporary of length D.
@@ -128,13 +129,15 @@ def add(c: torch.Tensor, compartments: tuple, distribution: Distribution, seed: 
         raise ValueError(f"params: got {size} values, allowed {compartments[-1][2]}")
     module = _backend(backend, x.device)
     module.add(x.to(summed(x.dtype)), compartments, distribution, seed, stream, _number(module, step), params)
+    torch.autograd.graph.increment_version(list(params))  # kernels that write through addresses do not
 
 
 def _number(module: ModuleType, step: int | torch.Tensor) -> int | torch.Tensor:
-    return step if module.__name__ == "rbd.kernels.gpu" else int(step)
+    return step if module.__name__ == "rbd.kernels.gpu" else int(step) % 2**32
 
 
-# Under torch.compile the kernels are opaque operators: integers that change from step to step must not trace again.
+# Under torch.compile the kernels are opaque operators: integers that change from step to step must not trace again. Their
+# tables outlive a call, which Inductor's own CUDA graphs do not allow: it is told to leave them out.
 
 
 def _flat(compartments: tuple) -> list[int]:
@@ -153,7 +156,7 @@ def _copied(made: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return made if out is None else out.copy_(made)
 
 
-@torch.library.custom_op("rbd::project", mutates_args=())
+@torch.library.custom_op("rbd::project", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _compiled_project(g: torch.Tensor, compartments: Sequence[int], law: str, seed: int, stream: int, step: int,
                       counter: torch.Tensor | None, backend: str | None) -> torch.Tensor:  # fmt: skip
     name = (_nested(compartments), distribution(law), seed, stream, step if counter is None else counter)
@@ -165,7 +168,7 @@ def _(g, compartments, law, seed, stream, step, counter, backend):
     return g.new_empty(sum(compartments[3::5]), dtype=summed(g.dtype))
 
 
-@torch.library.custom_op("rbd::expand", mutates_args=())
+@torch.library.custom_op("rbd::expand", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _compiled_expand(c: torch.Tensor, compartments: Sequence[int], law: str, seed: int, stream: int, step: int,
                      counter: torch.Tensor | None, backend: str | None) -> torch.Tensor:  # fmt: skip
     name = (_nested(compartments), distribution(law), seed, stream, step if counter is None else counter)

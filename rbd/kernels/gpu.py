@@ -2,12 +2,13 @@
 
 A tile is some rows by some blocks of a chunk: its words are made once, and every part of every word is an entry. Sums
 have a fixed order: along the columns of a lane, over the lanes of a tile by a tree, over the segments of a compartment
-one after another in float64. No atomics, so the same bits on every run; the numbers of rows, parts and warps of a tile
-are for speed alone and change none of them. Nothing is tuned at run time.
+in float64. No atomics, so the same bits on every run; the numbers of rows, parts and warps of a tile are for speed alone
+and change none of them. Nothing is tuned at run time.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,9 +27,8 @@ except ImportError as error:
 
 _KIND = {"normal": 0, "uniform": 1, "rademacher": 2}
 _BLOCKS = {"normal": 64, "uniform": 64, "rademacher": 16}  # Philox blocks of a tile, whole chunks
-SEGMENTS = 64  # of a compartment in project, or more if the rows are few: programs enough to fill a GPU
-PROGRAMS = 1024
-SUMMED = 128  # coordinates of a program that adds up segments
+SEGMENTS = 64  # at most, of a compartment in project; not by the number of rows, which must not change a row's bits
+SUMMED = 32  # coordinates, and segments at a time, of a program that adds up segments
 
 _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
 _W0, _W1 = (tl.constexpr(w) for w in WEYL)
@@ -58,7 +58,8 @@ def _level(word, part, octaves, KIND: tl.constexpr):
         x = (((top >> 15) & 0xFFFE) | 1).to(tl.float32)
         bits = x.to(tl.uint32, bitcast=True)
         s = 2.0 - ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-        at = octaves - 127 + (bits >> 23).to(tl.int32)
+        octave = (bits >> 23).to(tl.int32) - 127
+        at = octaves + tl.max_contiguous(octave, [1, 2])  # not true, but keeps Triton from another layout for the loads
         z = tl.fma(tl.load(at + 64), s, tl.load(at + 48))
         z = tl.fma(z, s, tl.load(at + 32))
         z = tl.fma(z, s, tl.load(at + 16))
@@ -103,14 +104,14 @@ def _project(g, owners, table, partial, octaves, seed, stream, step,
     segment, r = program // groups, (program % groups) * R + tl.arange(0, R)  # (R,)
     row = (tl.load(fields + 4) + r).to(tl.uint32)[:, None]
     number = tl.load(fields + 1).to(tl.uint32)
-    chunk = segment * tl.load(fields + 6)
+    chunk, drawn = segment * tl.load(fields + 6), _step_of(step)
     end = tl.minimum(chunk + tl.load(fields + 6), (size + _WORDS * PARTS - 1) // (_WORDS * PARTS))
     lane = tl.arange(0, B)
     inside = (lane // _CHUNK) * (_WORDS * PARTS) + lane % _CHUNK  # (B,) column of the lane's first entry in the tile
     total = tl.zeros((R, B), partial.dtype.element_ty)
     while chunk < end:
         block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]
-        words = _philox(block, row, _step_of(step), number, seed.to(tl.uint32), stream.to(tl.uint32))
+        words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
         column = chunk * (_WORDS * PARTS)
         left = tl.minimum(tl.minimum(size, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
         of_tile = tl.zeros((R, B), partial.dtype.element_ty)
@@ -126,18 +127,20 @@ def _project(g, owners, table, partial, octaves, seed, stream, step,
 
 @triton.jit
 def _add_segments(partial, owners, table, scales, out, COUNT: tl.constexpr):
-    """out = scale * the sum over segments of partial, in their order and in float64 until it is rounded."""
+    """out = scale * the sum over segments of partial, in float64 until it is rounded."""
     k = tl.load(owners + tl.program_id(0))
     fields = table + 5 * k
     rows, segments = tl.load(fields + 2), tl.load(fields + 3)
     r = (tl.program_id(0) - tl.load(fields)) * COUNT + tl.arange(0, COUNT)
-    total = tl.zeros((COUNT,), tl.float64)
+    segment = tl.arange(0, COUNT).to(tl.int64)[:, None]
+    total = tl.zeros((COUNT, COUNT), tl.float64)  # segments, rows: many loads under way at a time
     place = tl.load(fields + 4)
-    end = place + segments * rows
-    while place < end:
-        total += tl.load(partial + place + r, mask=r < rows, other=0).to(tl.float64)
-        place += rows
-    c = total.to(out.dtype.element_ty) * tl.load(scales + k).to(out.dtype.element_ty)
+    while segments > 0:
+        mask = (segment < segments) & (r[None, :] < rows)
+        total += tl.load(partial + place + segment * rows + r[None, :], mask=mask, other=0).to(tl.float64)
+        place += COUNT * rows
+        segments -= COUNT
+    c = tl.sum(total, 0).to(out.dtype.element_ty) * tl.load(scales + k).to(out.dtype.element_ty)
     tl.store(out + tl.load(fields + 1) + r, c, mask=r < rows)
 
 
@@ -153,7 +156,7 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
     number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3)
     chunk = (tl.load(fields + 6) + program // (PARTS // P)) * (B // _CHUNK)
     part = (program % (PARTS // P)) * P + tl.arange(0, P)[:, None]  # (P, 1)
-    lane = tl.arange(0, L)
+    lane, drawn = tl.arange(0, L), _step_of(step)
     block = (chunk * _CHUNK + lane % B).to(tl.uint32)  # (L,)
     scale = tl.load(scales + tl.load(fields + 10)).to(c.dtype.element_ty)
     t0 = tl.zeros((P, L), c.dtype.element_ty)
@@ -163,7 +166,7 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
         r = r0 + lane // B  # (L,)
         x = (tl.load(c + at + r, mask=r < rows, other=0) * scale)[None, :]  # (1, L)
         row = (first_row + r).to(tl.uint32)
-        w0, w1, w2, w3 = _philox(block, row, _step_of(step), number, seed.to(tl.uint32), stream.to(tl.uint32))
+        w0, w1, w2, w3 = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
         t0 = _add_product(t0, w0[None, :], part, x, octaves, KIND)
         t1 = _add_product(t1, w1[None, :], part, x, octaves, KIND)
         t2 = _add_product(t2, w2[None, :], part, x, octaves, KIND)
@@ -185,7 +188,8 @@ def _store_tile(target, column, low, high, total, P: tl.constexpr, B: tl.constex
     u = tl.sum(tl.reshape(total, (P, L // B, B)), 1)  # (P, B)
     mask = (column >= low) & (column < high)
     if ADD:
-        u += tl.load(target + column, mask=mask, other=0).to(u.dtype)
+        old = tl.load(target + column, mask=mask, other=0)
+        u = u.to(tl.float64) + old if old.dtype == tl.float64 else u + old.to(u.dtype)
     tl.store(target + column, u.to(target.dtype.element_ty), mask=mask)
 
 
@@ -212,14 +216,14 @@ def _scales(compartments, distribution: Distribution, device: torch.device) -> t
     return torch.tensor(scales, dtype=torch.float64, device=device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _project_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distribution, device: torch.device) -> _Plan:
     """Table: first program, number, start, size, row, rows, chunks of a segment, place in partial."""
     table, counts, sums, at, first = [], [], [], 0, 0
     tall, wide = _ROWS[distribution.name], _BLOCKS[distribution.name] // BLOCKS
     for number, start, stop, dim, row in compartments:
         chunks, groups = -(-(stop - start) // distribution.columns), -(-dim // tall)
-        per = wide * -(-chunks // (wide * max(SEGMENTS, PROGRAMS // groups)))
+        per = wide * -(-chunks // (wide * SEGMENTS))
         segments = -(-chunks // per)
         table.append((number, start, stop - start, row, dim, per, first))
         counts.append(segments * groups)
@@ -229,7 +233,7 @@ def _project_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distr
     return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device), first, owned)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distribution, device: torch.device,
                  sizes: tuple[int, ...]) -> _Plan:  # fmt: skip
     """One row for each overlap of a compartment with a tensor of the target, whose sizes are given.
@@ -252,8 +256,8 @@ def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distri
 
 DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton's interpreter works on the CPU
 if DEVICE == "cuda":
-    _ROWS = {"normal": 8, "uniform": 16, "rademacher": 32}  # of a tile of project
-    _PARTS = {"normal": 2, "uniform": 4, "rademacher": 8}  # of a word, of a tile of expand
+    _ROWS = {"normal": 8, "uniform": 16, "rademacher": 16}  # of a tile of project
+    _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
     LANES = 256  # rows times blocks of a tile of expand
 else:  # one NumPy call for each operation on a tile: few large ones
     _ROWS, _PARTS, LANES = dict.fromkeys(_KIND, 64), {"normal": 2, "uniform": 4, "rademacher": 32}, 4096
@@ -264,14 +268,24 @@ def _octaves(device: torch.device) -> torch.Tensor:
     return torch.from_numpy(_OCTAVES.ravel()).to(device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _addresses(pointers: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(pointers, dtype=torch.int64, device=device)
 
 
 def _word(value):
     """A 32-bit word as Triton's int32 takes it, or a tensor of one int64 as it is."""
-    return value if isinstance(value, torch.Tensor) else value - 2**32 * (value >= 2**31)
+    if isinstance(value, torch.Tensor):
+        return value
+    return operator.index(value) - 2**32 * (value >= 2**31)
+
+
+_captured: list[tuple] = []  # what CUDA graphs point at, for as long as the process lives
+
+
+def _keep(x: torch.Tensor, *tables) -> None:
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        _captured.append(tables)
 
 
 def _tile(distribution: Distribution) -> dict[str, int]:
@@ -283,6 +297,7 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
             out: torch.Tensor) -> None:  # fmt: skip
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
     plan = _project_plan(compartments, distribution, g.device)
+    _keep(g, plan)
     partial = torch.empty(plan.partials, dtype=out.dtype, device=g.device)
     with torch.cuda.device_of(g):
         _project[(len(plan.owners),)](g, plan.owners, plan.table, partial, _octaves(g.device), _word(seed), _word(stream),
@@ -309,6 +324,7 @@ def add(c: torch.Tensor, compartments, distribution: Distribution, seed: int, st
 
 
 def _launch_expand(plan: _Plan, c, distribution, seed, stream, step, out, addresses, add: bool) -> None:
+    _keep(c, plan, addresses)
     with torch.cuda.device_of(c):
         _expand[(len(plan.owners),)](c, plan.owners, plan.table, plan.scales, out, addresses, _octaves(c.device),
                                      _word(seed), _word(stream), _word(step), **_tile(distribution),

@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import rbd
 from rbd import data, rates, record, report, sweep
@@ -161,7 +162,8 @@ def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
     (["--partition", "even:9", "--dim", "8"], "rbd: error: dim: got 8, allowed 9 ... 101770"),
     (["--method", "nes", "--epochs", "1"], "rbd: error: epochs: got 1, allowed 2 and above: nes takes 250 batches a step"),
     (["--batch-size", "5001"], "rbd: error: batch_size: got 5001, allowed 1 ... 5000"),
-    (["--device", "cuda"], "rbd: error: device: got 'cuda', allowed cpu"),
+    pytest.param(["--device", "cuda"], "rbd: error: device: got 'cuda', allowed cpu",
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
 def test_bad_input_of_train_is_refused(arguments, message, here, capsys):
     assert message in refused(["train", *arguments], capsys)

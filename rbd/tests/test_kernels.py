@@ -681,22 +681,27 @@ def test_out_may_be_the_input(backend):
 # straight into parameters
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "of_c"), [
+    (torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32),
+    (torch.float64, torch.float32), (torch.float32, torch.float64),
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize("name", NAMES)
-def test_add_is_expand_then_addition(backend, name, dtype):
+def test_add_is_expand_then_addition(backend, name, dtype, of_c):
     """Onto tensors that cross compartments and tiles, of any shape; the padding between them is left alone."""
     law, k = distribution(name), ((5, 0, 700, 3, 0), (0, 700, 1000, 7, 2))
-    c = normal(10, 24, torch.float64 if dtype == torch.float64 else torch.float32)
+    c = normal(10, 24, of_c)
     shapes = ((13, 50), (1,), (4, 2, 3), (325,))
     buffer = torch.cat([torch.cat([normal(math.prod(s), 25), torch.full((3,), math.nan)]) for s in shapes]).to(dtype)
     buffer = buffer.to(DEVICES[backend])
     pieces = buffer.split([n for s in shapes for n in (math.prod(s), 3)])
     params = [piece.view(s) for piece, s in zip(pieces[::2], shapes)]
-    before = [p.clone().cpu() for p in params]
+    before, version = [p.clone().cpu() for p in params], params[0]._version
     kernels.add(c.to(buffer.device), k, law, *KEY, params, backend=backend)
+    assert params[0]._version > version  # so that autograd notices
     u = expand(backend, c, k, law).split([p.numel() for p in params])
     for p, old, v in zip(params, before, u):
-        expected = (old.to(v.dtype) + v.view_as(old)).to(dtype)
+        wide = torch.promote_types(v.dtype, dtype)
+        expected = (old.to(wide) + v.view_as(old).to(wide)).to(dtype)
         ulp = 2**-7 if slow(backend) and dtype == torch.bfloat16 else 0  # the interpreter cuts bits off, a GPU rounds
         torch.testing.assert_close(p.cpu(), expected, rtol=ulp, atol=0)
     assert all(gap.isnan().all() for gap in pieces[1::2])
@@ -787,15 +792,17 @@ def test_memory_of_the_gpu_does_not_grow_with_dim():
 @ON_A_GPU
 def test_current_stream_and_device():
     """Work queued on a side stream is seen by nobody else until it is waited for."""
-    law, k, g = distribution("normal"), one(250, 101_770), normal(101_770, 28)
+    law, k, g = distribution("normal"), one(250, 101_770), normal(101_770, 28).cuda()
+    expected = kernels.project(g, k, law, 1, 2, 3)  # compiles, and makes the tables
+    torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(10**8)  # cycles
-        c = kernels.project(g.cuda(non_blocking=True), k, law, 1, 2, 3)
+        torch.cuda._sleep(10**9)  # cycles
+        c = kernels.project(g, k, law, 1, 2, 3)
         done = side.record_event()
     assert not done.query()
     done.synchronize()
-    assert same_bits(c, kernels.project(g.cuda(), k, law, 1, 2, 3))
+    assert same_bits(c, expected)
 
 
 # for a GPU that is not there
