@@ -26,6 +26,7 @@ class Results:
     path: Path
     machine: dict
     commit: str
+    committed: int  # milliseconds since 1970
     started: float  # seconds since 1970, of the first benchmark
     python: str
     values: dict[str, dict[tuple[str, ...], float]]  # benchmark -> parameters -> value, without n/a and failures
@@ -42,7 +43,8 @@ def load(path: Path) -> Results:
         rows = {name: dict(zip(found["result_columns"], row)) for name, row in found["results"].items()}
         values = {name: _cells(row.get("params") or [], row["result"] or []) for name, row in rows.items()}
         started = [row["started_at"] for row in rows.values() if row.get("started_at")]
-        return Results(path, found["params"], found["commit_hash"], min(started, default=0) / 1000, found["python"], values)
+        began = min(started, default=0) / 1000
+        return Results(path, found["params"], found["commit_hash"], found["date"], began, found["python"], values)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a result file of asv: {error!r}") from error
 
@@ -53,10 +55,10 @@ def _cells(params: list[list[str]], results: list) -> dict[tuple[str, ...], floa
 
 
 def latest(folder: Path) -> list[Results]:
-    """Of every machine the results whose benchmarks ran last, machines by name."""
+    """Of every machine the results of the youngest commit, machines by name."""
     machines = sorted(path.parent for path in folder.glob("*/machine.json"))
     found = [[load(p) for p in sorted(place.glob("*.json")) if p.name != "machine.json"] for place in machines]
-    return [max(results, key=lambda r: r.started) for results in found if results]
+    return [max(results, key=lambda r: r.committed) for results in found if results]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
