@@ -376,6 +376,15 @@ def test_rows_do_not_depend_on_their_number(backend, name, dtype):
         assert same_bits(share, expand(backend, one_hot(first, 250, dtype), k, law))
 
 
+def test_segments_of_the_gpu_do_not_depend_on_the_number_of_rows():
+    """A row's bits come from how its columns are cut, so `shares` of a basis add up alike for any number of workers."""
+    from rbd.kernels import gpu
+
+    for law in DISTRIBUTIONS.values():
+        plans = [gpu._project_plan(one(dim, 101_770), law, torch.device("cpu")) for dim in (1, 125, 250)]
+        assert len({int(plan.table[0, 6]) for plan in plans}) == 1  # chunks of a segment
+
+
 def several(long: int = 17_000) -> tuple:
     """Compartments of awkward lengths, starts, indices and rows: (index, start, stop, dim, row)."""
     sizes, dims = (5, 127, 1, 2048, 300, long, 64, 4097), (2, 7, 1, 130, 16, 50, 64, 3)
