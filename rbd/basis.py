@@ -66,7 +66,7 @@ class Basis:
         distribution_of(self.distribution)
 
     def _name(self) -> tuple[tuple, Distribution, int, int, int]:
-        compartments = ((self.compartment, 0, self.size, self.dim, self.row),)
+        compartments = ((self.compartment, 0, self.size, self.dim, self.row, 0, 0),)
         return compartments, distribution_of(self.distribution), self.seed, self.stream, self.step
 
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -27,10 +27,10 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
@@ -289,71 +289,54 @@ def local_pieces(shapes: Sequence[tuple[int, ...]], worker: int, workers: int) -
     return pieces
 
 
-@dataclass(frozen=True)
-class Columns:
-    """A worker's columns of a basis, in the compartments they touch; zeros stand for the others' values of those.
+class Columns(NamedTuple):
+    """A worker's columns of a basis: parts of compartments, and which of all d coordinates are theirs."""
 
-    The kernels count columns from a compartment's first, so that a worker generates every touched compartment whole: with
-    "whole" or "by_layer" d D entries, as one worker alone, with "even:K" and K many times W some d D / W.
-    """
-
-    compartments: tuple[Compartment, ...]  # those touched, moved together
-    size: int  # of their vector
-    copies: tuple[tuple[int, int, int], ...]  # (place among the local values, place in the vector, count)
-    rows: tuple[int, ...]  # places of their coordinates among all d
-
-    def spread(self, local: Tensor) -> Tensor:
-        """(local values,) -> (size,)"""
-        g = local.new_zeros(self.size)
-        for source, target, count in self.copies:
-            g[target : target + count] = local[source : source + count]
-        return g
-
-    def collect(self, u: Tensor, local: Tensor) -> Tensor:
-        """(size,) -> (local values,), the inverse"""
-        out = torch.empty_like(local)
-        for source, target, count in self.copies:
-            out[source : source + count] = u[target : target + count]
-        return out
+    parts: tuple[Compartment, ...]
+    rows: tuple[slice, ...]
 
 
 def columns(compartments: Sequence[Compartment], pieces: Sequence[tuple[int, int]]) -> Columns:
-    """The columns at the pieces, which stand one after another among the local values."""
-    touched: list[Compartment] = []
-    copies: list[tuple[int, int, int]] = []
-    rows: list[int] = []
-    at = end = 0
-    for k in compartments:
-        found, source = [], 0
-        for start, stop in pieces:
+    """Parts of compartments that cover the pieces, which stand one after another among the local values."""
+    firsts, parts, rows, at = list(accumulate((k.dim for k in compartments), initial=0)), [], [], 0
+    for start, stop in _joined(pieces):
+        for k, first in zip(compartments, firsts):
             low, high = max(start, k.start), min(stop, k.stop)
             if low < high:
-                found.append((source + low - start, end + low - k.start, high - low))
-            source += stop - start
-        if found:
-            touched.append(k._replace(start=end, stop=end + k.stop - k.start))
-            copies += found
-            rows += range(at, at + k.dim)
-            end = touched[-1].stop
-        at += k.dim
-    return Columns(tuple(touched), end, tuple(copies), tuple(rows))
+                beside = {"before": k.before + low - k.start, "after": k.after + k.stop - high}
+                parts.append(k._replace(start=at, stop=at + high - low, **beside))
+                rows.append(slice(first, first + k.dim))
+                at += high - low
+    return Columns(tuple(parts), tuple(rows))
+
+
+def _joined(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pieces of which none begins where the one before it ends, and none is empty."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in pieces:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        if start < stop:
+            joined.append((start, stop))
+    return joined
 
 
 def project_columns(part: Part, mine: Columns) -> Tensor:
     """This worker's summand of all coordinates, (local values,) -> (d,); part.g has the local values only."""
     c = part.g.new_zeros(sum(k.dim for k in part.compartments))
-    if mine.compartments:
-        name = mine.compartments, part.distribution, part.seed, 0, part.step
-        c[list(mine.rows)] = kernels.project(mine.spread(part.g), *name)
+    if mine.parts:
+        found = kernels.project(part.g, mine.parts, part.distribution, part.seed, 0, part.step)
+        for rows, summand in zip(mine.rows, found.split([k.dim for k in mine.parts])):
+            c[rows] += summand
     return c
 
 
 def expand_columns(part: Part, mine: Columns, c: Tensor) -> Tensor:
     """This worker's part of Φᵀ c, (d,) -> (local values,)."""
-    if not mine.compartments:
+    if not mine.parts:
         return torch.empty_like(part.g)
-    name = mine.compartments, part.distribution, part.seed, 0, part.step
-    return mine.collect(kernels.expand(c[list(mine.rows)], *name), part.g)
+    of_parts = torch.cat([c[rows] for rows in mine.rows])
+    return kernels.expand(of_parts, mine.parts, part.distribution, part.seed, 0, part.step)
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -16,13 +16,18 @@ Layout = tuple[tuple[str, int], ...]  # (name, number of values) of each tensor,
 
 
 class Compartment(NamedTuple):
-    """dim directions, from number row on, over the values start ... stop - 1; number tells its basis from the others'."""
+    """dim directions, from number row on, over the values start ... stop - 1; number tells its basis from the others'.
+
+    before and after: values of the compartment that a vector lacks at either side, in one that holds a part of it.
+    """
 
     number: int
     start: int
     stop: int
     dim: int
     row: int = 0
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True)

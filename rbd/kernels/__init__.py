@@ -11,6 +11,7 @@ import torch
 from rbd.distribution import Distribution, distribution
 
 BACKENDS = ("reference", "cpu", "gpu")
+FIELDS = 7  # of a compartment
 _OF_DEVICE = {"cpu": "cpu", "cuda": "gpu"}
 
 
@@ -75,7 +76,8 @@ def project(g: torch.Tensor, compartments: tuple, distribution: Distribution, se
 
     Args:
         g: (D,), any real floating-point dtype; float64 is summed in float64, the others in float32.
-        compartments: tuples (index, start, stop, dim, row) that cover 0 ... D in order.
+        compartments: tuples (number, start, stop, dim, row, before, after) that cover 0 ... D in order: rows from row on
+            and, of a direction's before + (stop - start) + after columns, those of the values start ... stop - 1.
         distribution, seed, stream, step: the rest of the names of the bases; on a GPU step may be a tensor of one int64
             there, read when the kernel runs, as CUDA graphs need.
         out: (sum of dims,) of the result's dtype, overwritten; backend: one of BACKENDS, by default the device's.
@@ -132,6 +134,12 @@ def add(c: torch.Tensor, compartments: tuple, distribution: Distribution, seed: 
     torch.autograd.graph.increment_version(list(params))  # kernels that write through addresses do not
 
 
+def without_row(compartments: tuple) -> tuple[int, tuple]:
+    """The first compartment's row, and all with their rows counted from it: plans are kept for those."""
+    first = compartments[0][4]
+    return first, compartments if first == 0 else tuple((*k[:4], k[4] - first, *k[5:]) for k in compartments)
+
+
 def _number(module: ModuleType, step: int | torch.Tensor) -> int | torch.Tensor:
     return step if module.__name__ == "rbd.kernels.gpu" else int(step) % 2**32
 
@@ -145,7 +153,7 @@ def _flat(compartments: tuple) -> list[int]:
 
 
 def _nested(flat: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(flat[i : i + 5]) for i in range(0, len(flat), 5))
+    return tuple(tuple(flat[i : i + FIELDS]) for i in range(0, len(flat), FIELDS))
 
 
 def _split(step: int | torch.Tensor) -> tuple[int, torch.Tensor | None]:
@@ -165,7 +173,7 @@ def _compiled_project(g: torch.Tensor, compartments: Sequence[int], law: str, se
 
 @_compiled_project.register_fake
 def _(g, compartments, law, seed, stream, step, counter, backend):
-    return g.new_empty(sum(compartments[3::5]), dtype=summed(g.dtype))
+    return g.new_empty(sum(compartments[3::FIELDS]), dtype=summed(g.dtype))
 
 
 @torch.library.custom_op("rbd::expand", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
@@ -177,4 +185,4 @@ def _compiled_expand(c: torch.Tensor, compartments: Sequence[int], law: str, see
 
 @_compiled_expand.register_fake
 def _(c, compartments, law, seed, stream, step, counter, backend):
-    return c.new_empty(compartments[-3], dtype=summed(c.dtype))
+    return c.new_empty(compartments[2 - FIELDS], dtype=summed(c.dtype))

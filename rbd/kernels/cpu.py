@@ -28,7 +28,8 @@ from numba import njit
 
 from rbd import distribution, philox
 from rbd.distribution import QUANTILE, Distribution
-from rbd.kernels import simd
+from rbd.kernels import simd, without_row
+from rbd.kernels.reference import length
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
@@ -173,24 +174,33 @@ def _axpy_rows(kind, parts, block, c, at, rows, row, step, number, seed, stream,
 
 
 @_jit
-def _copy_padded(g, start, stop, x):
-    """x = g[start:stop], then zeros."""
-    count = min(stop - start, len(x))
-    x[:count] = g[start : start + count]
-    x[count:] = 0
+def _copy_padded(g, origin, low, high, column, x):
+    """x = g at the columns from column on, of which low ... high - 1 are there, the others being zeros."""
+    first, last = max(low - column, 0), min(high - column, len(x))
+    x[:first] = 0
+    x[first:last] = g[origin + column + first : origin + column + last]
+    x[last:] = 0
 
 
 @_jit
-def _project_entries(units, first, last, kind, columns, g, seed, stream, step, partial, scratch):
+def _copy_inside(u, origin, low, high, column, out):
+    """out = u, the columns from column on, where low ... high - 1 are there."""
+    first, last = max(low - column, 0), min(high - column, len(u))
+    out[origin + column + first : origin + column + last] = u[first:last]
+
+
+@_jit
+def _project_entries(units, first, last, kind, columns, g, seed, stream, step, row0, partial, scratch):
     """partial = (rows of a unit) @ (its segment of g), entry by entry."""
     block = SEGMENT // columns  # chunks of g that stay in the cache while the rows pass over them
     x, totals = scratch[:SEGMENT], scratch[SEGMENT : SEGMENT + ROWS * LANES]
     for n in range(first, last):
-        number, start, size, row, rows, chunk0, chunk1, at = units[n]
+        number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
+        row += row0
         totals[:] = 0
         for begin in range(chunk0, chunk1, block):
             chunks = min(block, chunk1 - begin)
-            _copy_padded(g, start + begin * columns, start + size, x)
+            _copy_padded(g, origin, low, high, begin * columns, x)
             px, pt, b = pointer(x), pointer(totals), BLOCKS * begin
             for r in range(rows):
                 if kind == NORMAL:
@@ -205,12 +215,13 @@ def _project_entries(units, first, last, kind, columns, g, seed, stream, step, p
 
 
 @_jit
-def _expand_entries(units, first, last, kind, columns, c, seed, stream, step, out, scratch):
+def _expand_entries(units, first, last, kind, columns, c, seed, stream, step, row0, out, scratch):
     """out = (columns of a unit) @ (all coordinates of its compartment), entry by entry."""
     u = scratch[:columns]
     pu, pc = pointer(u), pointer(c)
     for n in range(first, last):
-        number, start, size, row, rows, chunk0, chunk1, at = units[n]
+        number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
+        row += row0
         for chunk in range(chunk0, chunk1):
             u[:] = 0
             if kind == NORMAL:
@@ -219,8 +230,7 @@ def _expand_entries(units, first, last, kind, columns, c, seed, stream, step, ou
                 _axpy_rows(UNIFORM, 4, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
             else:
                 _axpy_rows(RADEMACHER, 32, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
-            stop = min(size, (chunk + 1) * columns)
-            out[start + chunk * columns : start + stop] = u[: stop - chunk * columns]
+            _copy_inside(u, origin, low, high, chunk * columns, out)
 
 
 @_inline
@@ -247,15 +257,16 @@ def _pick_word(word, tables, at):
 
 
 @_jit
-def _project_signs(units, first, last, kind, columns, g, seed, stream, step, partial, scratch):
+def _project_signs(units, first, last, kind, columns, g, seed, stream, step, row0, partial, scratch):
     """partial = (signs of a unit) @ (its segment of g): 16 rows in the lanes, 4 columns a permute."""
     x, totals = scratch[:columns], scratch[columns : columns + ROWS]
     tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): 16 KiB, half an L1 cache
     for n in range(first, last):
-        number, start, size, row, rows, chunk0, chunk1, at = units[n]
+        number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
+        row += row0
         totals[:] = 0
         for chunk in range(chunk0, chunk1):
-            _copy_padded(g, start + chunk * columns, start + size, x)
+            _copy_padded(g, origin, low, high, chunk * columns, x)
             for half in range(0, BLOCKS, HALF):
                 for word in range(4):
                     for b in range(HALF):
@@ -300,12 +311,13 @@ def _add_signs(s0, s1, w0, w1, u, at):
 
 
 @_jit
-def _expand_signs(units, first, last, kind, columns, c, seed, stream, step, out, scratch):
+def _expand_signs(units, first, last, kind, columns, c, seed, stream, step, row0, out, scratch):
     """out = (signs of a unit's columns) @ (all coordinates): 16 columns in the lanes, 4 rows a permute."""
     u, four = scratch[:columns], scratch[columns : columns + 8]
     pu = pointer(u)
     for n in range(first, last):
-        number, start, size, row, rows, chunk0, chunk1, at = units[n]
+        number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
+        row += row0
         for chunk in range(chunk0, chunk1):
             u[:] = 0
             block = splat_u64(BLOCKS * chunk) + lane_numbers()
@@ -326,8 +338,7 @@ def _expand_signs(units, first, last, kind, columns, c, seed, stream, step, out,
                 _add_signs(s0, s1, (a1, b1, c1, d1), (e1, f1, g1, h1), pu, 16)
                 _add_signs(s0, s1, (a2, b2, c2, d2), (e2, f2, g2, h2), pu, 32)
                 _add_signs(s0, s1, (a3, b3, c3, d3), (e3, f3, g3, h3), pu, 48)
-            stop = min(size, (chunk + 1) * columns)
-            out[start + chunk * columns : start + stop] = u[: stop - chunk * columns]
+            _copy_inside(u, origin, low, high, chunk * columns, out)
 
 
 @_jit
@@ -347,7 +358,7 @@ def _add_segments(places, scales, partial, out):
 class _Plan:
     """How the work on some compartments is cut: a pure function of their sizes, never of the number of threads."""
 
-    units: np.ndarray  # (n, 8): number, start, size, row, rows, chunk0, chunk1, place in partial or c
+    units: np.ndarray  # (n, 9): number, place of column 0, low, high, row, rows, chunk0, chunk1, place in partial or c
     pieces: np.ndarray  # bounds of runs of units of about equal cost
     entries: int  # sum of d_k D_k
     places: np.ndarray  # (K, 4) for _add_segments: place in c, rows, segments, place in partial
@@ -362,30 +373,33 @@ def _pieces(units: Sequence[tuple[int, ...]], count: int = 16) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _project_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _Plan:
     units, places, at, first = [], [], 0, 0
-    for number, start, stop, dim, row in compartments:
-        chunks = -(-(stop - start) // columns)
-        step = max(SEGMENT // columns, -(-chunks // SEGMENTS))
-        starts = range(0, chunks, step)
+    for number, start, stop, dim, row, low, _ in compartments:
+        high = low + stop - start
+        chunk0, chunks = low // columns, -(-high // columns)
+        step = max(SEGMENT // columns, -(-(chunks - chunk0) // SEGMENTS))
+        starts = range(chunk0, chunks, step)
         for s, chunk in enumerate(starts):
             for r in range(0, dim, ROWS):
                 place = first + s * dim + r
                 rows = min(ROWS, dim - r)
-                units.append((number, start, stop - start, row + r, rows, chunk, min(chunk + step, chunks), place))
+                cut = chunk, min(chunk + step, chunks)
+                units.append((number, start - low, low, high, row + r, rows, *cut, place))
         places.append((at, dim, len(starts), first))
         at, first = at + dim, first + len(starts) * dim
-    entries = sum((stop - start) * dim for _, start, stop, dim, _ in compartments)
+    entries = sum((stop - start) * dim for _, start, stop, dim, *_ in compartments)
     return _Plan(np.array(units), _pieces(units), entries, np.array(places), first)
 
 
 @lru_cache(maxsize=256)
 def _expand_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _Plan:
     units, at = [], 0
-    for number, start, stop, dim, row in compartments:
-        chunks, step = -(-(stop - start) // columns), STRIPE // columns
-        for chunk in range(0, chunks, step):
-            units.append((number, start, stop - start, row, dim, chunk, min(chunk + step, chunks), at))
+    for number, start, stop, dim, row, low, _ in compartments:
+        high = low + stop - start
+        chunks, step = -(-high // columns), STRIPE // columns
+        for chunk in range(low // columns, chunks, step):
+            units.append((number, start - low, low, high, row, dim, chunk, min(chunk + step, chunks), at))
         at += dim
-    entries = sum((stop - start) * dim for _, start, stop, dim, _ in compartments)
+    entries = sum((stop - start) * dim for _, start, stop, dim, *_ in compartments)
     return _Plan(np.array(units), _pieces(units), entries, np.empty((0, 4), np.int64), 0)
 
 
@@ -442,30 +456,32 @@ def _run(kernel: Callable, plan: _Plan, distribution: Distribution, *args) -> No
 
 
 def _scales(compartments, distribution: Distribution, dtype) -> np.ndarray:
-    return np.array([distribution.scale(stop - start) for _, start, stop, _, _ in compartments], dtype)
+    return np.array([distribution.scale(length(k)) for k in compartments], dtype)
 
 
 def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
             out: torch.Tensor) -> None:  # fmt: skip
     """See ``reference.project``."""
-    plan = _project_plan(compartments, distribution.columns)
+    row, cuts = without_row(compartments)
+    plan = _project_plan(cuts, distribution.columns)
     x = g.numpy()
     partial = np.empty(plan.partials, x.dtype)
     signs = distribution.name == "rademacher" and x.dtype == np.float32
     kernel = _project_signs if signs else _project_entries
-    _run(kernel, plan, distribution, x, seed, stream, step, partial)
+    _run(kernel, plan, distribution, x, seed, stream, step, row, partial)
     _add_segments(plan.places, _scales(compartments, distribution, x.dtype), partial, out.numpy())
 
 
 def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
            out: torch.Tensor) -> None:  # fmt: skip
     """See ``reference.expand``."""
-    plan = _expand_plan(compartments, distribution.columns)
+    row, cuts = without_row(compartments)
+    plan = _expand_plan(cuts, distribution.columns)
     scales = _scales(compartments, distribution, c.numpy().dtype)
-    scaled = c.numpy() * np.repeat(scales, [dim for *_, dim, _ in compartments])
+    scaled = c.numpy() * np.repeat(scales, [k[3] for k in compartments])
     signs = distribution.name == "rademacher" and scaled.dtype == np.float32
     kernel = _expand_signs if signs else _expand_entries
-    _run(kernel, plan, distribution, scaled, seed, stream, step, out.numpy())
+    _run(kernel, plan, distribution, scaled, seed, stream, step, row, out.numpy())
 
 
 def add(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,

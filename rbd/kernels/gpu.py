@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from rbd.distribution import QUANTILE, Distribution
+from rbd.kernels import without_row
+from rbd.kernels.reference import length
 from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
 
 try:
@@ -93,19 +95,19 @@ def _step_of(step):
         return step.to(tl.uint32)
 
 
-@triton.jit(do_not_specialize=["seed", "stream", "step"])
-def _project(g, owners, table, partial, octaves, seed, stream, step,
+@triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
+def _project(g, owners, table, partial, octaves, seed, stream, step, row0,
              KIND: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """partial = (R rows of a compartment) @ (a segment of g); table: see _project_plan."""
-    fields = table + 8 * tl.load(owners + tl.program_id(0))
+    fields = table + 9 * tl.load(owners + tl.program_id(0))
     program = tl.program_id(0) - tl.load(fields)
-    start, size, rows = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 5)
+    origin, low, high, rows = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 6)
     groups = (rows + R - 1) // R
     segment, r = program // groups, (program % groups) * R + tl.arange(0, R)  # (R,)
-    row = (tl.load(fields + 4) + r).to(tl.uint32)[:, None]
-    number = tl.load(fields + 1).to(tl.uint32)
-    chunk, drawn = segment * tl.load(fields + 6), _step_of(step)
-    end = tl.minimum(chunk + tl.load(fields + 6), (size + _WORDS * PARTS - 1) // (_WORDS * PARTS))
+    row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]
+    number, per = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 7)
+    chunk, drawn = low // (_WORDS * PARTS) + segment * per, _step_of(step)
+    end = tl.minimum(chunk + per, (high + _WORDS * PARTS - 1) // (_WORDS * PARTS))
     lane = tl.arange(0, B)
     inside = (lane // _CHUNK) * (_WORDS * PARTS) + lane % _CHUNK  # (B,) column of the lane's first entry in the tile
     total = tl.zeros((R, B), partial.dtype.element_ty)
@@ -113,16 +115,17 @@ def _project(g, owners, table, partial, octaves, seed, stream, step,
         block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]
         words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
         column = chunk * (_WORDS * PARTS)
-        left = tl.minimum(tl.minimum(size, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
+        left = tl.minimum(tl.minimum(high, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
+        before = tl.maximum(low - column, 0).to(tl.int32)
         of_tile = tl.zeros((R, B), partial.dtype.element_ty)
         for w in tl.static_range(4):
             for part in tl.static_range(PARTS):
                 j = inside + (_WORDS * part + _CHUNK * w)
-                x = tl.load(g + (start + column) + j, mask=j < left, other=0).to(of_tile.dtype)[None, :]
+                x = tl.load(g + (origin + column) + j, mask=(j >= before) & (j < left), other=0).to(of_tile.dtype)[None, :]
                 of_tile = _add_product(of_tile, words[w], part, x, octaves, KIND)
         total += of_tile
         chunk += B // _CHUNK
-    tl.store(partial + tl.load(fields + 7) + segment * rows + r, tl.sum(total, 1), mask=r < rows)
+    tl.store(partial + tl.load(fields + 8) + segment * rows + r, tl.sum(total, 1), mask=r < rows)
 
 
 @triton.jit
@@ -144,8 +147,8 @@ def _add_segments(partial, owners, table, scales, out, COUNT: tl.constexpr):
     tl.store(out + tl.load(fields + 1) + r, c, mask=r < rows)
 
 
-@triton.jit(do_not_specialize=["seed", "stream", "step"])
-def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, step,
+@triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
+def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, step, row0,
             KIND: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, P: tl.constexpr, L: tl.constexpr,
             ADD: tl.constexpr):  # fmt: skip
     """A tile of u = all rows of a compartment, each times its coordinate; ADD: onto the tensors at the addresses."""
@@ -153,7 +156,7 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
     fields = table + 11 * k
     program = tl.program_id(0) - tl.load(fields)
     rows, at = tl.load(fields + 4), tl.load(fields + 5)
-    number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3)
+    number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3) + row0
     chunk = (tl.load(fields + 6) + program // (PARTS // P)) * (B // _CHUNK)
     part = (program % (PARTS // P)) * P + tl.arange(0, P)[:, None]  # (P, 1)
     lane, drawn = tl.arange(0, L), _step_of(step)
@@ -212,20 +215,21 @@ def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tu
 
 
 def _scales(compartments, distribution: Distribution, device: torch.device) -> torch.Tensor:
-    scales = [distribution.scale(stop - start) for _, start, stop, _, _ in compartments]
+    scales = [distribution.scale(length(k)) for k in compartments]
     return torch.tensor(scales, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=4096)
 def _project_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distribution, device: torch.device) -> _Plan:
-    """Table: first program, number, start, size, row, rows, chunks of a segment, place in partial."""
+    """Table: first program, number, place of column 0, low, high, row, rows, chunks of a segment, place in partial."""
     table, counts, sums, at, first = [], [], [], 0, 0
     tall, wide = _ROWS[distribution.name], _BLOCKS[distribution.name] // BLOCKS
-    for number, start, stop, dim, row in compartments:
-        chunks, groups = -(-(stop - start) // distribution.columns), -(-dim // tall)
+    for number, start, stop, dim, row, low, _ in compartments:
+        high, groups = low + stop - start, -(-dim // tall)
+        chunks = -(-high // distribution.columns) - low // distribution.columns
         per = wide * -(-chunks // (wide * SEGMENTS))
         segments = -(-chunks // per)
-        table.append((number, start, stop - start, row, dim, per, first))
+        table.append((number, start - low, low, high, row, dim, per, first))
         counts.append(segments * groups)
         sums.append((at, dim, segments, first))
         at, first = at + dim, first + segments * dim
@@ -245,10 +249,11 @@ def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distri
     tile = distribution.columns * _BLOCKS[distribution.name] // BLOCKS
     splits = distribution.per_word // _PARTS[distribution.name]
     bounds = np.cumsum([0, *sizes]).tolist()
-    for k, (number, start, stop, dim, row) in enumerate(compartments):
+    for k, (number, start, stop, dim, row, before, _) in enumerate(compartments):
+        origin = start - before
         for tensor, (begin, end) in enumerate(zip(bounds, bounds[1:])):
-            if (low := max(start, begin) - start) < (high := min(stop, end) - start):
-                table.append((number, start - begin, row, dim, at, low // tile, low, high, tensor, k))
+            if (low := max(start, begin) - origin) < (high := min(stop, end) - origin):
+                table.append((number, origin - begin, row, dim, at, low // tile, low, high, tensor, k))
                 counts.append((-(-high // tile) - low // tile) * splits)
         at += dim
     return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device))
@@ -296,12 +301,13 @@ def _tile(distribution: Distribution) -> dict[str, int]:
 def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
             out: torch.Tensor) -> None:  # fmt: skip
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
-    plan = _project_plan(compartments, distribution, g.device)
+    row, cuts = without_row(compartments)
+    plan = _project_plan(cuts, distribution, g.device)
     _keep(g, plan)
     partial = torch.empty(plan.partials, dtype=out.dtype, device=g.device)
     with torch.cuda.device_of(g):
         _project[(len(plan.owners),)](g, plan.owners, plan.table, partial, _octaves(g.device), _word(seed), _word(stream),
-                                      _word(step), **_tile(distribution), R=_ROWS[distribution.name])  # fmt: skip
+                                      _word(step), row, **_tile(distribution), R=_ROWS[distribution.name])  # fmt: skip
         owners, table = plan.sums
         _add_segments[(len(owners),)](partial, owners, table, plan.scales, out, COUNT=SUMMED)
 
@@ -309,23 +315,25 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
 def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
            out: torch.Tensor) -> None:  # fmt: skip
     """See ``reference.expand``; step as in ``project``."""
-    plan = _expand_plan(compartments, distribution, c.device, (compartments[-1][2],))
+    row, cuts = without_row(compartments)
+    plan = _expand_plan(cuts, distribution, c.device, (compartments[-1][2],))
     if c.untyped_storage().data_ptr() == out.untyped_storage().data_ptr():
         c = c.clone()  # programs would read what others have written
-    _launch_expand(plan, c, distribution, seed, stream, step, out, out, False)
+    _launch_expand(plan, c, distribution, seed, stream, step, row, out, out, False)
 
 
 def add(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
         params: Sequence[torch.Tensor]) -> None:  # fmt: skip
     """See ``reference.add``: every parameter is read and written once, and no vector of length D is made."""
-    plan = _expand_plan(compartments, distribution, c.device, tuple(p.numel() for p in params))
+    row, cuts = without_row(compartments)
+    plan = _expand_plan(cuts, distribution, c.device, tuple(p.numel() for p in params))
     addresses = _addresses(tuple(p.data_ptr() for p in params), c.device)
-    _launch_expand(plan, c, distribution, seed, stream, step, params[0], addresses, True)
+    _launch_expand(plan, c, distribution, seed, stream, step, row, params[0], addresses, True)
 
 
-def _launch_expand(plan: _Plan, c, distribution, seed, stream, step, out, addresses, add: bool) -> None:
+def _launch_expand(plan: _Plan, c, distribution, seed, stream, step, row, out, addresses, add: bool) -> None:
     _keep(c, plan, addresses)
     with torch.cuda.device_of(c):
         _expand[(len(plan.owners),)](c, plan.owners, plan.table, plan.scales, out, addresses, _octaves(c.device),
-                                     _word(seed), _word(stream), _word(step), **_tile(distribution),
+                                     _word(seed), _word(stream), _word(step), row, **_tile(distribution),
                                      P=_PARTS[distribution.name], L=LANES, ADD=add, num_warps=LANES // 32)  # fmt: skip

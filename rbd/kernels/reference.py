@@ -15,16 +15,22 @@ TILE = 2**20  # entries in a tile of rows
 
 def rows(compartment: tuple[int, ...], distribution: Distribution, seed: int, stream: int, step: int,
          first: int, last: int) -> np.ndarray:  # fmt: skip
-    """Levels of the rows first ... last - 1 of a compartment, counted from its first: (last - first, D_k) float32."""
-    number, start, stop, _, row = compartment
-    chunks = np.arange(-(-(stop - start) // distribution.columns))
+    """Levels of the rows first ... last - 1 of a compartment, counted from its first, where there are values: float32."""
+    number, start, stop, _, row, before, _ = compartment
+    chunks = np.arange(-(-(before + stop - start) // distribution.columns))
     made = words(row + np.arange(first, last), chunks, seed, stream, step, number)  # (rows, chunks, 64)
-    return distribution.entries(made).reshape(last - first, -1)[:, : stop - start]
+    return distribution.entries(made).reshape(last - first, -1)[:, before : before + stop - start]
+
+
+def length(compartment: tuple[int, ...]) -> int:
+    """D_k of the whole compartment."""
+    _, start, stop, _, _, before, after = compartment
+    return before + stop - start + after
 
 
 def _tiles(compartment: tuple[int, ...], distribution: Distribution, seed: int, stream: int,
            step: int) -> Iterator[tuple[slice, np.ndarray]]:  # fmt: skip
-    _, start, stop, dim, _ = compartment
+    _, start, stop, dim, *_ = compartment
     tall = max(1, TILE // (stop - start))
     for first in range(0, dim, tall):
         last = min(first + tall, dim)
@@ -37,7 +43,8 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
 
     Args:
         g: (D,) float32 or float64, contiguous.
-        compartments: tuples (number, start, stop, dim, row): dim rows from row on, over g[start:stop].
+        compartments: tuples (number, start, stop, dim, row, before, after): dim rows from row on, over g[start:stop], which
+            is what there is of a compartment with as many values more before it and after it.
         distribution: law of the entries; seed, stream, step: the rest of their name.
         out: (sum of dims,) of g's dtype, overwritten.
     """
@@ -46,7 +53,7 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
         x = g[k[1] : k[2]].double().numpy()
         total = np.concatenate([levels @ x for _, levels in _tiles(k, distribution, seed, stream, step)])
         c = torch.from_numpy(total).to(g.dtype)  # (d_k,)
-        out[at : at + k[3]] = c * distribution.scale(k[2] - k[1])
+        out[at : at + k[3]] = c * distribution.scale(length(k))
         at += k[3]
 
 
@@ -60,7 +67,7 @@ def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int,
     """
     at = 0
     for k in compartments:
-        scaled = (c[at : at + k[3]] * distribution.scale(k[2] - k[1])).double().numpy()
+        scaled = (c[at : at + k[3]] * distribution.scale(length(k))).double().numpy()
         u = sum(levels.T @ scaled[tile] for tile, levels in _tiles(k, distribution, seed, stream, step))
         out[k[1] : k[2]] = torch.from_numpy(u).to(c.dtype)  # (D_k,)
         at += k[3]

@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -416,10 +417,22 @@ def followed_behind_hook(make, case: Case, workers: int) -> list[Tensor]:
     return after
 
 
+def projected(g: Tensor, has: Tensor, k: Compartment, name: tuple) -> Tensor:
+    """A worker's summand of one compartment's coordinates, from every run of values that it has."""
+    c = g.new_zeros(k.dim)
+    places = (k.start + has[k.start : k.stop].nonzero()[:, 0]).tolist()
+    for _, run in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
+        first, *others = [place for _, place in run]
+        stop = first + 1 + len(others)
+        part = k._replace(start=0, stop=stop - first, before=first - k.start, after=k.stop - stop)
+        c += kernels.project(g[first:stop], (part,), *name)
+    return c
+
+
 @pytest.mark.parametrize("workers", range(1, MOST + 1))
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_parameters(found, name, workers):
-    """FSDP2: as one process that projects each worker's columns, zeros elsewhere, sums in order, and expands once."""
+    """FSDP2: as one process that projects each worker's columns, run by run, sums in order, and expands once."""
     given = SHARDED[name]
     model = network()
     twin = RBD(model.named_parameters(), lr=0.5, seed=5, **given)
@@ -428,14 +441,14 @@ def test_sharded_parameters(found, name, workers):
     for step in range(STEPS):
         gradient = found[workers, f"sharded {name}"][0][2 * step]
         g, terms = gradient.float(), []
-        name_of = (twin.partition().compartments, distribution(given.get("distribution", "normal")), 5, 0, twin._drawn(
-            twin.param_groups[0]))  # fmt: skip
+        compartments = twin.partition().compartments
+        name_of = distribution(given.get("distribution", "normal")), 5, 0, twin._drawn(twin.param_groups[0])
         for worker in range(workers):
-            columns = torch.zeros_like(g)
+            has = torch.zeros(len(g), dtype=torch.bool)
             for start, stop in distributed.local_pieces(shapes, worker, workers):
-                columns[start:stop] = g[start:stop]
-            terms.append(kernels.project(columns, *name_of))
-        u = kernels.expand(distributed.ordered_sum(terms), *name_of)
+                has[start:stop] = True
+            terms.append(torch.cat([projected(g, has, k, name_of) for k in compartments]))
+        u = kernels.expand(distributed.ordered_sum(terms), compartments, *name_of)
         with torch.no_grad():
             for p, v in zip(model.parameters(), u.split([p.numel() for p in model.parameters()])):
                 p.add_(v.view_as(p), alpha=-0.5)

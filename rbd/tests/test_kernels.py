@@ -48,7 +48,7 @@ def unscaled(name: str) -> Unscaled:
 
 def one(dim: int, size: int, row: int = 0, index: int = INDEX) -> tuple:
     """The only compartment of a basis."""
-    return ((index, 0, size, dim, row),)
+    return ((index, 0, size, dim, row, 0, 0),)
 
 
 def project(backend: str, g: torch.Tensor, compartments: tuple, law: Distribution, name: tuple = KEY) -> torch.Tensor:
@@ -349,12 +349,12 @@ def test_numbers_that_are_not_finite_reach_every_coordinate(backend, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_that_are_not_finite_stay_in_their_compartment(backend, name):
     """Even in the first of three short ones that share a buffer."""
-    three, law = ((0, 0, 50, 3, 0), (1, 50, 90, 2, 0), (2, 90, 300, 4, 0)), distribution(name)
+    three, law = ((0, 0, 50, 3, 0, 0, 0), (1, 50, 90, 2, 0, 0, 0), (2, 90, 300, 4, 0, 0, 0)), distribution(name)
     for first, last in ((0, 50), (50, 90), (90, 300)):
         g = normal(300, 22)
         g[first:last] = math.nan
         c = project(backend, g, three, law)
-        inside = [start == first for _, start, _, dim, _ in three for _ in range(dim)]
+        inside = [start == first for _, start, _, dim, *_ in three for _ in range(dim)]
         assert c.isnan().tolist() == inside
         u = expand(backend, c, three, law)
         assert u.isnan().tolist() == [first <= i < last for i in range(300)]
@@ -376,21 +376,64 @@ def test_rows_do_not_depend_on_their_number(backend, name, dtype):
         assert same_bits(share, expand(backend, one_hot(first, 250, dtype), k, law))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_one_plan_serves_all_rows(backend):
+    """NES names its rows one by one; a plan for each would push the others out of the cache."""
+    module = kernels.load(backend)
+    for row in (0, 3, 2**32 - 1):
+        expand(backend, torch.ones(1), one(1, 997, row), distribution("uniform"))
+        if row == 0:
+            before = module._expand_plan.cache_info()
+    after = module._expand_plan.cache_info()
+    assert (after.misses, after.hits) == (before.misses, before.hits + 2)
+
+
 def test_segments_of_the_gpu_do_not_depend_on_the_number_of_rows():
     """A row's bits come from how its columns are cut, so `shares` of a basis add up alike for any number of workers."""
     from rbd.kernels import gpu
 
     for law in DISTRIBUTIONS.values():
         plans = [gpu._project_plan(one(dim, 101_770), law, torch.device("cpu")) for dim in (1, 125, 250)]
-        assert len({int(plan.table[0, 6]) for plan in plans}) == 1  # chunks of a segment
+        assert len({int(plan.table[0, 7]) for plan in plans}) == 1  # chunks of a segment
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_columns_do_not_depend_on_what_is_there_of_the_others(backend, name, dtype):
+    """Parts of a compartment in one vector, in any order: coordinates add up to the whole's, columns are the whole's own."""
+    law, size, dim, row = unscaled(name), 1000 if slow(backend) else 20_000, 19, 7
+    (whole,) = one(dim, size, row)
+    cuts = [0, 1, 127, 128, 300, 777, *((4096, 8192, 12_289, 15_000) if size > 1000 else ()), size]
+    pieces = list(zip(cuts, cuts[1:]))[::-1]
+    parts, at = [], 0
+    for low, high in pieces:
+        parts.append((INDEX, at, at + high - low, dim, row, low, size - high))
+        at += high - low
+    g = integers(size, 40, 100, dtype) if name != "normal" else normal(size, 40, dtype)
+    c = normal(dim, 41, dtype)
+    summands = project(backend, torch.cat([g[low:high] for low, high in pieces]), tuple(parts), law).view(-1, dim)
+    expected = project("reference", g, (whole,), law)
+    close = {torch.float32: 2e-6, torch.float64: 1e-14}[dtype] * float(g.abs().sum()) if name == "normal" else 0
+    torch.testing.assert_close(summands.sum(0), expected, rtol=0, atol=close)
+    columns = expand(backend, c.repeat(len(parts)), tuple(parts), law)
+    u = expand(backend, c, (whole,), law)
+    assert same_bits(columns, torch.cat([u[low:high] for low, high in pieces]))
+
+
+def test_a_part_of_a_compartment_is_scaled_as_the_whole(backend):
+    law, part = distribution("uniform"), ((INDEX, 0, 10, 2, 0, 30, 60),)
+    ones = torch.ones(10)
+    assert same_bits(project(backend, ones, part, law), project("reference", ones, part, law))
+    whole = project("reference", torch.cat([torch.zeros(30), ones, torch.zeros(60)]), one(2, 100), law)
+    torch.testing.assert_close(project(backend, ones, part, law), whole)
 
 
 def several(long: int = 17_000) -> tuple:
-    """Compartments of awkward lengths, starts, indices and rows: (index, start, stop, dim, row)."""
+    """Compartments of awkward lengths, starts, indices and rows."""
     sizes, dims = (5, 127, 1, 2048, 300, long, 64, 4097), (2, 7, 1, 130, 16, 50, 64, 3)
     stops = np.cumsum(sizes).tolist()
     rows, indices = (0, 9, 0, 1, 2**31, 0, 3, 250), (3, 1, 4, 0, 2**32 - 1, 7, 2, 6)
-    return tuple((i, stop - n, stop, d, r) for i, n, stop, d, r in zip(indices, sizes, stops, dims, rows))
+    return tuple((i, stop - n, stop, d, r, 0, 0) for i, n, stop, d, r in zip(indices, sizes, stops, dims, rows))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -404,7 +447,7 @@ def test_compartments_together_are_each_alone(backend, set_threads, name, dtype)
     for threads in thread_counts(backend, 1, 2, 3):
         set_threads(threads)
         coordinates, vector, at = project(backend, g, together, law), expand(backend, c, together, law), 0
-        for index, start, stop, dim, row in together:
+        for index, start, stop, dim, row, *_ in together:
             alone = one(dim, stop - start, row, index)
             assert same_bits(coordinates[at : at + dim], project(backend, g[start:stop], alone, law))
             assert same_bits(vector[start:stop], expand(backend, c[at : at + dim], alone, law))
@@ -416,7 +459,7 @@ def test_many_compartments(backend):
     count = 12 if slow(backend) else 500
     sizes = torch.randint(1, 41, (count,), generator=torch.Generator().manual_seed(0)).tolist()
     stops = np.cumsum(sizes).tolist()
-    many = tuple((i, stop - n, stop, 1, 0) for i, (n, stop) in enumerate(zip(sizes, stops)))
+    many = tuple((i, stop - n, stop, 1, 0, 0, 0) for i, (n, stop) in enumerate(zip(sizes, stops)))
     g, c = integers(stops[-1], 1, 100, torch.float32), integers(count, 2, 100, torch.float32)
     for name in ("rademacher", "uniform"):
         law = unscaled(name)
@@ -484,7 +527,7 @@ def work(threads):
     torch.set_num_threads(threads)
     made = []
     for law in DISTRIBUTIONS.values():
-        name = (((0, 0, 100_000, 20, 0),), law, 1, 2, 3)
+        name = (((0, 0, 100_000, 20, 0, 0, 0),), law, 1, 2, 3)
         c = kernels.project(g, *name, backend=backend)
         u = kernels.expand(c, *name, backend=backend)
         made += [c.numpy().tobytes(), u.numpy().tobytes()]  # torch's own threads would hang in a forked child
@@ -539,7 +582,7 @@ def peak():
 def use(dim):
     g = torch.ones(size)
     for name in ("normal", "rademacher"):
-        basis = (((0, 0, size, dim, 0),), distribution(name), 0, 0, 0)
+        basis = (((0, 0, size, dim, 0, 0, 0),), distribution(name), 0, 0, 0)
         kernels.expand(kernels.project(g, *basis, backend=backend), *basis, backend=backend)
         if backend == "cpu":
             p = torch.nn.Parameter(torch.zeros(size))
@@ -697,7 +740,7 @@ def test_out_may_be_the_input(backend):
 @pytest.mark.parametrize("name", NAMES)
 def test_add_is_expand_then_addition(backend, name, dtype, of_c):
     """Onto tensors that cross compartments and tiles, of any shape; the padding between them is left alone."""
-    law, k = distribution(name), ((5, 0, 700, 3, 0), (0, 700, 1000, 7, 2))
+    law, k = distribution(name), ((5, 0, 700, 3, 0, 0, 0), (0, 700, 1000, 7, 2, 0, 0))
     c = normal(10, 24, of_c)
     shapes = ((13, 50), (1,), (4, 2, 3), (325,))
     buffer = torch.cat([torch.cat([normal(math.prod(s), 25), torch.full((3,), math.nan)]) for s in shapes]).to(dtype)
