@@ -43,6 +43,26 @@ class Pair:
     ratio: float
 
 
+def captured(call: Call) -> Call:
+    """The GPU work of a call as a CUDA graph: replaying it is one launch, whatever Python and the launches in it cost."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is made once: gradients, tables, compiled kernels
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+
+    def replay(kept: Call = call) -> None:  # its tensors have to live as long as the graph
+        graph.replay()
+
+    return replay
+
+
 def settle(quiet: float = 0.005, patience: float = 0.5) -> None:
     """Wait until the threads of this process sleep: it used a tenth of one processor at most for `quiet` seconds."""
     end = time.perf_counter() + patience

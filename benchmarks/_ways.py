@@ -12,7 +12,7 @@ import torch
 from numba import njit, prange
 
 from benchmarks._cost import LANES, ON_DEMAND, TILE, rows, seconds, stored_mib, words
-from benchmarks._measure import expected, fits
+from benchmarks._measure import captured, expected, fits
 from rbd import Basis, distribution, philox
 
 
@@ -289,6 +289,18 @@ def _sklearn(way: str, dim: int, size: int, device: str) -> Sklearn:
         made = SparseRandomProjection(dim, dense_output=True, random_state=1)
     made.fit(np.zeros((1, size), np.float32))
     return Sklearn(made, made.components_)
+
+
+def timed(way, product: str, x: torch.Tensor):
+    """A product with x as it is timed: on a GPU as a CUDA graph, since launches by Python take longer than small products.
+
+    Not torch.randn, which draws by a generator that is seeded anew in every call: a graph cannot hold that.
+    """
+
+    def call() -> torch.Tensor:
+        return getattr(way, product)(x)
+
+    return captured(call) if x.is_cuda and not isinstance(way, Randn) else call
 
 
 def vectors(dim: int, size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:

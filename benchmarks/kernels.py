@@ -48,7 +48,7 @@ def _milliseconds(device: str, way: str, dim: int, size: int) -> tuple[float, fl
     built = _ways.build(way, dim, size, device)
     g, c = _ways.vectors(dim, size, device)
     _ways.check(way, built, g, c)
-    project, expand = alone(lambda: built.project(g), device), alone(lambda: built.expand(c), device)
+    project, expand = alone(_ways.timed(built, "project", g), device), alone(_ways.timed(built, "expand", c), device)
     return 1000 * project, 1000 * expand
 
 

@@ -45,8 +45,8 @@ def _pairs(device: str, ours, theirs) -> dict:
     ours, theirs, device = found(ours), found(theirs), on_device(device)
     g, c = _ways.vectors(DIM, SIZE, device)
     return {
-        "project": alternate(lambda: ours.project(g), lambda: theirs.project(g), device),
-        "expand": alternate(lambda: ours.expand(c), lambda: theirs.expand(c), device),
+        "project": alternate(_ways.timed(ours, "project", g), _ways.timed(theirs, "project", g), device),
+        "expand": alternate(_ways.timed(ours, "expand", c), _ways.timed(theirs, "expand", c), device),
         "interleaved": interleaved(lambda: ours.project(g), lambda: theirs.project(g)) if device == "cpu" else None,
     }
 

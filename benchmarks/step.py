@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from benchmarks._measure import DEVICES, alone, alternate, attempt, expected, found, on_device
+from benchmarks._measure import DEVICES, alone, alternate, attempt, captured, expected, found, on_device
 
 NETWORKS = {"fc": (1, 28, 28), "cnn": (1, 28, 28), "resnet8": (3, 32, 32), "resnet32": (3, 32, 32)}
 METHODS = ("sgd", "rbd normal", "rbd uniform", "rbd rademacher", "rbd rademacher by_layer", "fpd rademacher",
@@ -91,31 +91,12 @@ def _step(network: str, method: str, device: str) -> Callable[[], object]:
 
     call = (lambda: optimizer.step(loss)) if "nes" in method else step
     if "graph" in method:
-        call = _captured(step)
+        call = captured(step)
     before = torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
     call()
     moved = torch.cat([p.detach().reshape(-1) for p in model.parameters()]) - before
     assert torch.isfinite(moved).all() and moved.any(), f"{network}, {method}: the step did not move the parameters"
     return call
-
-
-def _captured(step: Callable[[], None]) -> Callable[[], object]:
-    import torch
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is made once: gradients, tables, compiled kernels
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-
-    def replay(kept: Callable[[], None] = step) -> None:  # its tensors have to live as long as the graph
-        graph.replay()
-
-    return replay
 
 
 def _optimizer(method: str, model):
