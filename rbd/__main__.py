@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: a script in the sweeps directory")
     sweep.add_argument("--list", action="store_true", help="show every experiment: runs done and missing, cost")
     sweep.add_argument("--profile", choices=("quick", "paper"), help="which set-up (default: quick; with --list both)")
-    sweep.add_argument("--jobs", type=_positive, help="runs at a time, which share the cores (default: one for each core)")
+    sweep.add_argument("--jobs", type=_positive, help="runs at a time, which share the cores (default: one for each core; one for sweeps whose seconds count)")
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="these in place of the script's seeds")
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
     sweep.add_argument("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster, as auto or ray://host:10001")
@@ -190,7 +190,7 @@ def _sweep(given: argparse.Namespace) -> int:
 def _perform(module: ModuleType, made: Sweep, profile: str, missing: int, given: argparse.Namespace) -> list[Failure]:
     from rbd import runner
 
-    workers, jobs, threads = _workers(given, missing)
+    workers, jobs, threads = _workers(given, missing, getattr(module, "alone", False))
     options = {"data_dir": given.data_dir, "device": given.device, "threads": threads}
     try:
         return runner.perform(made, given.results_dir, jobs, workers, options)
@@ -200,7 +200,7 @@ def _perform(module: ModuleType, made: Sweep, profile: str, missing: int, given:
                 print(f"rbd: warning: {line}", file=sys.stderr)
 
 
-def _workers(given: argparse.Namespace, missing: int) -> tuple[Workers, int, int]:
+def _workers(given: argparse.Namespace, missing: int, alone: bool) -> tuple[Workers, int, int]:
     """Workers here or on a cluster, the number of runs at a time, and the threads of each."""
     from rbd import runner
 
@@ -209,7 +209,7 @@ def _workers(given: argparse.Namespace, missing: int) -> tuple[Workers, int, int
 
         cluster = Cluster(given.ray, 1, given.gpus or (0.25 if given.device == "cuda" else 0.0))
         return cluster, given.jobs or cluster.places, 1
-    jobs = given.jobs or min(runner.cores(), missing) or 1
+    jobs = given.jobs or (1 if alone else min(runner.cores(), missing)) or 1
     return runner.Processes(), jobs, max(1, runner.cores() // jobs)
 
 

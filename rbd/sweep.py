@@ -143,7 +143,8 @@ def script(name: str, folder: str | os.PathLike[str] = SCRIPTS) -> ModuleType:
     """The script of an experiment, run: its docstring is the question, configs(profile, tuned) or measure(profile) the work.
 
     `tuned` makes a RunConfig with the learning rate chosen for it, or None where there is none yet. conclude(profile,
-    configs, records, results), if there, runs at the end of the sweep and returns warnings.
+    configs, records, results), if there, runs at the end of the sweep and returns warnings; alone = True makes it one run
+    at a time, because its seconds count.
 
     Raises:
         ValueError: there is no such script, or it lacks what it should have.

@@ -372,8 +372,17 @@ def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
         tried.setdefault(rates.key(c), set()).add(c.lr)
     assert set(tried) == asked
     for key, values in tried.items():
-        assert max(values) / min(values) == 2**8, key  # nine octaves, ends included
-        assert len(values) == (5 if key.startswith("resnet") else 9), key
+        coarse = key.startswith("resnet")
+        assert (max(values) / min(values), len(values)) == ((2**10, 6) if coarse else (2**9, 10)), key
+
+
+@in_repository
+def test_the_papers_own_rates_are_inside_the_search():
+    tried: dict[str, list[float]] = {}
+    for c in whole("learning_rate", "paper"):
+        tried.setdefault(rates.key(c), []).append(c.lr)
+    for c in whole("paper_rates", "paper"):
+        assert 2 * min(tried[rates.key(c)]) <= c.lr <= max(tried[rates.key(c)]) / 2, rates.key(c)
 
 
 @in_repository
