@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: a script in the sweeps directory")
     sweep.add_argument("--list", action="store_true", help="show every experiment: runs done and missing, cost")
     sweep.add_argument("--profile", choices=("quick", "paper"), help="which set-up (default: quick; with --list both)")
-    sweep.add_argument("--jobs", type=_positive, help="runs at a time, which share the cores (default: one for each core; one for sweeps whose seconds count)")
+    each = "runs at a time, which share the cores (default: one for each core; one where seconds count)"
+    sweep.add_argument("--jobs", type=_positive, help=each)
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="these in place of the script's seeds")
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
     sweep.add_argument("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster, as auto or ray://host:10001")

@@ -7,7 +7,7 @@ from itertools import product
 
 COUNTS = {"quick": (1, 2, 3, 4), "paper": (1, 2, 4, 8)}
 SEEDS = (0, 1, 2)
-MEANS = ("common", "ddp")  # of W batches: as many images make 1/W of the steps, so W times the rate. Sums of W updates keep it.
+MEANS = ("common", "ddp")  # of W batches: as many images make 1/W of the steps, so W times the rate; sums keep it
 alone = True  # one run at a time: its seconds count
 
 

@@ -872,7 +872,7 @@ def cubin(kernel, warps, constants, **types):
     made = compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     assert len(made.asm["cubin"]) > 1000
 
-words = dict(seed="i32", stream="i32", octaves="*fp32", owners="*i32", table="*i64")
+words = dict(seed="i32", stream="i32", row0="i32", octaves="*fp32", owners="*i32", table="*i64")
 for law in DISTRIBUTIONS.values():
     tile = gpu._tile(law)
     for step, g in (("i32", "*fp32"), ("*i64", "*bf16")):
