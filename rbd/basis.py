@@ -47,7 +47,7 @@ class Basis:
 
     dim: int
     size: int
-    distribution: str = "normal"
+    distribution: str = "rademacher"
     seed: int = 0
     stream: int = 0
     compartment: int = 0

@@ -25,10 +25,10 @@ LARGEST = 2**32 - 1  # seeds, rows and steps are 32-bit words of Philox
 
 DEFAULTS: dict[str, dict[str, Any]] = {  # method -> the fields it uses, of those that not every method does
     "sgd": {},
-    "rbd": {"partition": "whole", "dim": 250, "distribution": "normal", "redraw": 1},
-    "fpd": {"partition": "whole", "dim": 250, "distribution": "normal"},
-    "nes": {"dim": 250, "distribution": "normal", "sigma": 0.01},
-    "rbd-nes": {"dim": 250, "distribution": "normal", "sigma": 0.002},
+    "rbd": {"partition": "whole", "dim": 250, "distribution": "rademacher", "redraw": 1},
+    "fpd": {"partition": "whole", "dim": 250, "distribution": "rademacher"},
+    "nes": {"dim": 250, "distribution": "rademacher", "sigma": 0.01},
+    "rbd-nes": {"dim": 250, "distribution": "rademacher", "sigma": 0.002},
 }
 VARIANTS: dict[str, tuple[str, ...]] = {  # method -> what several workers may share, its default first; see rbd.distributed
     "sgd": ("ddp",),

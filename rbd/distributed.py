@@ -376,7 +376,7 @@ class CoordinatesState:
         RuntimeError: torch.distributed is not initialised, or the workers were given different arguments.
     """
 
-    def __init__(self, params: Iterable[Tensor], dim: int = 250, distribution: str = "normal", seed: int = 0,
+    def __init__(self, params: Iterable[Tensor], dim: int = 250, distribution: str = "rademacher", seed: int = 0,
                  redraw: int = 1, process_group: dist.ProcessGroup | None = None):  # fmt: skip
         kept = [p for p in params if p.requires_grad]
         cut = by_tensor(tuple(("", p.numel()) for p in kept), dim).compartments

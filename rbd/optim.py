@@ -32,7 +32,7 @@ CHECK = 100  # steps between two comparisons of the workers' parameters, too dea
 
 
 def rbd_direction(
-    g: Tensor, partition: Partition, distribution: str = "normal", seed: int = 0, stream: int = 0, step: int = 0
+    g: Tensor, partition: Partition, distribution: str = "rademacher", seed: int = 0, stream: int = 0, step: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The gradient seen through random bases: u = Φᵀ Φ g, compartment by compartment (arXiv 2011.04720).
 
@@ -156,7 +156,7 @@ class RBD(_RandomBases):
         lr: η, for directions of unit expected norm; E[Φᵀ Φ g] = (d / D) g, so it is larger than SGD's.
         dim: total number of random directions d, 1 ... D, shared out over the compartments.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
-        distribution: of the entries, "normal", "uniform" or "rademacher".
+        distribution: of the entries, "normal", "uniform" or "rademacher" (signs: cheapest, and no less accurate).
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
         redraw: steps between draws of a new basis; 0 keeps the first one for ever (FPD).
         variant: what workers share, "common", "bases", "directions" or "shares" (the table in rbd.distributed); None: this
@@ -181,7 +181,7 @@ class RBD(_RandomBases):
     _capturable = False
     _agreed = False  # since the state was last set
 
-    def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
+    def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "rademacher",
                  seed: int = 0, redraw: int = 1, variant: str | None = None, process_group=None,
                  capturable: bool = False):  # fmt: skip
         self._capturable = capturable
@@ -326,7 +326,7 @@ def _finite(grad: Tensor) -> bool:
 class FPD(RBD):
     """Fixed projection descent: RBD whose basis is drawn once (Li et al. 2018, arXiv 1804.08838). Arguments as in RBD."""
 
-    def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "normal",
+    def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "rademacher",
                  seed: int = 0, variant: str | None = None, process_group=None, capturable: bool = False):  # fmt: skip
         super().__init__(params, lr, dim, partition, distribution, seed, 0, variant, process_group, capturable)
 
@@ -347,7 +347,7 @@ class NES(_RandomBases):
         sigma: σ > 0, length of a perturbation.
     """
 
-    def __init__(self, params, lr: float, dim: int = 250, distribution: str = "normal", seed: int = 0,
+    def __init__(self, params, lr: float, dim: int = 250, distribution: str = "rademacher", seed: int = 0,
                  sigma: float = 0.01):  # fmt: skip
         if not (isinstance(sigma, (int, float)) and 0 < sigma < math.inf):
             raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")

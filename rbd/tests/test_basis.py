@@ -31,7 +31,7 @@ def test_a_basis_is_a_value():
     assert hash(basis) == hash(replace(basis))
     assert pickle.loads(pickle.dumps(basis)) == basis
     assert basis != replace(basis, step=5)
-    assert Basis(3, 10) == Basis(3, 10, "normal", seed=0, stream=0, compartment=0, step=0, row=0)
+    assert Basis(3, 10) == Basis(3, 10, "rademacher", seed=0, stream=0, compartment=0, step=0, row=0)
     with pytest.raises(FrozenInstanceError):
         basis.seed = 7
 

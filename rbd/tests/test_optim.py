@@ -339,7 +339,7 @@ def test_parameter_groups():
     optimizer = RBD(groups, lr=0.1, dim=6)
     assert [[k.number for k in optimizer.partition(i).compartments] for i in range(3)] == [[0, 1, 2], [3], [4]]
     assert [optimizer.partition(i).dim for i in range(3)] == [6, 2, 6]
-    options = [(0.5, "normal", 0, False), (0.1, "normal", 9, False), (0.1, "uniform", 0, True)]
+    options = [(0.5, "rademacher", 0, False), (0.1, "rademacher", 9, False), (0.1, "uniform", 0, True)]
     expected = [p.detach().clone() for p in params]
     for step in range(3):
         for i, (lr, law, seed, fixed) in enumerate(options):
