@@ -128,14 +128,23 @@ def ddp_trained(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
     return after
 
 
-def hooked(make, group: dist.ProcessGroup, bucket_mb: float) -> list[Tensor]:
+def behind_hook(model: nn.Module, group: dist.ProcessGroup, dim: int = 21, bucket_mb: float = 25, **options):
+    """A model under DDP whose hook sends coordinates, and the hook's state."""
+    replica = nn.parallel.DistributedDataParallel(model, process_group=group, bucket_cap_mb=bucket_mb)
+    state = distributed.CoordinatesState(model.parameters(), dim, "rademacher", process_group=group, **options)
+    replica.register_comm_hook(state, distributed.coordinates_hook)
+    return replica, state
+
+
+def hooked(make, group: dist.ProcessGroup, bucket_mb: float = 25, resume: int | None = None) -> list[Tensor]:
     """The parameters after every step of the user's own optimizer behind the hook that sends coordinates."""
     model, case = network(LARGE), Case("common", widths=LARGE)
-    replica = nn.parallel.DistributedDataParallel(model, process_group=group, bucket_cap_mb=bucket_mb)
-    state = distributed.CoordinatesState(model.parameters(), 21, "rademacher", 5, redraw=2, process_group=group)
-    replica.register_comm_hook(state, distributed.coordinates_hook)
+    replica, _ = behind_hook(model, group, bucket_mb=bucket_mb, seed=5, redraw=2)
     optimizer, after = make(model.parameters()), []
     for step in range(STEPS):
+        if step == resume:  # as after a restart
+            replica, state = behind_hook(model, group, seed=5, redraw=2)
+            state.step = step
         optimizer.zero_grad()
         case.backward(replica, step, dist.get_rank(group))
         optimizer.step()
@@ -193,6 +202,19 @@ def disagreeing(group: dist.ProcessGroup) -> dict[str, str]:
     one("frozen", before=lambda optimizer, model: model[2].requires_grad_(not odd))
     state = partial(distributed.CoordinatesState, network().parameters(), 7, seed=int(odd), process_group=group)
     told["hook"] = said(state)
+
+    def behind(name: str, steps: int, step: int = 0) -> None:
+        model = network()
+        replica, state = behind_hook(model, group)
+        state.step = step
+        for _ in range(steps):
+            replica(normal(4, 6)).sum().backward()
+        with torch.no_grad():
+            model[0].weight[0, 0] += (odd and steps > 0) * 1e-6
+        told[name] = said(replica(normal(4, 6)).sum().backward)
+
+    behind("hook's step", 0, 3 if odd else 4)
+    behind("hook's parameters", distributed.CHECK)  # which go apart after the first look
     return told
 
 
@@ -213,6 +235,9 @@ def bytes_a_step(variant: str, group: dist.ProcessGroup, dim: int = 1000, steps:
     optimizer: torch.optim.Optimizer
     if variant == "ddp":
         replica: nn.Module = nn.parallel.DistributedDataParallel(model, process_group=group)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    elif variant == "hook":
+        replica, _ = behind_hook(model, group, dim)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
     else:
         replica = model
@@ -278,12 +303,13 @@ def battery(state: dict, weights: dict, folder: Path) -> dict:
         if dist.get_rank() < size:
             mine = {name: trained(case, group) for name, case in CASES.items()}
             mine["ddp"] = ddp_trained(Case("ddp"), group)
-            mine |= {f"hook {name}": hooked(make, group, 25) for name, make in OPTIMIZERS.items()}
-            mine["hook small buckets"] = hooked(OPTIMIZERS["sgd"], group, 0.001)
+            mine |= {f"hook {name}": hooked(make, group) for name, make in OPTIMIZERS.items()}
+            mine["hook small buckets"] = hooked(OPTIMIZERS["sgd"], group, bucket_mb=0.001)
+            mine["hook resumed"] = hooked(OPTIMIZERS["sgd"], group, resume=3)  # in the middle of a basis
             mine["resumed"] = resumed(group, state, weights)
             mine |= {f"sharded {name}": sharded(given, group) for name, given in SHARDED.items()}
             if size > 1:
-                mine |= {f"bytes {variant}": bytes_a_step(variant, group) for variant in (*VARIANTS, "ddp")}
+                mine |= {f"bytes {variant}": bytes_a_step(variant, group) for variant in (*VARIANTS, "ddp", "hook")}
                 mine |= {f"poison {variant}": poisoned(variant, group) for variant in VARIANTS}
                 mine["disagreeing"] = disagreeing(group)
             box = [None] * size
@@ -395,6 +421,7 @@ def test_what_users_own_optimizers_do_behind_the_hook(found):
         case = Case("common", options(dim=21, partition="by_tensor", distribution="rademacher", redraw=2), widths=LARGE)
         equal(found[workers, "hook sgd"], followed(case, workers))
         equal(found[workers, "hook small buckets"], followed(case, workers))
+        equal(found[workers, "hook resumed"], followed(case, workers))
         for name in ("momentum", "adam"):
             equal(found[workers, f"hook {name}"], followed_behind_hook(OPTIMIZERS[name], case, workers))
 
@@ -474,7 +501,7 @@ def test_bytes_on_the_wire(found, workers):
     """d = 1000, D = 12,938: the values of the table at 4 bytes each, and at most 400 bytes of gloo's for a message."""
     d, size, w = 1000, 12_938, workers
     values = {"common": 2 * d * (w - 1) / w, "bases": d * (w - 1), "directions": d * (w - 1),
-              "shares": -(-d // w) * (w - 1), "ddp": 2 * size * (w - 1) / w}  # fmt: skip
+              "shares": -(-d // w) * (w - 1), "ddp": 2 * size * (w - 1) / w, "hook": d * (w - 1)}  # fmt: skip
     for variant, count in values.items():
         messages = 2 * (w - 1) * (4 if variant == "ddp" else 1)
         for sent in found[workers, f"bytes {variant}"]:
@@ -486,13 +513,15 @@ def test_all_are_told_who_differs(found, workers):
     others = ", ".join(str(r) for r in range(workers) if r != 1)
     got = {"seed": ("0", "1"), "lr": ("0.5", "0.25"), "variant": ("'shares'", "'bases'"), "step": ("4", "3"),
            "stream": ("1", "2"), "model": ("83", "93"), "frozen": (r"\[0, 1, 2, 3\]", r"\[0, 1\]"),
-           "hook": ("0", "1"), "parameters": (".*", ".*")}  # fmt: skip
-    names = {"hook": "seed", "stream": "stream_version", "model": "size", "frozen": "parameters with a gradient"}
+           "hook": ("0", "1"), "parameters": (".*", ".*"), "hook's step": ("4", "3"),
+           "hook's parameters": (".*", ".*")}  # fmt: skip
+    names = {"hook": "seed", "stream": "stream_version", "model": "size", "frozen": "parameters with a gradient",
+             "hook's step": "step", "hook's parameters": "parameters"}  # fmt: skip
     for told in found[workers, "disagreeing"]:
         assert told.keys() == got.keys()
         for name, (usual, odd) in got.items():
             message = f"{names.get(name, name)}: got {usual} on worker {others}, {odd} on worker 1, allowed the same"
-            assert re.match(f"RuntimeError: {message}", told[name]), told[name]
+            assert re.search(f"RuntimeError: {message}", told[name]), told[name]
 
 
 @pytest.mark.parametrize("workers", range(2, MOST + 1))
@@ -534,7 +563,7 @@ def test_wrong_number_of_workers(monkeypatch):
 # ---------------------------------------------------------------- faults
 
 
-def suffering(path: Path) -> None:
+def suffering(path: Path, hook: bool) -> None:
     """Worker 2 is stopped in the third step of one group, worker 3 killed in the third step of another."""
     from datetime import timedelta
 
@@ -544,14 +573,15 @@ def suffering(path: Path) -> None:
     for odd, how in ((2, signal.SIGSTOP), (3, signal.SIGKILL)):
         if dist.get_rank() in groups[odd]:
             model, case = network(), Case("common")
-            optimizer, began = case.optimizer(model, process_group=made[odd]), time.monotonic()
+            replica: nn.Module = behind_hook(model, made[odd])[0] if hook else model
+            optimizer = torch.optim.SGD(model.parameters(), 0.1) if hook else case.optimizer(model, process_group=made[odd])
             try:
                 for step in range(5):
                     optimizer.zero_grad()
-                    case.backward(model, step, 0)
                     if step == 2 and dist.get_rank() == odd:
                         os.kill(os.getpid(), how)
                     began = time.monotonic()
+                    case.backward(replica, step, 0)
                     optimizer.step()
             except RuntimeError as error:
                 told = {"step": step, "seconds": time.monotonic() - began, "message": str(error)}
@@ -559,12 +589,13 @@ def suffering(path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-def test_dead_and_hung_workers(tmp_path):
+@pytest.mark.parametrize("hook", [False, True])
+def test_dead_and_hung_workers(tmp_path, hook):
     """Real processes, stopped and killed: all the others are told, within the group's timeout or at once."""
     store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
     started = mp.get_context("spawn")
     processes = [started.Process(target=distributed._work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (
-        tmp_path,))) for r in range(4)]  # fmt: skip
+        tmp_path, hook))) for r in range(4)]  # fmt: skip
     for process in processes:
         process.start()
     try:
@@ -579,7 +610,7 @@ def test_dead_and_hung_workers(tmp_path):
             process.join()
     for name, each in told.items():
         assert each["step"] == 2
-        assert re.match(r"worker [01] of 3: an exchange failed: another worker died, left or kept the others waiting",
+        assert re.search(r"worker [01] of 3: an exchange failed: another worker died, left or kept the others waiting",
                         each["message"])  # fmt: skip
         assert each["seconds"] < (20 if name.startswith("3") else 3 + 20)  # seconds: at once, or the timeout; busy machine
 
