@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from statistics import median
 
 import torch
@@ -13,7 +14,9 @@ import torch.distributed as dist
 
 from benchmarks.workers import RIVALS, VARIANTS, Found
 from rbd import RBD, distributed
-from rbd.distributed import Workers
+from rbd.distributed import Part, Workers
+from rbd.distribution import distribution
+from rbd.partition import partition
 
 DIM, SIZE = 250, 101_770  # the paper's d, and the D of its FC net
 
@@ -63,6 +66,14 @@ def _exchange(variant: str, group: dist.ProcessGroup) -> Callable[[], object]:
     return lambda: workers.gather(c[: lengths[workers.rank]], lengths)()
 
 
+def _regeneration(variant: str, count: int) -> Callable[[], object]:
+    """What a worker generates in a step: its own coordinates, and the update from everybody's."""
+    g, cut = torch.randn(SIZE), partition("whole", (("", SIZE),), DIM)
+    part = Part(g, cut.compartments, distribution("rademacher"), 0, 0)
+    c = [distributed.project(part, variant, r, count) for r in range(count)]
+    return lambda: (distributed.project(part, variant, 0, count), distributed.update(part, variant, c))
+
+
 def measured(counts: tuple[int, ...], times: int) -> Found:
     """(what, variant, W) -> seconds or bytes, by worker 0 of the most workers."""
     found = {}
@@ -77,5 +88,7 @@ def measured(counts: tuple[int, ...], times: int) -> Found:
                     found["step", variant, count] = _seconds(_optimizer(group, variant).step, times, group)
             if count == 1:
                 found["step", "alone", 1] = _seconds(_optimizer(None, None).step, times, group)
+                for variant, more in product(VARIANTS, counts):
+                    found["regeneration", variant, more] = _seconds(_regeneration(variant, more), times, group)
         dist.barrier()
     return found

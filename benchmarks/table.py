@@ -137,10 +137,11 @@ def memory(results: Results, device: str) -> str:
 
 
 def workers(results: Results, device: str) -> str:
-    """A step of W workers, as a multiple of the step of one process."""
+    """A step of W workers, and what one of them regenerates in it, as multiples of the step of one process."""
 
     def cell(variant: str, count: str) -> str:
-        return _times(results.get("workers.Steps.track_step", variant, count))
+        step, own = (results.get(f"workers.{what}.track_step", variant, count) for what in ("Steps", "Regeneration"))
+        return "n/a" if math.isnan(step) else f"{_times(step)} ({_times(own)})"
 
     return _against_workers("step of W workers", VARIANTS, COUNTS, cell) if device == "cpu" else ""
 
@@ -168,7 +169,8 @@ PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
     (steps, "A whole training step, batch 32, d = 250, and as a multiple of SGD's:"),
     (memory, "Memory:"),
     (workers, "Workers, W processes of this machine with a share of its cores each, d = 250, D = 101,770, signs: a step "
-              "as a multiple of that of one such process alone (median of 20, the slowest worker's):"),
+              "as a multiple of that of one such process alone (median of 20, the slowest worker's), and in brackets what a "
+              "worker regenerates in it, measured while the others wait:"),
     (exchange, "What they exchange, alone: time as above, and bytes that a worker sends in a step:"),
 )  # fmt: skip
 

@@ -44,6 +44,13 @@ class Steps:
         return found["step", variant, workers] / found["step", "alone", 1]
 
 
+class Regeneration(Steps):
+    """What a worker generates in a step, while no other is at work: constant where the variant allows it."""
+
+    def track_step(self, found: Found, variant: str, workers: int) -> float:
+        return found["regeneration", variant, workers] / found["step", "alone", 1]
+
+
 class Exchange(Steps):
     """What is exchanged, alone: coordinates, and D floats as DDP does."""
 
