@@ -455,18 +455,26 @@ def launched() -> bool:
 _joins = itertools.count()
 
 
+def _own_gpu() -> int:
+    """Number of this worker's GPU: NCCL wants one for each worker of a machine."""
+    gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if here > gpus:
+        raise ValueError(f"device: got 'cuda' for {here} workers and {gpus} GPUs, allowed a GPU for each, or 'cpu'")
+    return int(os.environ["LOCAL_RANK"])
+
+
 @contextmanager
-def joined(workers: int, timeout: float = TIMEOUT) -> Iterator[None]:
+def joined(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterator[None]:
     """The default process group, of torchrun's workers or of the caller, for as long as the block runs.
 
     Raises:
-        ValueError: it has another number of workers.
+        ValueError: it has another number of workers; the device is "cuda", and there is no GPU for each of them.
     """
     ours = not dist.is_initialized()
     if ours:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend, limit = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout)
+        if device == "cuda":
+            torch.cuda.set_device(_own_gpu())
+        backend, limit = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=limit))
         # torchrun's store outlives its workers, and those of a restart would call at the addresses of the dead
         ours_alone = dist.PrefixStore(f"rbd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joins)}", store)

@@ -116,7 +116,8 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         given = (config, checkpoints, data_dir, device, threads, bar, timeout)
         return distributed.launch(train, config.workers, *given, timeout=timeout)
     threads = threads or torch.get_num_threads()
-    with _cores(config, threads), distributed.joined(config.workers, timeout) if config.workers else nullcontext():
+    group = distributed.joined(config.workers, timeout, device) if config.workers else nullcontext()
+    with _cores(config, threads), group:
         made = _train(config, checkpoints, data_dir, device, bar)
     return replace(made, environment=made.environment | {"threads": threads})
 

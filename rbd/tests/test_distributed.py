@@ -560,6 +560,26 @@ def test_wrong_number_of_workers(monkeypatch):
         pass
 
 
+@pytest.fixture
+def alone_under_torchrun(monkeypatch):
+    """As the third of four workers of a machine with one GPU sees it, but with nobody to wait for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+    for name, value in (("LOCAL_RANK", "2"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+
+
+def test_workers_on_the_cpu_leave_gpus_alone(alone_under_torchrun):
+    """More workers than GPUs is no harm to them."""
+    with distributed.joined(1):
+        assert dist.get_backend() == "gloo"
+    message = "^device: got 'cuda' for 4 workers and 1 GPUs, allowed a GPU for each, or 'cpu'$"
+    with pytest.raises(ValueError, match=message), distributed.joined(1, device="cuda"):
+        pass
+
+
 # ---------------------------------------------------------------- faults
 
 
