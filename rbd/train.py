@@ -25,6 +25,7 @@ from rbd.config import DEFAULTS, RunConfig
 from rbd.distributed import OWN_BATCH, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
+from rbd.philox import STREAM_VERSION
 from rbd.record import Point, Record, environment
 
 SAMPLE = 50  # steps between two cosines of update and gradient: often enough for a mean, too rare to cost anything
@@ -151,6 +152,8 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     split, held_out = sets.train.to(device), sets.validation.to(device)
     allowed = budget(config, len(split))
     workers = Workers(config.variant) if config.workers and config.variant else None
+    if workers:  # each was started by a command of its own
+        workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})
     rank, own_batch = workers.rank if workers else 0, config.variant in OWN_BATCH
     model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None

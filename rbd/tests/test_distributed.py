@@ -269,7 +269,7 @@ SHARDED = {"whole": dict(partition="whole", dim=7),
            "by layer": dict(partition="by_layer", dim=9, distribution="rademacher")}  # fmt: skip
 
 
-def sharded(given: dict, group: dist.ProcessGroup) -> list[Tensor]:
+def sharded(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
     """Parameters under FSDP2's fully_shard, gathered after every step for the comparison only."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
@@ -279,7 +279,7 @@ def sharded(given: dict, group: dist.ProcessGroup) -> list[Tensor]:
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    optimizer, case, after = RBD(model.named_parameters(), lr=0.5, seed=5, **given), Case("ddp"), []
+    optimizer, after = case.optimizer(model), []
     for step in range(STEPS):
         optimizer.zero_grad()
         case.backward(model, step, dist.get_rank(group))
@@ -295,6 +295,9 @@ def run(variant: str) -> RunConfig:
     return RunConfig(**{"epochs": 2, "batch_size": 500, "workers": MOST, "variant": variant} | fields)
 
 
+UNLIKE = {"seed": 1, "model": "cnn", "dim": 31, "epochs": 3}  # what worker 1 may have been told instead
+
+
 def battery(state: dict, weights: dict, folder: Path) -> dict:
     """Everything, on every number of workers; {(W, name): [what each worker found]}."""
     found: dict = {}
@@ -307,7 +310,9 @@ def battery(state: dict, weights: dict, folder: Path) -> dict:
             mine["hook small buckets"] = hooked(OPTIMIZERS["sgd"], group, bucket_mb=0.001)
             mine["hook resumed"] = hooked(OPTIMIZERS["sgd"], group, resume=3)  # in the middle of a basis
             mine["resumed"] = resumed(group, state, weights)
-            mine |= {f"sharded {name}": sharded(given, group) for name, given in SHARDED.items()}
+            mine |= {f"sharded {name}": sharded(Case("ddp", options(**given), accumulate=2), group)
+                     for name, given in SHARDED.items()}  # fmt: skip
+            mine["sharded groups"] = sharded(replace(CASES["common groups"], variant="ddp"), group)
             if size > 1:
                 mine |= {f"bytes {variant}": bytes_a_step(variant, group) for variant in (*VARIANTS, "ddp", "hook")}
                 mine |= {f"poison {variant}": poisoned(variant, group) for variant in VARIANTS}
@@ -320,6 +325,11 @@ def battery(state: dict, weights: dict, folder: Path) -> dict:
         box = [None] * MOST
         dist.all_gather_object(box, train(run(variant), folder))
         found["run", variant] = box
+    for name, odd in UNLIKE.items():
+        box = [None] * MOST
+        mine = replace(run("common"), **{name: odd}) if dist.get_rank() == 1 else run("common")
+        dist.all_gather_object(box, said(train, mine))
+        found["unlike", name] = box
     return found
 
 
@@ -485,6 +495,20 @@ def test_sharded_parameters(found, name, workers):
 
 
 @pytest.mark.parametrize("workers", range(1, MOST + 1))
+def test_sharded_parameter_groups(found, workers):
+    """Each with its own partition, law, seed and rate: as plain RBD from the same gradients, but for rounding."""
+    model, (mine, *others) = network(), found[workers, "sharded groups"]
+    equal(others, mine)
+    twin, start = CASES["common groups"].optimizer(model), flat(model.parameters())
+    for gradient, after in zip(mine[::2], mine[1::2]):
+        for p, g in zip(model.parameters(), gradient.float().split([p.numel() for p in model.parameters()])):
+            p.grad = g.view_as(p)
+        twin.step()
+        torch.testing.assert_close(after, flat(model.parameters()), rtol=1e-5, atol=1e-6)
+        assert (after - start).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
 def test_checkpoint_is_read_by_any_number_of_workers(found, workers):
     """One process without workers wrote it, and goes on to the same end as they do."""
     model, case = network(), Case("shares")
@@ -546,6 +570,15 @@ def test_runs(found, variant):
     assert [(p.step, p.images, p.forward_passes) for p in records[0].curve] == [
         (n, n * batches * 500, n * MOST) for n in steps]  # fmt: skip
     assert records[0].outcome == "finished" and records[0].environment["bytes_per_step"] > 0
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_runs_of_different_commands_are_refused(found, name):
+    """Also where worker 0's state would overwrite the others', or their tensors be of other sizes."""
+    for told in found["unlike", name]:
+        usual, odd = getattr(run("common"), name), UNLIKE[name]
+        message = f"{name}: got {usual!r} on worker 0, 2, 3, {odd!r} on worker 1, allowed the same on all workers"
+        assert told == f"RuntimeError: {message}"
 
 
 def test_a_run_with_shares_has_the_curve_of_one_process(found):
