@@ -99,7 +99,8 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         checkpoints: directory for <config.id>.safetensors, written at the end of every epoch; None: no checkpoints.
         data_dir: root of the full data sets, see rbd.data.data_dir.
         device: where tensors live, "cpu" or "cuda".
-        threads: CPU threads for the run; None: as many as torch uses now.
+        threads: CPU threads for the run, shared out over the workers started here, or of this one of torchrun's; None: as
+            many as torch uses now, or the workers' shares of the cores.
         bar: show a progress bar on stderr; None: only on a terminal.
         timeout: seconds that workers wait for each other.
 
@@ -114,7 +115,8 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
     """
     _check_place(config, device, threads)
     if config.workers and not distributed.launched():
-        given = (config, checkpoints, data_dir, device, threads, bar, timeout)
+        each = max(1, threads // config.workers) if threads else None
+        given = (config, checkpoints, data_dir, device, each, bar, timeout)
         return distributed.launch(train, config.workers, *given, timeout=timeout)
     threads = threads or torch.get_num_threads()
     group = distributed.joined(config.workers, timeout, device) if config.workers else nullcontext()

@@ -586,6 +586,13 @@ def test_a_run_with_shares_has_the_curve_of_one_process(found):
     assert tuple(replace(p, forward_passes=MOST * p.forward_passes) for p in alone) == found["run", "shares"][0].curve
 
 
+def test_threads_of_a_run_are_shared_out(monkeypatch):
+    """A sweep gives a run both cores of two: W workers must not take twice W."""
+    monkeypatch.setattr(distributed, "launch", lambda function, workers, *given, timeout: given[4])
+    threads = {w: [train(replace(run("common"), workers=w), threads=n) for n in (2, 8, None)] for w in (1, 2, 4)}
+    assert threads == {1: [2, 8, None], 2: [1, 4, None], 4: [1, 2, None]}
+
+
 def test_wrong_number_of_workers(monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
