@@ -13,9 +13,10 @@ from pathlib import Path
 
 from benchmarks._cost import ON_DEMAND, WAYS, stored_mib
 from benchmarks.memory import SIZE as MEMORY_SIZE
+from benchmarks.workers import COUNTS, RIVALS, VARIANTS
 
 ROOT = Path(__file__).parents[1]
-NAME = {"rademacher": "signs"}
+NAME = {"rademacher": "signs", "all_reduce": "gloo's all-reduce"}
 DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 
 
@@ -135,6 +136,31 @@ def memory(results: Results, device: str) -> str:
     return _table(head, rows) if _any(rows) else ""
 
 
+def workers(results: Results, device: str) -> str:
+    """A step of W workers, and what one of them regenerates in it, as multiples of the step of one process."""
+
+    def cell(variant: str, count: str) -> str:
+        step, own = (results.get(f"workers.{what}.track_step", variant, count) for what in ("Steps", "Regeneration"))
+        return "n/a" if math.isnan(step) else f"{_times(step)} ({_times(own)})"
+
+    return _against_workers("step of W workers", VARIANTS, COUNTS, cell) if device == "cpu" else ""
+
+
+def exchange(results: Results, device: str) -> str:
+    """What a step of W workers exchanges, alone: time as a multiple of the step of one process, and bytes."""
+
+    def cell(variant: str, count: str) -> str:
+        time, sent = (results.get(f"workers.Exchange.track_{what}", variant, count) for what in ("step", "bytes"))
+        return "n/a" if math.isnan(time) else _times(time) + (f", {sent:,.0f} B" if not math.isnan(sent) else "")
+
+    return _against_workers("exchange alone", (*VARIANTS, *RIVALS), COUNTS[1:], cell) if device == "cpu" else ""
+
+
+def _against_workers(title: str, variants: Sequence[str], counts: Sequence[int], cell: Callable[[str, str], str]) -> str:
+    rows = [[NAME.get(variant, variant), *(cell(variant, str(count)) for count in counts)] for variant in variants]
+    return _table([title, *(f"W = {count}" for count in counts)], rows) if _any(rows) else ""
+
+
 PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
     (ratios, "How many times faster than a rival a product on demand is, project / expand, at d = 256, D = 101,770 "
              "(median of 7 pairs of neighbouring blocks):"),
@@ -142,6 +168,10 @@ PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
                "the size of a stored basis that does not fit:"),
     (steps, "A whole training step, batch 32, d = 250, and as a multiple of SGD's:"),
     (memory, "Memory:"),
+    (workers, "Workers, W processes of this machine with a share of its cores each, d = 250, D = 101,770, signs: a step "
+              "as a multiple of that of one such process alone (median of 20, the slowest worker's), and in brackets what a "
+              "worker regenerates in it, measured while the others wait:"),
+    (exchange, "What they exchange, alone: time as above, and bytes that a worker sends in a step:"),
 )  # fmt: skip
 
 

@@ -1,92 +1,31 @@
 """What a step of W workers costs: time as a multiple of one process's RBD step in the same run, and bytes as they went out.
 
-All workers are processes of this machine: on fewer cores than workers they take turns, and a step tells that too.
+All workers are processes of this machine: on fewer cores than workers they take turns, and a step tells that too. Each has
+its share of the cores, by the largest W: so has the one process alone.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
-import torch
-import torch.distributed as dist
+from benchmarks._measure import SET
 
-from rbd import RBD, distributed
-from rbd.distributed import VARIANTS, Workers
-
-DIM, SIZE = 250, 101_770  # the paper's d, and the D of its FC net
-COUNTS = (1, 2, 3, 4)  # workers
-TIMES = 20  # calls, of which the median counts
+VARIANTS = ("common", "bases", "directions", "shares")  # as in rbd.distributed, without importing it
 RIVALS = ("ddp", "all_reduce")  # D floats: summed in the order of the workers, and by the backend's own all-reduce
+COUNTS = (1, 2, 3, 4)  # workers
+TIMES = 1 if SET == "quick" else 20  # calls, of which the median counts
+
+Found = dict[tuple[str, str, int], float]  # (what, variant, W) -> seconds or bytes
 
 
-def _seconds(function: Callable[[], object], times: int, group: dist.ProcessGroup) -> float:
-    """Median time of a call that all workers begin together; the slowest worker's, as nobody can go on before it."""
-    function()
-    taken = []
-    for _ in range(times):
-        dist.barrier(group)
-        start = time.perf_counter()
-        function()
-        taken.append(time.perf_counter() - start)
-    box: list[float] = [0.0] * dist.get_world_size(group)
-    dist.all_gather_object(box, median(taken), group)
-    return max(box)
-
-
-def _bytes(function: Callable[[], object], times: int) -> float:
-    function()
-    before = distributed.wire().sent
-    for _ in range(times):
-        function()
-    return (distributed.wire().sent - before) / times
-
-
-def _optimizer(group: dist.ProcessGroup | None, variant: str | None) -> RBD:
-    theta = torch.nn.Parameter(torch.zeros(SIZE))
-    theta.grad = torch.randn(SIZE, generator=torch.Generator().manual_seed(0))
-    return RBD([theta], lr=1e-3, dim=DIM, distribution="rademacher", variant=variant, process_group=group)
-
-
-def _exchange(variant: str, group: dist.ProcessGroup) -> Callable[[], object]:
-    """What a variant sends and waits for, and nothing else."""
-    workers = Workers(variant, group)
-    c, g = torch.randn(DIM), torch.randn(SIZE)
-    if variant == "all_reduce":
-        return lambda: dist.all_reduce(g, group=group)
-    if variant in ("common", "ddp"):
-        return lambda: workers.mean(c if variant == "common" else g)
-    lengths = [DIM] * workers.size
-    if variant == "shares":
-        lengths = [(r + 1) * DIM // workers.size - r * DIM // workers.size for r in range(workers.size)]
-    return lambda: workers.gather(c[: lengths[workers.rank]], lengths)()
-
-
-def measured(counts: tuple[int, ...] = COUNTS, times: int = TIMES) -> dict[tuple[str, str, int], float]:
-    """(what, variant, W) -> seconds or bytes, by worker 0 of the most workers."""
-    found = {}
-    for count in counts:
-        group = dist.new_group(list(range(count)))
-        if dist.get_rank() < count:
-            for variant in (*VARIANTS, *RIVALS):
-                exchange = _exchange(variant, group)
-                found["exchange", variant, count] = _seconds(exchange, times, group)
-                found["bytes", variant, count] = _bytes(exchange, times)
-                if variant in VARIANTS:
-                    found["step", variant, count] = _seconds(_optimizer(group, variant).step, times, group)
-            if count == 1:
-                found["step", "alone", 1] = _seconds(_optimizer(None, None).step, times, group)
-        dist.barrier()
-    return found
-
-
-def setup_cache() -> dict[tuple[str, str, int], float]:
-    """One launch of the workers measures all."""
+def setup_cache() -> Found:
+    """One launch of the workers measures all; the cells are looked up without torch."""
     sys.path.insert(0, str(Path(__file__).parents[1]))  # asv imports this by a hook of its own, which they would lack
-    return distributed.launch(measured, max(COUNTS))
+    from benchmarks._workers import measured
+    from rbd.distributed import launch
+
+    return launch(measured, max(COUNTS), COUNTS, TIMES)
 
 
 setup_cache.timeout = 600  # type: ignore[attr-defined]
@@ -101,8 +40,15 @@ class Steps:
     version = "1"
     timeout = 300
 
-    def track_step(self, found: dict, variant: str, workers: int) -> float:
+    def track_step(self, found: Found, variant: str, workers: int) -> float:
         return found["step", variant, workers] / found["step", "alone", 1]
+
+
+class Regeneration(Steps):
+    """What a worker generates in a step, while no other is at work: constant where the variant allows it."""
+
+    def track_step(self, found: Found, variant: str, workers: int) -> float:
+        return found["regeneration", variant, workers] / found["step", "alone", 1]
 
 
 class Exchange(Steps):
@@ -110,10 +56,10 @@ class Exchange(Steps):
 
     params = ([*VARIANTS, *RIVALS], list(COUNTS[1:]))
 
-    def track_step(self, found: dict, variant: str, workers: int) -> float:
+    def track_step(self, found: Found, variant: str, workers: int) -> float:
         return found["exchange", variant, workers] / found["step", "alone", 1]
 
-    def track_bytes(self, found: dict, variant: str, workers: int) -> float:
+    def track_bytes(self, found: Found, variant: str, workers: int) -> float:
         return found["bytes", variant, workers]
 
 

@@ -132,7 +132,7 @@ def _run_together(wanted: config.RunConfig, directory: Path, results: Path, time
     from rbd.train import train
 
     assert wanted.workers is not None and wanted.variant is not None
-    with joined(wanted.workers, timeout):
+    with joined(wanted.workers, timeout, options["device"]):
         workers = Workers(wanted.variant)
         found = workers.tell(sweep.find(wanted, directory, results) if workers.rank == 0 else None)
         if workers.rank == 0:

@@ -51,6 +51,7 @@ VARIANTS = ("common", "bases", "directions", "shares")  # what a user picks; FSD
 OWN_BATCH = ("common", "bases", "ddp")
 OWN_BASIS = ("bases", "directions")
 TIMEOUT = 60.0  # seconds that workers started by the suite wait for each other
+CHECK = 100  # steps between two comparisons of the workers' parameters, too dear for every step
 
 T = TypeVar("T")
 
@@ -371,22 +372,32 @@ class CoordinatesState:
         distribution, seed, redraw: as in RBD.
         process_group: the one given to DistributedDataParallel; None: the default one.
 
+    Attributes:
+        step: number of the next step, which names its bases. Keep it in your checkpoints, and set it to go on from one.
+
     Raises:
         TypeError, ValueError: an argument is out of its range.
-        RuntimeError: torch.distributed is not initialised, or the workers were given different arguments.
+        RuntimeError: torch.distributed is not initialised, or the workers were given different arguments; from a backward
+            pass, on all workers, if their steps or parameters differ (looked at in the first step and every CHECK).
     """
 
     def __init__(self, params: Iterable[Tensor], dim: int = 250, distribution: str = "rademacher", seed: int = 0,
                  redraw: int = 1, process_group: dist.ProcessGroup | None = None):  # fmt: skip
         kept = [p for p in params if p.requires_grad]
         cut = by_tensor(tuple(("", p.numel()) for p in kept), dim).compartments
-        filled = [p for p in kept if p.numel()]
-        self.compartments = {id(p): k for p, k in zip(filled, cut)}
+        self.params = [p for p in kept if p.numel()]
+        self.compartments = {id(p): k for p, k in zip(self.params, cut)}
         self.distribution, self.seed = distribution_of(distribution), check_word("seed", seed)
-        self.redraw, self.step = check_word("redraw", redraw), 0
+        self.redraw, self.step, self._calls = check_word("redraw", redraw), 0, 0
         self.workers = Workers("common", process_group)
         self.workers.agree({"stream_version": STREAM_VERSION, "dim": dim, "distribution": distribution, "seed": seed,
                             "redraw": redraw, "shapes": [tuple(p.shape) for p in kept]})  # fmt: skip
+
+    def advance(self) -> None:
+        """The next step; once in a while, are all workers at the same one, with the same parameters?"""
+        if self._calls % CHECK == 0:
+            self.workers.agree({"step": self.step, "parameters": digest(self.params)})
+        self._calls, self.step = self._calls + 1, self.step + 1
 
 
 def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -394,7 +405,12 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
 
     For ``DistributedDataParallel.register_comm_hook``, whatever optimizer is used; with plain SGD it is RBD by tensors with
     the variant common. Directions have unit expected norm and E[Φᵀ Φ g] = (d / D) g, so learning rates are RBD's, not SGD's.
-    How DDP cuts its buckets does not matter: bases are named by tensors.
+    How DDP cuts its buckets does not matter: bases are named by tensors. A worker sends its d coordinates to each other one,
+    d (W-1) values in a step, while the rest of the backward pass goes on.
+
+    Raises:
+        RuntimeError: from the backward pass: another worker died, left, or kept this one waiting for longer than the group's
+            timeout; or as in CoordinatesState.
     """
     g, at, compartments = bucket.buffer(), 0, []
     for p in bucket.parameters():
@@ -403,13 +419,14 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
         at += p.numel()
     drawn = state.step // state.redraw % WORD if state.redraw else 0
     if bucket.is_last():
-        state.step += 1
+        state.advance()
     part = Part(g, tuple(compartments), state.distribution, state.seed, drawn)
     c = project(part, "common", state.workers.rank, state.workers.size)
     everyone = c.new_empty(state.workers.size * len(c))
-    work = dist.all_gather_into_tensor(everyone, c, state.workers.group, async_op=True)
+    work = state.workers._try(lambda: dist.all_gather_into_tensor(everyone, c, state.workers.group, async_op=True))
 
-    def finished(_: torch.futures.Future) -> Tensor:
+    def finished(arrived: torch.futures.Future) -> Tensor:
+        state.workers._try(arrived.wait)
         return g.copy_(update(part, "common", list(everyone.view(state.workers.size, len(c)))))
 
     return work.get_future().then(finished)
@@ -438,18 +455,26 @@ def launched() -> bool:
 _joins = itertools.count()
 
 
+def _own_gpu() -> int:
+    """Number of this worker's GPU: NCCL wants one for each worker of a machine."""
+    gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if here > gpus:
+        raise ValueError(f"device: got 'cuda' for {here} workers and {gpus} GPUs, allowed a GPU for each, or 'cpu'")
+    return int(os.environ["LOCAL_RANK"])
+
+
 @contextmanager
-def joined(workers: int, timeout: float = TIMEOUT) -> Iterator[None]:
+def joined(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterator[None]:
     """The default process group, of torchrun's workers or of the caller, for as long as the block runs.
 
     Raises:
-        ValueError: it has another number of workers.
+        ValueError: it has another number of workers; the device is "cuda", and there is no GPU for each of them.
     """
     ours = not dist.is_initialized()
     if ours:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend, limit = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout)
+        if device == "cuda":
+            torch.cuda.set_device(_own_gpu())
+        backend, limit = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=limit))
         # torchrun's store outlives its workers, and those of a restart would call at the addresses of the dead
         ours_alone = dist.PrefixStore(f"rbd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joins)}", store)

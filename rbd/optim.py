@@ -12,6 +12,7 @@ from torch import Tensor
 from rbd import kernels
 from rbd.basis import WORD, check_word
 from rbd.distributed import (
+    CHECK,
     VARIANTS,
     Columns,
     Part,
@@ -28,7 +29,6 @@ from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
 SETTINGS = ("stream_version", "step", "size", "dim", "partition", "distribution", "seed", "redraw")  # that workers share
-CHECK = 100  # steps between two comparisons of the workers' parameters, too dear for every step
 
 
 def rbd_direction(

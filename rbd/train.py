@@ -25,6 +25,7 @@ from rbd.config import DEFAULTS, RunConfig
 from rbd.distributed import OWN_BATCH, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
+from rbd.philox import STREAM_VERSION
 from rbd.record import Point, Record, environment
 
 SAMPLE = 50  # steps between two cosines of update and gradient: often enough for a mean, too rare to cost anything
@@ -98,7 +99,8 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         checkpoints: directory for <config.id>.safetensors, written at the end of every epoch; None: no checkpoints.
         data_dir: root of the full data sets, see rbd.data.data_dir.
         device: where tensors live, "cpu" or "cuda".
-        threads: CPU threads for the run; None: as many as torch uses now.
+        threads: CPU threads for the run, shared out over the workers started here, or of this one of torchrun's; None: as
+            many as torch uses now, or the workers' shares of the cores.
         bar: show a progress bar on stderr; None: only on a terminal.
         timeout: seconds that workers wait for each other.
 
@@ -113,10 +115,12 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
     """
     _check_place(config, device, threads)
     if config.workers and not distributed.launched():
-        given = (config, checkpoints, data_dir, device, threads, bar, timeout)
+        each = max(1, threads // config.workers) if threads else None
+        given = (config, checkpoints, data_dir, device, each, bar, timeout)
         return distributed.launch(train, config.workers, *given, timeout=timeout)
     threads = threads or torch.get_num_threads()
-    with _cores(config, threads), distributed.joined(config.workers, timeout) if config.workers else nullcontext():
+    group = distributed.joined(config.workers, timeout, device) if config.workers else nullcontext()
+    with _cores(config, threads), group:
         made = _train(config, checkpoints, data_dir, device, bar)
     return replace(made, environment=made.environment | {"threads": threads})
 
@@ -150,6 +154,8 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     split, held_out = sets.train.to(device), sets.validation.to(device)
     allowed = budget(config, len(split))
     workers = Workers(config.variant) if config.workers and config.variant else None
+    if workers:  # each was started by a command of its own
+        workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})
     rank, own_batch = workers.rank if workers else 0, config.variant in OWN_BATCH
     model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None

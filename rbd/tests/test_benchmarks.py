@@ -264,6 +264,25 @@ def test_runner_finds_what_asv_finds(benchmarks):
         assert theirs[name].unit != "unit" and theirs[name].type == "track", name
 
 
+def test_cells_are_looked_up_without_torch(benchmarks, fresh_python):
+    """asv starts a process for every cell; where all is measured before, it need not import torch for seconds."""
+    measured = sorted({b.module.__name__ for b in benchmarks("run").benchmarks() if hasattr(b.module, "setup_cache")})
+    assert measured == [f"benchmarks.{name}" for name in ("generation", "kernels", "ratios", "step", "workers")]
+    script = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from benchmarks import workers
+found = {("step", "alone", 1): 2.0, ("step", "bases", 2): 3.0, ("exchange", "bases", 2): 1.0, ("bytes", "bases", 2): 8.0,
+         ("regeneration", "bases", 2): 2.5}
+steps, exchange, regeneration = workers.Steps(), workers.Exchange(), workers.Regeneration()
+print(steps.track_step(found, "bases", 2), regeneration.track_step(found, "bases", 2))
+print(exchange.track_step(found, "bases", 2), exchange.track_bytes(found, "bases", 2))
+print(*sorted({"torch", "numpy", "numba", "rbd"} & set(sys.modules)))
+"""
+    assert fresh_python(script, *measured, root=ROOT).splitlines() == ["1.5 1.25", "0.5 8.0", ""]
+
+
 def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
     results = pytest.importorskip("asv.results")
     run, table = benchmarks("run"), benchmarks("table")
@@ -287,6 +306,28 @@ def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
     assert math.isnan(read.get("memory.Peak.track_step", "cpu", "rademacher", "10"))  # it had failed
     text = table.tables(tmp_path)
     assert "| signs | 2.0 × / n/a |" in text and "| entries | stored fp32 |" in text and COMMIT[:8] in text
+
+
+def test_table_of_workers(benchmarks, tmp_path):
+    """Against W, by what was saved; no table where nothing was measured, as on a GPU's machine."""
+    run, table = benchmarks("run"), benchmarks("table")
+    found = {b.name: b for b in run.benchmarks("workers")}
+    values = {
+        "workers.Steps.track_step": {("shares", 1): 1.0, ("shares", 4): 25.2},
+        "workers.Regeneration.track_step": {("shares", 4): 0.6251},
+        "workers.Exchange.track_step": {("shares", 2): 0.251, ("ddp", 3): 2.04, ("all_reduce", 4): 1.5},
+        "workers.Exchange.track_bytes": {("shares", 2): 1288.0, ("ddp", 3): 543_621.4},
+    }
+    run.save({b: run.Outcome([values[name].get(cell, math.nan) for cell in b.cells], [], 1e9, 1.0)
+              for name, b in found.items()}, tmp_path, COMMIT, 1_600_000_000)  # fmt: skip
+    lines = table.tables(tmp_path).splitlines()
+    for line in ("| step of W workers | W = 1 | W = 2 | W = 3 | W = 4 |",
+                 "| shares | 1.00 × (n/a) | n/a | n/a | 25 × (0.63 ×) |",
+                 "| exchange alone | W = 2 | W = 3 | W = 4 |", "| shares | 0.25 ×, 1,288 B | n/a | n/a |",
+                 "| ddp | n/a | 2.0 ×, 543,621 B | n/a |", "| gloo's all-reduce | n/a | n/a | 1.50 × |"):  # fmt: skip
+        assert lines.count(line) == 1, line
+    run.save({b: run.Outcome([None] * len(b.cells), [], 1e9, 1.0) for b in found.values()}, tmp_path, COMMIT, 1_600_000_000)
+    assert "W = 2" not in table.tables(tmp_path)
 
 
 def test_table_names_a_file_that_is_none_of_asvs(benchmarks, tmp_path):

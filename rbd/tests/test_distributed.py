@@ -128,14 +128,23 @@ def ddp_trained(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
     return after
 
 
-def hooked(make, group: dist.ProcessGroup, bucket_mb: float) -> list[Tensor]:
+def behind_hook(model: nn.Module, group: dist.ProcessGroup, dim: int = 21, bucket_mb: float = 25, **options):
+    """A model under DDP whose hook sends coordinates, and the hook's state."""
+    replica = nn.parallel.DistributedDataParallel(model, process_group=group, bucket_cap_mb=bucket_mb)
+    state = distributed.CoordinatesState(model.parameters(), dim, "rademacher", process_group=group, **options)
+    replica.register_comm_hook(state, distributed.coordinates_hook)
+    return replica, state
+
+
+def hooked(make, group: dist.ProcessGroup, bucket_mb: float = 25, resume: int | None = None) -> list[Tensor]:
     """The parameters after every step of the user's own optimizer behind the hook that sends coordinates."""
     model, case = network(LARGE), Case("common", widths=LARGE)
-    replica = nn.parallel.DistributedDataParallel(model, process_group=group, bucket_cap_mb=bucket_mb)
-    state = distributed.CoordinatesState(model.parameters(), 21, "rademacher", 5, redraw=2, process_group=group)
-    replica.register_comm_hook(state, distributed.coordinates_hook)
+    replica, _ = behind_hook(model, group, bucket_mb=bucket_mb, seed=5, redraw=2)
     optimizer, after = make(model.parameters()), []
     for step in range(STEPS):
+        if step == resume:  # as after a restart
+            replica, state = behind_hook(model, group, seed=5, redraw=2)
+            state.step = step
         optimizer.zero_grad()
         case.backward(replica, step, dist.get_rank(group))
         optimizer.step()
@@ -193,6 +202,19 @@ def disagreeing(group: dist.ProcessGroup) -> dict[str, str]:
     one("frozen", before=lambda optimizer, model: model[2].requires_grad_(not odd))
     state = partial(distributed.CoordinatesState, network().parameters(), 7, seed=int(odd), process_group=group)
     told["hook"] = said(state)
+
+    def behind(name: str, steps: int, step: int = 0) -> None:
+        model = network()
+        replica, state = behind_hook(model, group)
+        state.step = step
+        for _ in range(steps):
+            replica(normal(4, 6)).sum().backward()
+        with torch.no_grad():
+            model[0].weight[0, 0] += (odd and steps > 0) * 1e-6
+        told[name] = said(replica(normal(4, 6)).sum().backward)
+
+    behind("hook's step", 0, 3 if odd else 4)
+    behind("hook's parameters", distributed.CHECK)  # which go apart after the first look
     return told
 
 
@@ -213,6 +235,9 @@ def bytes_a_step(variant: str, group: dist.ProcessGroup, dim: int = 1000, steps:
     optimizer: torch.optim.Optimizer
     if variant == "ddp":
         replica: nn.Module = nn.parallel.DistributedDataParallel(model, process_group=group)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    elif variant == "hook":
+        replica, _ = behind_hook(model, group, dim)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
     else:
         replica = model
@@ -244,7 +269,7 @@ SHARDED = {"whole": dict(partition="whole", dim=7),
            "by layer": dict(partition="by_layer", dim=9, distribution="rademacher")}  # fmt: skip
 
 
-def sharded(given: dict, group: dist.ProcessGroup) -> list[Tensor]:
+def sharded(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
     """Parameters under FSDP2's fully_shard, gathered after every step for the comparison only."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
@@ -254,7 +279,7 @@ def sharded(given: dict, group: dist.ProcessGroup) -> list[Tensor]:
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    optimizer, case, after = RBD(model.named_parameters(), lr=0.5, seed=5, **given), Case("ddp"), []
+    optimizer, after = case.optimizer(model), []
     for step in range(STEPS):
         optimizer.zero_grad()
         case.backward(model, step, dist.get_rank(group))
@@ -270,6 +295,9 @@ def run(variant: str) -> RunConfig:
     return RunConfig(**{"epochs": 2, "batch_size": 500, "workers": MOST, "variant": variant} | fields)
 
 
+UNLIKE = {"seed": 1, "model": "cnn", "dim": 31, "epochs": 3}  # what worker 1 may have been told instead
+
+
 def battery(state: dict, weights: dict, folder: Path) -> dict:
     """Everything, on every number of workers; {(W, name): [what each worker found]}."""
     found: dict = {}
@@ -278,12 +306,15 @@ def battery(state: dict, weights: dict, folder: Path) -> dict:
         if dist.get_rank() < size:
             mine = {name: trained(case, group) for name, case in CASES.items()}
             mine["ddp"] = ddp_trained(Case("ddp"), group)
-            mine |= {f"hook {name}": hooked(make, group, 25) for name, make in OPTIMIZERS.items()}
-            mine["hook small buckets"] = hooked(OPTIMIZERS["sgd"], group, 0.001)
+            mine |= {f"hook {name}": hooked(make, group) for name, make in OPTIMIZERS.items()}
+            mine["hook small buckets"] = hooked(OPTIMIZERS["sgd"], group, bucket_mb=0.001)
+            mine["hook resumed"] = hooked(OPTIMIZERS["sgd"], group, resume=3)  # in the middle of a basis
             mine["resumed"] = resumed(group, state, weights)
-            mine |= {f"sharded {name}": sharded(given, group) for name, given in SHARDED.items()}
+            mine |= {f"sharded {name}": sharded(Case("ddp", options(**given), accumulate=2), group)
+                     for name, given in SHARDED.items()}  # fmt: skip
+            mine["sharded groups"] = sharded(replace(CASES["common groups"], variant="ddp"), group)
             if size > 1:
-                mine |= {f"bytes {variant}": bytes_a_step(variant, group) for variant in (*VARIANTS, "ddp")}
+                mine |= {f"bytes {variant}": bytes_a_step(variant, group) for variant in (*VARIANTS, "ddp", "hook")}
                 mine |= {f"poison {variant}": poisoned(variant, group) for variant in VARIANTS}
                 mine["disagreeing"] = disagreeing(group)
             box = [None] * size
@@ -294,6 +325,11 @@ def battery(state: dict, weights: dict, folder: Path) -> dict:
         box = [None] * MOST
         dist.all_gather_object(box, train(run(variant), folder))
         found["run", variant] = box
+    for name, odd in UNLIKE.items():
+        box = [None] * MOST
+        mine = replace(run("common"), **{name: odd}) if dist.get_rank() == 1 else run("common")
+        dist.all_gather_object(box, said(train, mine))
+        found["unlike", name] = box
     return found
 
 
@@ -395,6 +431,7 @@ def test_what_users_own_optimizers_do_behind_the_hook(found):
         case = Case("common", options(dim=21, partition="by_tensor", distribution="rademacher", redraw=2), widths=LARGE)
         equal(found[workers, "hook sgd"], followed(case, workers))
         equal(found[workers, "hook small buckets"], followed(case, workers))
+        equal(found[workers, "hook resumed"], followed(case, workers))
         for name in ("momentum", "adam"):
             equal(found[workers, f"hook {name}"], followed_behind_hook(OPTIMIZERS[name], case, workers))
 
@@ -458,6 +495,20 @@ def test_sharded_parameters(found, name, workers):
 
 
 @pytest.mark.parametrize("workers", range(1, MOST + 1))
+def test_sharded_parameter_groups(found, workers):
+    """Each with its own partition, law, seed and rate: as plain RBD from the same gradients, but for rounding."""
+    model, (mine, *others) = network(), found[workers, "sharded groups"]
+    equal(others, mine)
+    twin, start = CASES["common groups"].optimizer(model), flat(model.parameters())
+    for gradient, after in zip(mine[::2], mine[1::2]):
+        for p, g in zip(model.parameters(), gradient.float().split([p.numel() for p in model.parameters()])):
+            p.grad = g.view_as(p)
+        twin.step()
+        torch.testing.assert_close(after, flat(model.parameters()), rtol=1e-5, atol=1e-6)
+        assert (after - start).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("workers", range(1, MOST + 1))
 def test_checkpoint_is_read_by_any_number_of_workers(found, workers):
     """One process without workers wrote it, and goes on to the same end as they do."""
     model, case = network(), Case("shares")
@@ -474,7 +525,7 @@ def test_bytes_on_the_wire(found, workers):
     """d = 1000, D = 12,938: the values of the table at 4 bytes each, and at most 400 bytes of gloo's for a message."""
     d, size, w = 1000, 12_938, workers
     values = {"common": 2 * d * (w - 1) / w, "bases": d * (w - 1), "directions": d * (w - 1),
-              "shares": -(-d // w) * (w - 1), "ddp": 2 * size * (w - 1) / w}  # fmt: skip
+              "shares": -(-d // w) * (w - 1), "ddp": 2 * size * (w - 1) / w, "hook": d * (w - 1)}  # fmt: skip
     for variant, count in values.items():
         messages = 2 * (w - 1) * (4 if variant == "ddp" else 1)
         for sent in found[workers, f"bytes {variant}"]:
@@ -486,13 +537,15 @@ def test_all_are_told_who_differs(found, workers):
     others = ", ".join(str(r) for r in range(workers) if r != 1)
     got = {"seed": ("0", "1"), "lr": ("0.5", "0.25"), "variant": ("'shares'", "'bases'"), "step": ("4", "3"),
            "stream": ("1", "2"), "model": ("83", "93"), "frozen": (r"\[0, 1, 2, 3\]", r"\[0, 1\]"),
-           "hook": ("0", "1"), "parameters": (".*", ".*")}  # fmt: skip
-    names = {"hook": "seed", "stream": "stream_version", "model": "size", "frozen": "parameters with a gradient"}
+           "hook": ("0", "1"), "parameters": (".*", ".*"), "hook's step": ("4", "3"),
+           "hook's parameters": (".*", ".*")}  # fmt: skip
+    names = {"hook": "seed", "stream": "stream_version", "model": "size", "frozen": "parameters with a gradient",
+             "hook's step": "step", "hook's parameters": "parameters"}  # fmt: skip
     for told in found[workers, "disagreeing"]:
         assert told.keys() == got.keys()
         for name, (usual, odd) in got.items():
             message = f"{names.get(name, name)}: got {usual} on worker {others}, {odd} on worker 1, allowed the same"
-            assert re.match(f"RuntimeError: {message}", told[name]), told[name]
+            assert re.search(f"RuntimeError: {message}", told[name]), told[name]
 
 
 @pytest.mark.parametrize("workers", range(2, MOST + 1))
@@ -519,9 +572,25 @@ def test_runs(found, variant):
     assert records[0].outcome == "finished" and records[0].environment["bytes_per_step"] > 0
 
 
+@pytest.mark.parametrize("name", UNLIKE)
+def test_runs_of_different_commands_are_refused(found, name):
+    """Also where worker 0's state would overwrite the others', or their tensors be of other sizes."""
+    for told in found["unlike", name]:
+        usual, odd = getattr(run("common"), name), UNLIKE[name]
+        message = f"{name}: got {usual!r} on worker 0, 2, 3, {odd!r} on worker 1, allowed the same on all workers"
+        assert told == f"RuntimeError: {message}"
+
+
 def test_a_run_with_shares_has_the_curve_of_one_process(found):
     alone = train(replace(run("shares"), workers=None, variant=None), threads=1).curve
     assert tuple(replace(p, forward_passes=MOST * p.forward_passes) for p in alone) == found["run", "shares"][0].curve
+
+
+def test_threads_of_a_run_are_shared_out(monkeypatch):
+    """A sweep gives a run both cores of two: W workers must not take twice W."""
+    monkeypatch.setattr(distributed, "launch", lambda function, workers, *given, timeout: given[4])
+    threads = {w: [train(replace(run("common"), workers=w), threads=n) for n in (2, 8, None)] for w in (1, 2, 4)}
+    assert threads == {1: [2, 8, None], 2: [1, 4, None], 4: [1, 2, None]}
 
 
 def test_wrong_number_of_workers(monkeypatch):
@@ -531,10 +600,30 @@ def test_wrong_number_of_workers(monkeypatch):
         pass
 
 
+@pytest.fixture
+def alone_under_torchrun(monkeypatch):
+    """As the third of four workers of a machine with one GPU sees it, but with nobody to wait for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+    for name, value in (("LOCAL_RANK", "2"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+
+
+def test_workers_on_the_cpu_leave_gpus_alone(alone_under_torchrun):
+    """More workers than GPUs is no harm to them."""
+    with distributed.joined(1):
+        assert dist.get_backend() == "gloo"
+    message = "^device: got 'cuda' for 4 workers and 1 GPUs, allowed a GPU for each, or 'cpu'$"
+    with pytest.raises(ValueError, match=message), distributed.joined(1, device="cuda"):
+        pass
+
+
 # ---------------------------------------------------------------- faults
 
 
-def suffering(path: Path) -> None:
+def suffering(path: Path, hook: bool) -> None:
     """Worker 2 is stopped in the third step of one group, worker 3 killed in the third step of another."""
     from datetime import timedelta
 
@@ -544,14 +633,15 @@ def suffering(path: Path) -> None:
     for odd, how in ((2, signal.SIGSTOP), (3, signal.SIGKILL)):
         if dist.get_rank() in groups[odd]:
             model, case = network(), Case("common")
-            optimizer, began = case.optimizer(model, process_group=made[odd]), time.monotonic()
+            replica: nn.Module = behind_hook(model, made[odd])[0] if hook else model
+            optimizer = torch.optim.SGD(model.parameters(), 0.1) if hook else case.optimizer(model, process_group=made[odd])
             try:
                 for step in range(5):
                     optimizer.zero_grad()
-                    case.backward(model, step, 0)
                     if step == 2 and dist.get_rank() == odd:
                         os.kill(os.getpid(), how)
                     began = time.monotonic()
+                    case.backward(replica, step, 0)
                     optimizer.step()
             except RuntimeError as error:
                 told = {"step": step, "seconds": time.monotonic() - began, "message": str(error)}
@@ -559,12 +649,13 @@ def suffering(path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-def test_dead_and_hung_workers(tmp_path):
+@pytest.mark.parametrize("hook", [False, True])
+def test_dead_and_hung_workers(tmp_path, hook):
     """Real processes, stopped and killed: all the others are told, within the group's timeout or at once."""
     store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
     started = mp.get_context("spawn")
     processes = [started.Process(target=distributed._work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (
-        tmp_path,))) for r in range(4)]  # fmt: skip
+        tmp_path, hook))) for r in range(4)]  # fmt: skip
     for process in processes:
         process.start()
     try:
@@ -579,7 +670,7 @@ def test_dead_and_hung_workers(tmp_path):
             process.join()
     for name, each in told.items():
         assert each["step"] == 2
-        assert re.match(r"worker [01] of 3: an exchange failed: another worker died, left or kept the others waiting",
+        assert re.search(r"worker [01] of 3: an exchange failed: another worker died, left or kept the others waiting",
                         each["message"])  # fmt: skip
         assert each["seconds"] < (20 if name.startswith("3") else 3 + 20)  # seconds: at once, or the timeout; busy machine
 

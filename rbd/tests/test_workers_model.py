@@ -99,12 +99,14 @@ def test_sweep(profile, count):
 
 @pytest.mark.timeout(200)
 def test_benchmark(monkeypatch):
-    """Two workers, two calls: every cell of the two tables has a number."""
+    """Two workers, two calls: every cell of the tables has a number."""
     monkeypatch.syspath_prepend(str(ROOT))
-    workers = importlib.import_module("benchmarks.workers")
-    found = distributed.launch(workers.measured, 2, (1, 2), 2)
+    workers, inside = (importlib.import_module(f"benchmarks.{name}") for name in ("workers", "_workers"))
+    assert workers.VARIANTS == distributed.VARIANTS
+    found = distributed.launch(inside.measured, 2, (1, 2), 2)
     for variant in workers.VARIANTS:
         assert 0 < workers.Steps().track_step(found, variant, 2) < math.inf
+        assert 0 < workers.Regeneration().track_step(found, variant, 2) < math.inf
     for variant in (*workers.VARIANTS, *workers.RIVALS):
         assert 0 < workers.Exchange().track_step(found, variant, 2) < math.inf
         assert workers.Exchange().track_bytes(found, variant, 2) > 0
