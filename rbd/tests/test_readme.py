@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,11 +32,21 @@ def _commands() -> list[str]:
 def test_python_blocks_run_as_they_stand():
     x, y = torch.rand(8, 1, 28, 28), torch.randint(10, (8,))
     names: dict = {"batches": [(x, y)] * 2, "g": torch.randn(101_770)}
-    assert len(_blocks()) == 2
-    for block in _blocks():
+    alone = [block for block in _blocks() if "init_process_group" not in block]
+    assert len(alone) == 2
+    for block in alone:
         exec(block, names)
     assert names["u"].shape == (101_770,)
     assert names["optimizer"].param_groups[0]["step"] == 2
+
+
+def test_the_script_for_workers_runs_under_torchrun(tmp_path):
+    (block,) = [block for block in _blocks() if "init_process_group" in block]
+    (tmp_path / "own.py").write_text(block + 'assert optimizer.param_groups[0]["step"] == 10\n', "utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "own.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(torchrun, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", _commands())
