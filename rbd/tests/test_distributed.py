@@ -479,7 +479,7 @@ def test_sharded_parameters(found, name, workers):
         gradient = found[workers, f"sharded {name}"][0][2 * step]
         g, terms = gradient.float(), []
         compartments = twin.partition().compartments
-        name_of = distribution(given.get("distribution", "normal")), 5, 0, twin._drawn(twin.param_groups[0])
+        name_of = distribution(given.get("distribution", "rademacher")), 5, 0, twin._drawn(twin.param_groups[0])
         for worker in range(workers):
             has = torch.zeros(len(g), dtype=torch.bool)
             for start, stop in distributed.local_pieces(shapes, worker, workers):
