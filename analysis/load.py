@@ -123,22 +123,28 @@ def command(name: str, profile: str) -> str:
 
 
 def _manifest(root: Path, name: str, profile: str, allow_missing: bool) -> dict[str, dict]:
-    """id -> config of every run of the sweep; runs without a learning rate yet have their key for an id."""
+    """id -> config of every run of the sweep; runs without a learning rate yet have no id, see _waiting."""
     path = root / "sweeps" / f"{name}-{profile}.json"
     if path.exists():
         content = _json(path)
-        configs = _keyed(path, content, "runs" if "runs" in content else "configs", list)
-        if content.get("profile", profile) != profile or not str(content.get("name")).startswith(name):
-            got = f"got {content.get('name')!r}, {content.get('profile')!r}"
-            raise Inconsistent(f"{path}: name, profile: {got}, allowed {name!r}, {profile!r}")
-        wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in configs}
+        if (got := _keyed(path, content, "name", str)) != f"{name}-{profile}":
+            raise Inconsistent(f"{path}: name: got {got!r}, allowed '{name}-{profile}'")
+        wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in _keyed(path, content, "runs", list)}
         if wrong := [i for i, config in wanted.items() if config_id(config) != i]:
             raise Damaged(f"{path}: ids that are not those of their configurations: {_listed(wrong)}")
-        return wanted | {f"{key}, no learning rate yet": {} for key in content.get("untuned", ())}
+        return wanted | _waiting(path, content)
     if not allow_missing:
         raise Missing(f"{path}: no such list of runs, `{command(name, profile)}` makes it")
     records = sorted((root / "runs" / f"{name}-{profile}").glob("[!.]*.json"))
     return {p.stem: {} for p in records}
+
+
+def _waiting(path: Path, content: dict) -> dict[str, dict]:
+    """Runs without a learning rate yet: name -> config without one; lists of before there was "waiting" tell keys alone."""
+    if "waiting" not in content:
+        return {f"{key}, no learning rate yet": {} for key in content.get("untuned", ())}
+    wishes = {config_id(c): {k: v for k, v in c.items() if k != "lr"} for c in _keyed(path, content, "waiting", list)}
+    return {f"no learning rate yet, {number}": config for number, config in enumerate(wishes.values(), 1)}
 
 
 def _found(root: Path, full: str, wanted: Iterable[str]) -> tuple[dict[str, tuple[Path, dict]], list[str]]:

@@ -256,8 +256,25 @@ def test_a_sweep_without_list_or_runs(tmp_path, dimension):
     assert len(load.sweep(dimension, "dimension", "quick", allow_missing=True).table) == 33
 
 
-def test_rates_that_are_not_chosen_yet_are_missing_runs(dimension):
-    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m.update(untuned=["fc mnist rbd dim=5"]))
+def test_runs_without_a_learning_rate_yet_are_missing_each_of_them(dimension):
+    """As many as there are, not as there are rates to find: d = 5 with three seeds, and one of them told twice."""
+    path = dimension / "sweeps" / "dimension-quick.json"
+    waiting = [json.loads(RunConfig(data="mnist", dim=5, seed=seed).canonical()) for seed in (0, 1, 2, 2)]
+    change(path, lambda m: m.update(untuned=["fc mnist rbd dim=5"], waiting=waiting))
+    with pytest.raises(load.Missing, match=r"3 of 36 runs are missing.*no learning rate yet, 3 \(fc mnist rbd dim=5 seed=2\)"):
+        load.sweep(dimension, "dimension", "quick")
+    assert load.sweep(dimension, "dimension", "quick", allow_missing=True).gaps == "3 of 36 runs are missing"
+    change(path, lambda m: m.update(waiting={}))
+    with pytest.raises(load.Damaged, match=r"dimension-quick\.json: waiting: got '{}', allowed a list"):
+        load.sweep(dimension, "dimension", "quick")
+
+
+def test_lists_of_before_runs_waited_tell_keys_alone(dimension):
+    def older(m):
+        m.pop("waiting", None)
+        m.update(untuned=["fc mnist rbd dim=5"])
+
+    change(dimension / "sweeps" / "dimension-quick.json", older)
     with pytest.raises(load.Missing, match="1 of 34 runs are missing.*fc mnist rbd dim=5, no learning rate yet"):
         load.sweep(dimension, "dimension", "quick")
 
@@ -308,11 +325,11 @@ def test_a_record_without_a_network_is_named(dimension):
 
 def test_a_damaged_list_is_named(dimension):
     path = dimension / "sweeps" / "dimension-quick.json"
-    change(path, lambda m: m["configs"][0]["config"].update(dim=3))
+    change(path, lambda m: m["runs"][0]["config"].update(dim=3))
     with pytest.raises(load.Damaged, match=r"dimension-quick\.json: ids that are not those of their configurations"):
         load.sweep(dimension, "dimension", "quick")
-    path.write_text("{}")
-    with pytest.raises(load.Damaged, match=r"dimension-quick\.json: configs: got"):
+    path.write_text('{"name": "dimension-quick"}')
+    with pytest.raises(load.Damaged, match=r"dimension-quick\.json: runs: got"):
         load.sweep(dimension, "dimension", "quick")
 
 
@@ -342,11 +359,19 @@ def test_mixed_profiles_are_refused_and_named(dimension):
         load.sweep(dimension, "dimension", "quick")
 
 
-@pytest.mark.parametrize("content", [{"profile": "paper"}, {"name": "redraw"}])
-def test_a_list_of_another_profile_or_sweep_is_refused(dimension, content):
-    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m.update(content))
-    with pytest.raises(load.Inconsistent, match=r"dimension-quick\.json: name, profile: got"):
-        load.sweep(dimension, "dimension", "quick")
+@pytest.mark.parametrize("name", ["dimension-paper", "redraw-quick", "dimension", "dimension-quick-2"])
+def test_a_list_of_another_profile_or_sweep_is_refused(dimension, name):
+    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m.update(name=name))
+    with pytest.raises(load.Inconsistent, match=rf"dimension-quick\.json: name: got '{name}', allowed 'dimension-quick'"):
+        load.sweep(dimension, "dimension", "quick", allow_missing=True)
+
+
+def test_the_committed_list_of_a_profile_does_not_pass_for_another(tmp_path):
+    """As the suite wrote it, not as made_up does."""
+    (tmp_path / "sweeps").mkdir()
+    shutil.copyfile(ROOT / "results" / "sweeps" / "table1-quick.json", tmp_path / "sweeps" / "table1-paper.json")
+    with pytest.raises(load.Inconsistent, match="name: got 'table1-quick', allowed 'table1-paper'"):
+        load.sweep(tmp_path, "table1", "paper", allow_missing=True)
 
 
 def test_cells_hold_runs_that_differ_in_the_seed_alone(results):
@@ -371,7 +396,7 @@ def test_a_field_that_this_code_does_not_know_is_not_averaged_over(dimension):
     name = load.config_id(config)
     source = json.loads(records(dimension, "dimension")[0].read_text("utf-8"))
     (dimension / "runs" / "dimension-quick" / f"{name}.json").write_text(json.dumps(source | {"config": config}), "utf-8")
-    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m["configs"].append({"id": name, "config": config}))
+    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m["runs"].append({"id": name, "config": config}))
     table = load.sweep(dimension, "dimension", "quick").table
     with pytest.raises(load.Inconsistent, match=rf"runs differ in later: .*later 2.0: {name}"):
         load.cells(table, "model", "data", "method", "dim")
@@ -485,6 +510,9 @@ def test_tables_by_hand():
     assert tables.latex(["x", "y_1"], rows).splitlines() == [
         r"\begin{tabular}{ll}", r"\toprule", r"x & y\_1 \\", r"\midrule", r"a|b & 1.0 $\pm$ 0.5 (n = 3) \\",
         r"50 \% \& more & -- \\", r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    assert tables.latex(["x"], [], "A note.\nINCOMPLETE: 1 of 2.").splitlines()[-3:] == [
+        r"\end{tabular}", "% A note.", "% INCOMPLETE: 1 of 2.",
     ]  # fmt: skip
     assert tables.number(stats.summary([90.0, 92.0, 94.0])) == "92.0 ± 2.0 (n = 3)"
     assert tables.number(stats.summary([90.0, 92.0, 94.0]), " %", 2) == "92.00 ± 2.00 % (n = 3)"
