@@ -570,6 +570,28 @@ def test_notebooks_fail_on_a_missing_run_and_draw_without_it_when_allowed(result
     assert told in json.loads((tmp_path / "tables" / f"{name}-quick.json").read_text("utf-8"))["evidence"]
 
 
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_few_runs_are_drawn_or_are_nothing_to_draw(results, name, tmp_path, notes):
+    """With --allow-missing whatever a sweep has made so far: its first run, its last one, those of one method or seed."""
+    wanted = [RunConfig(**config) for config in made_up.configs(name, "quick")]
+    kinds = {m: [c.id for c in wanted if c.method == m] for m in config.METHODS}
+    kinds |= {"seed": [c.id for c in wanted if c.seed % 100 == 0], "first": [wanted[0].id], "last": [wanted[-1].id]}
+    for kind, ids in kinds.items():
+        folder = tmp_path / kind
+        (folder / "runs" / "some").mkdir(parents=True)
+        shutil.copytree(results / "sweeps", folder / "sweeps")
+        for i in ids:
+            shutil.copy(results / "runs" / f"{name}-quick" / f"{i}.json", folder / "runs" / "some")
+        notes.clear()
+        try:
+            execute(name, folder, allow_missing=True)
+        except load.Nothing as error:
+            assert not ids or (name == "correlation" and "not a single run of RBD" in str(error)), kind
+        else:
+            assert ids and (folder / "tables" / f"{name}-quick.json").exists(), kind
+            assert notes or name == "nes", kind
+
+
 def test_table1_holds_the_numbers_of_the_records(results):
     execute("table1", results)
     found = record.load_all(results / "runs" / "table1-quick")

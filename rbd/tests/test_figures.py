@@ -63,6 +63,26 @@ def test_nothing_at_all_may_be_missing_too(tmp_path, capfd):
     assert "1 empty" in out and list(tmp_path.iterdir()) == []
 
 
+def test_evidence_that_cannot_be_drawn_again_is_marked_until_it_is(tmp_path, capfd):
+    """Its numbers are of records that are not there any more."""
+    made = made_up.experiment(tmp_path, "curves")
+    (tmp_path / "README.md").write_text("<!-- evidence -->\n<!-- /evidence -->\n")
+    command = ["figures", "curves", "--results-dir", str(tmp_path)]
+    assert main(command) == 0
+    table, index = tmp_path / "tables" / "curves-quick.json", tmp_path / "README.md"
+    fresh, content = table.read_bytes(), made[0].read_bytes()
+    made[0].unlink()
+    assert main(command) == 1
+    marked = json.loads(table.read_text("utf-8"))
+    assert marked == json.loads(fresh) | {"stale": True} and figures.STALE in index.read_text("utf-8")
+    made[0].write_bytes(content)
+    assert main(command) == 0
+    assert table.read_bytes() == fresh and "STALE" not in index.read_text("utf-8")
+    shutil.rmtree(tmp_path / "runs")
+    assert main([*command, "--allow-missing"]) == 0  # nothing at all is there, which is allowed
+    assert "nothing to draw yet" in capfd.readouterr().out and figures.STALE in index.read_text("utf-8")
+
+
 def test_a_damaged_record_fails_though_runs_may_be_missing(tmp_path, capfd):
     damaged = made_up.experiment(tmp_path, "curves")[0]
     damaged.write_text("{")
