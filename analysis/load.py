@@ -25,6 +25,7 @@ OUTCOME = ("id", "path", "sweeps", "outcome", "accuracy", "best", "cosine", "ima
            *ENVIRONMENT)  # fmt: skip  # columns of runs; the others are their config
 POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
 RECORD = {"format": int, "config": dict, "outcome": str, "curve": list, "seconds": list, "environment": dict}
+LAWS = {"rademacher": "signs"}
 CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
 SHOWN = 20  # runs that a message names
 
@@ -61,13 +62,15 @@ class Runs:
         """What is missing, for a figure: "" or "4 of 40 runs are missing"."""
         return f"{len(self.missing)} of {self.expected} runs are missing" if self.missing else ""
 
-    def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars") -> str:
-        """What stands under a figure: profile, set-up, n, what the bars are (if there are any), and what is missing."""
+    def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars", more: str = "") -> str:
+        """What stands under a figure: profile, set-up, laws, n, what bars are (if there are any), more, what is missing."""
         images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
         epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
-        said = f"Profile {self.profile}: {images}, {epochs} epochs; {counts(groups)}."
+        laws = [LAWS.get(law, law) for law in sorted(set(self.table.distribution.dropna()))]
+        entries = f"; entries: {', '.join(laws)}" if laws else ""
+        said = f"Profile {self.profile}: {images}, {epochs} epochs{entries}; {counts(groups)}."
         said += f" {bars.capitalize()}: 95 % bootstrap intervals over seeds." if bars else ""
-        return said + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
+        return said + f" {more}" * bool(more) + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
 
     @property
     def commits(self) -> list[str]:

@@ -63,7 +63,7 @@ def chosen(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
 
 def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing: bool = False,
          analysis: Path = ANALYSIS) -> Drawn:  # fmt: skip
-    """Run one notebook. A notebook that fails is told about, not raised; evidence that it left earlier is marked as stale."""
+    """Run one notebook. What fails is told about, not raised; evidence that it left earlier is marked as stale."""
     from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 
     start, state, message = time.perf_counter(), "drawn", ""

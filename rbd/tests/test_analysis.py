@@ -175,6 +175,14 @@ def test_gap_by_hand():
     assert (s.value, s.low, s.high, s.n) == (4.0, 3.0, 5.0, 4)
 
 
+def test_gaps_are_averaged_over_tasks_and_resampled_within_them():
+    """(5 - 1 + 20 - 10) / 2; only the first varies, between 3 and 5, half of it in the mean."""
+    s = stats.gaps([([4.0, 6.0], [1.0]), ([20.0, 20.0], [10.0])], stats.mean)
+    assert (s.value, s.low, s.high, s.n) == (7.0, 6.5, 7.5, 6)
+    tail = [0.0] * 7 + [100.0]
+    assert stats.gaps([(tail, [1.0])], stats.iqm).value == -1.0 and stats.gaps([(tail, [1.0])], stats.mean).value == 11.5
+
+
 # ---------------------------------------------------------------- what the paper says
 
 
@@ -261,7 +269,8 @@ def test_runs_without_a_learning_rate_yet_are_missing_each_of_them(dimension):
     path = dimension / "sweeps" / "dimension-quick.json"
     waiting = [json.loads(RunConfig(data="mnist", dim=5, seed=seed).canonical()) for seed in (0, 1, 2, 2)]
     change(path, lambda m: m.update(untuned=["fc mnist rbd dim=5"], waiting=waiting))
-    with pytest.raises(load.Missing, match=r"3 of 36 runs are missing.*no learning rate yet, 3 \(fc mnist rbd dim=5 seed=2\)"):
+    told = r"3 of 36 runs are missing.*no learning rate yet, 3 \(fc mnist rbd dim=5 seed=2\)"
+    with pytest.raises(load.Missing, match=told):
         load.sweep(dimension, "dimension", "quick")
     assert load.sweep(dimension, "dimension", "quick", allow_missing=True).gaps == "3 of 36 runs are missing"
     change(path, lambda m: m.update(waiting={}))
@@ -687,7 +696,7 @@ def test_dimension_draws_means_of_the_records(results, monkeypatch):
     assert rbd.lines[0].get_xydata().tolist() == pytest.approx(np.array(sorted(values.items())))
     assert panel.get_xlabel() == "directions d" and panel.get_ylabel() == "validation accuracy (%)"
     stars = {c.get_label(): c.lines[0].get_xydata().tolist() for c in panel.containers if "paper" in c.get_label()}
-    assert stars == {"paper: RBD": [[250, 93.893]], "paper: FPD": [[250, 80]]}
+    assert stars == {"paper: RBD": [[250, 93.893]], "paper: FPD": [[250, 80]], "paper: SGD": [[101_770, 98.27]]}
     style.plt.close("all")
 
 
@@ -707,6 +716,66 @@ def test_the_choice_of_a_learning_rate_is_the_best_mean(results, notes):
             ):
                 tried.setdefault(r.config.lr, []).append(r.curve[-1].accuracy)
         assert lr == max(tried, key=lambda rate: mean(tried[rate])) and len(tried) == 11
+
+
+def test_the_verdict_on_laws_is_how_much_worse_they_may_be(tmp_path, notes):
+    """10 runs a law and data set; normal ones are k = 0 ... 9, signs 1 less: interquartile means 4.5 and 3.5 on both."""
+    level = {"mnist-embedded": 70.0, "fmnist-embedded": 50.0}
+    configs = [
+        dict(model="fc", data=data, method="rbd", distribution=law, seed=k, epochs=3, lr=4.0)
+        for data in level for law in ("normal", "uniform", "rademacher") for k in range(10)
+    ]  # fmt: skip
+    made_up.manifest(tmp_path, "distributions", "quick", configs)
+    for c in configs:
+        path = made_up.save(c, tmp_path / "runs" / "distributions-quick")
+        less = {"normal": 0, "uniform": 0, "rademacher": 1}[c["distribution"]]
+        reached = level[c["data"]] + c["seed"] - less
+        change(path, lambda r, reached=reached: r["curve"][-1].update(accuracy=reached))
+    names = execute("distributions", tmp_path)
+    evidence = json.loads((tmp_path / "tables" / "distributions-quick.json").read_text("utf-8"))["evidence"]
+    normal, signs = ([[level[data] + k - less for k in range(10)] for data in level] for less in (0, 1))
+    s = stats.gaps(list(zip(signs, normal)), stats.iqm)
+    assert s.value == -1.0 and s.low < -1 < s.high and s.n == 40
+    won = (36 + 9 / 2) / 100  # pairs with k - 1 > j: 0 + 1 + ... + 8 = 36; with k - 1 = j: 9, which count half
+    told = f"signs − normal = -1.00 points [{s.low:.2f}, {s.high:.2f}], no worse by more than {-s.low:.1f} points"
+    assert told in evidence[1] and "interquartile means; n = 20 and 20 runs over 2 data sets" in evidence[1]
+    assert f"P(signs > normal) = {won:.2f} [" in evidence[1] and "uniform − normal = +0.00 points" in evidence[0]
+    assert "FC, F-MNIST, RBD, signs: 53.5 % [" in "".join(evidence)
+    assert "Interquartile means. Learning rates: the best for signs." in notes[0][1] and len(names["rows"]) == 3
+
+
+def test_every_partition_is_told_beside_the_whole(results, notes):
+    """Not the best one of them alone, whose plain interval would be too good."""
+    execute("compartments", results)
+    evidence = json.loads((results / "tables" / "compartments-quick.json").read_text("utf-8"))["evidence"]
+    table = load.sweep(results, "compartments", "quick").table
+    for line, data in zip(evidence, ("mnist-embedded", "fmnist-embedded")):
+        whole = table[(table.partition == "whole") & (table.data == data)].accuracy
+        for partition in ("even:2", "even:8", "even:32", "by_layer"):
+            cut = table[(table.partition == partition) & (table.data == data)].accuracy
+            gap = stats.gap(cut, whole)
+            assert f"less whole {gap.value:+.1f} points [{gap.low:.1f}, {gap.high:.1f}]" in line
+    assert evidence[2].startswith("P(compartments > whole): even:2 0.") and "(n = 12 runs of both)" in evidence[2]
+
+
+def test_table1_tells_the_best_epoch_beside_the_last(results, notes):
+    """Made-up curves fall in the last epoch by about 4 %."""
+    execute("table1", results)
+    found = record.load_all(results / "runs" / "table1-quick")
+    rows = [line.split(" | ") for line in (results / "tables" / "table1-epochs-quick.md").read_text("utf-8").splitlines()]
+    (row,) = (r for r in rows if r[0] == "| CNN, F-MNIST" and r[1] == "SGD")
+    runs = [r for r in found if (r.config.model, r.config.data, r.config.method) == ("cnn", "fmnist-embedded", "sgd")]
+    last, best = [r.curve[-1].accuracy for r in runs], [max(p.accuracy for p in r.curve) for r in runs]
+    assert row[3].startswith(f"{mean(last):.1f} ± {stdev(last):.1f} (n = 3) [")
+    assert row[4].startswith(f"{mean(best):.1f} ± {stdev(best):.1f} (n = 3) [")
+    assert row[5].startswith(f"{mean(b - a for a, b in zip(last, best)):+.1f} [") and row[6] == "91.95 ± 0.18 (n = 3) |"
+
+
+def test_the_law_of_the_entries_is_told_under_every_figure(results, notes):
+    for name in ("redraw", "distributions"):
+        execute(name, results)
+    assert "3 epochs; entries: signs; n = 3 seeds." in notes[0][1]
+    assert "3 epochs; entries: normal, signs, uniform; n = 3 seeds." in notes[1][1]
 
 
 def test_correlation_compares_with_the_theory(results, notes):
@@ -738,6 +807,7 @@ def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
     accuracy, seconds, sent = map(lines, figure.axes)
     found = record.load_all(results / "runs" / "workers-quick")
     labels = {style.label(v): v for v in ("common", "bases", "directions", "shares", "ddp")}
+    assert [accuracy.pop(f"paper: {m}, W = 1") for m in ("RBD", "SGD")] == [[[1, 93.893]], [[1, 98.27]]]
     assert set(accuracy) == set(seconds) == set(sent) == set(labels)
     for label, variant in labels.items():
         means = [
