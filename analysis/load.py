@@ -235,7 +235,7 @@ def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tup
     """
     found = {}
     for values, runs in table.groupby(list(by), sort=False, dropna=False):
-        key = tuple(map(_plain, values))
+        key = tuple(map(plain, values))
         for name in sorted(set(table.columns) - {*OUTCOME, *by, *free, "seed"}):
             if runs[name].nunique(dropna=False) > 1:
                 told = [f"{name} {getattr(r, name)}: {r.id}" for r in runs.itertuples()]
@@ -246,7 +246,7 @@ def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tup
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """None for NaN, 250 for 250.0: pandas has no integers beside gaps."""
     if isinstance(value, float):
         return None if math.isnan(value) else int(value) if value.is_integer() else value

@@ -176,6 +176,7 @@ def asv(results: Path) -> None:
         "ratios.Ratio.track_expand": (("device", "basis", "rival"), (("cpu",), ways[:3], ("stored fp32", "randn"))),
         "memory.Peak.track_step": (("device", "basis", "d"), (("cpu",), ways[:4], (10, 100, 1000))),
         "memory.track_import": ((), ()),
+        "step.Step.track_time": (("device", "network", "method"), (("cpu",), ("fc", "cnn"), ("sgd", "rbd rademacher"))),
     }
     known = {name: {"version": "1", "unit": "MiB" if "memory" in name else "ms", "param_names": list(names)}
              for name, (names, _) in grids.items()}  # fmt: skip
@@ -188,6 +189,8 @@ def asv(results: Path) -> None:
             return None if point[1] == "stored fp32" and entries > 2e9 else 1000 * entries / speed[point[1]] + 0.02
         if name.startswith("ratios"):
             return speed[point[2]] / speed[point[1]]
+        if name.startswith("step"):
+            return 0.5 if point[2] == "sgd" else 2.0
         return 750.0 if not point else 970.0 + (4 * point[2] * 1e6 / 2**20 if "stored" in point[1] else 0)
 
     for number, commit in enumerate(("a" * 40, "b" * 40)):

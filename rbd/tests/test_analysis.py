@@ -771,6 +771,24 @@ def test_table1_tells_the_best_epoch_beside_the_last(results, notes):
     assert row[5].startswith(f"{mean(b - a for a, b in zip(last, best)):+.1f} [") and row[6] == "91.95 ± 0.18 (n = 3) |"
 
 
+def test_curves_tell_the_directions_of_every_method(results, tmp_path, monkeypatch):
+    """In the quick profile NES may have fewer: the figure, its note and the evidence say so."""
+    drawn = []
+    monkeypatch.setattr(style, "save", lambda figure, _, name, note: drawn.append((figure, note)))
+    wanted = [c | {"dim": 50} if c["method"] == "nes" else c for c in made_up.configs("curves", "quick")]
+    made_up.manifest(tmp_path, "curves", "quick", wanted)
+    for c in wanted:
+        made_up.save(c, tmp_path / "runs" / "curves-quick")
+    for folder, dim, odd in ((results, 500, False), (tmp_path, 50, True)):
+        execute("curves", folder)
+        figure, note = drawn.pop()
+        assert f"Directions d: NES {dim}, FPD 500, RBD 500." in note and ("NES has fewer" in note) == odd
+        assert f"NES, d = {dim}" in {text.get_text() for text in figure.legends[0].get_texts()}
+        evidence = json.loads((folder / "tables" / "curves-quick.json").read_text("utf-8"))["evidence"]
+        assert evidence[1].startswith(f"ResNet-8, CIFAR-10: RBD, d = 500, − NES, d = {dim} = +")
+    style.plt.close("all")
+
+
 def test_the_law_of_the_entries_is_told_under_every_figure(results, notes):
     for name in ("redraw", "distributions"):
         execute(name, results)
@@ -846,6 +864,46 @@ def test_the_model_of_workers_is_told_as_a_model(results, monkeypatch):
         for label, variant in {"shares": "shares", "bases, directions": "directions", "DDP (SGD)": "ddp"}.items():
             w, ms = drawn[label][-1]
             assert (w, ms) == (4096, pytest.approx(1e3 * worker_time.step_seconds(variant, 4096, 250, 101_770, machine)))
+    style.plt.close("all")
+
+
+def test_the_model_takes_the_seconds_that_asv_measured(results, tmp_path, notes):
+    """Made up: 0.5 ms of SGD; signs need 0.02 ms and d D / 3e10 s, doubled by the second commit."""
+    names = execute("workers", results)
+    product = 2 * (0.02e-3 + 250 * 100_000 / 3e10) * 1.0177
+    assert list(names["times"].values()) == pytest.approx([1e-3, product, product])
+    assert "1.7 ms to expand, as asv measured on the CPU of here (n = 1)." in dict(notes)["workers-model"]
+    for folder in ("runs", "sweeps", "asv"):
+        shutil.copytree(results / folder, tmp_path / folder)
+    for path in (tmp_path / "asv" / "here").glob("*-env.json"):
+        change(path, lambda r: r["results"].pop("step.Step.track_time"))
+    assert execute("workers", tmp_path)["times"] == names["ASSUMED"]
+    shutil.rmtree(tmp_path / "asv")
+    assert execute("workers", tmp_path)["times"] == names["ASSUMED"]
+    assert "0.8 ms to expand, as assumed." in notes[-1][1]
+
+
+def test_speed_tells_how_many_commits_and_draws_quartiles(results, tmp_path, monkeypatch):
+    """Made up: signs 7.5 times faster than stored fp32 in the first commit, half of it in the second, the newest."""
+    figures = []
+    monkeypatch.setattr(style, "save", lambda figure, _, name, note: figures.append((figure, note)))
+    execute("speed", results)
+    evidence = json.loads((results / "tables" / "speed.json").read_text("utf-8"))["evidence"]
+    assert "here, cpu: signs against stored fp32: project 3.8 × (n = 2 commits: 3.8 … 7.5 ×)" in "; ".join(evidence)
+    shutil.copytree(results / "asv", tmp_path / "asv")
+    for path in (tmp_path / "asv" / "here").glob("*-env.json"):
+        content = json.loads(path.read_text("utf-8"))
+        content["result_columns"] += ["stats_q_25", "stats_q_75"]
+        for name, cell in content["results"].items():
+            if name.startswith("kernels"):
+                cell += [[v and v * share for v in cell[0]] for share in (0.5, 2)]
+        path.write_text(json.dumps(content), "utf-8")
+    execute("speed", tmp_path)
+    (plain, without), (drawn, told) = figures
+    assert "quartiles" not in without and "(n = 1); bars: quartiles of the calls." in told
+    for figure, longest in ((plain, 1), (drawn, 4)):
+        bars = [segment[:, 1] for ax in figure.axes for c in ax.collections for segment in c.get_segments()]
+        assert bars and all(top / bottom == pytest.approx(longest) for bottom, top in bars)
     style.plt.close("all")
 
 

@@ -49,7 +49,7 @@ def test_the_command_draws_in_kernels_what_is_there_and_tells_what_failed(tmp_pa
     text = (tmp_path / "README.md").read_text("utf-8")
     assert (
         text.startswith("before\n<!-- evidence -->\n| claim |")
-        and "ResNet-8, CIFAR-10: RBD − FPD" in text
+        and "ResNet-8, CIFAR-10: RBD, d = 500, − FPD, d = 500 =" in text
         and "old" not in text
     )
     execute("curves", tmp_path)  # in this process, not in a kernel
