@@ -807,7 +807,25 @@ def test_orthogonality_compares_with_the_theory(results, notes):
     names = execute("orthogonality", results)
     assert names["theory"].tolist() == pytest.approx([0.0798, 0.02523, 0.00798, 0.002523] * 2, rel=1e-3)
     assert names["ratios"].tolist() == pytest.approx([1.0] * 8, abs=0.03)
-    assert "6 points" in names["found"][0] and "n = 10,000 pairs" in names["found"][0]
+    assert re.search(r"the intervals of [4-6] of 6 points hold 1\)", names["found"][0])
+    assert "n = 10,000 pairs of directions a point. Bars: 95 % bootstrap intervals over 40 blocks of them." in notes[0][1]
+    first = load.measurement(results, "orthogonality", "quick")[0][0]
+    assert (names["low"][0] * 0.0797885, names["high"][0] * 0.0797885) == pytest.approx(
+        stats.bootstrap(stats.mean, first["blocks"]), rel=1e-5
+    )
+
+
+def test_blocks_of_pairs_have_the_mean_of_all_pairs():
+    row = sweep.script("orthogonality", ROOT / sweep.SCRIPTS).row("rademacher", 100, 120)
+    assert (row["n"], len(row["blocks"])) == (120, 40) and mean(row["blocks"]) == pytest.approx(row["mean"], rel=1e-5)
+    assert len(set(row["blocks"])) > 10  # of 3 pairs each: were they all pairs, they would be equal
+
+
+def test_orthogonality_measured_without_blocks_is_to_be_measured_again(results, tmp_path, notes):
+    rows, _ = load.measurement(results, "orthogonality", "quick")
+    made_up.measurement(tmp_path, "orthogonality-quick", [{k: v for k, v in r.items() if k != "blocks"} for r in rows])
+    with pytest.raises(load.Damaged, match="orthogonality-quick: got no means of blocks.*measure again"):
+        execute("orthogonality", tmp_path)
 
 
 def lines(ax) -> dict[str, list[list[float]]]:

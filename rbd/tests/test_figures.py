@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import made_up
@@ -163,6 +164,18 @@ def test_damaged_evidence_is_named(tmp_path, text):
         figures.index(tmp_path, ["table1"])
 
 
+def test_the_command_draws_the_committed_records_in_both_profiles(tmp_path, capfd):
+    """The two cheapest notebooks of runs; all of them, without kernels, below."""
+    for folder in ("runs", "sweeps"):
+        shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
+    for profile in ("quick", "paper"):
+        given = ["--allow-missing", "--profile", profile, "--results-dir", str(tmp_path)]
+        assert main(["figures", "nes", "table1", *given]) == 0
+        drawn = f"[2/2] table1, profile {profile}: drawn (" in capfd.readouterr().out
+        assert drawn or profile == "paper"  # of which nothing may be there yet
+        assert (tmp_path / "figures" / f"table1-methods-{profile}.png").exists() == drawn
+
+
 def test_the_committed_index_and_tables_are_those_of_the_committed_records(tmp_path):
     """The bytes of figures depend on matplotlib's version; tables and evidence do not."""
     committed = ROOT / "results"
@@ -174,8 +187,13 @@ def test_the_committed_index_and_tables_are_those_of_the_committed_records(tmp_p
             shutil.copytree(committed / folder, tmp_path / folder)
     evidence = sorted((committed / "tables").glob("*.json"))
     assert evidence
-    for path in evidence:
-        name, _, profile = path.stem.rpartition("-")
-        execute(name or path.stem, tmp_path, profile if name else "quick", allow_missing=True)
+    drawn = set()
+    for name, profile in product(figures.available(), ("quick", "paper")):
+        try:
+            execute(name, tmp_path, profile, allow_missing=True)
+            drawn.add(figures.written(name, profile))
+        except ValueError as error:
+            assert type(error).__name__ == "Nothing", (name, profile, error)
+    assert drawn >= {path.stem for path in evidence} | {"schematic"}
     for path in sorted((committed / "tables").glob("*.*")):
         assert (tmp_path / "tables" / path.name).read_text("utf-8") == path.read_text("utf-8"), path.name
