@@ -283,7 +283,8 @@ def measurement(results: str | Path, name: str, profile: str) -> tuple[Any, str]
     """The values in results/measurements/<name>-<profile>.json, and the commit of the code that measured them, 7 digits.
 
     Raises:
-        Nothing: there is no such file. Damaged: it is not as it should be. Inconsistent: it is of another profile.
+        Nothing: there is no such file. Damaged: it is not as it should be. Inconsistent: it is of another profile, or of
+            another stream version than the measurements beside it.
     """
     path = Path(results) / "measurements" / f"{name}-{profile}.json"
     if not path.exists():
@@ -294,6 +295,11 @@ def measurement(results: str | Path, name: str, profile: str) -> tuple[Any, str]
         raise Inconsistent(f"{path}: name: got {content['name']!r}, allowed '{name}-{profile}'")
     if not content.get("values"):
         raise Damaged(f"{path}: values: got {content.get('values')!r}, allowed what was measured")
+    beside = path.parent.glob("[!.]*.json")
+    versions = {p.name: _keyed(p, _json(p), "environment", dict).get("stream_version") for p in beside}
+    if len(set(versions.values())) > 1:
+        told = ", ".join(f"{name}: version {version}" for name, version in sorted(versions.items()))
+        raise Inconsistent(f"{path.parent}: measurements of different stream versions: {told}")
     return content["values"], str(environment.get("commit") or "unknown")[:7] + "+" * bool(environment.get("dirty"))
 
 

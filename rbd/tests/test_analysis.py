@@ -442,6 +442,14 @@ def test_measurements(results, tmp_path):
         load.measurement(tmp_path, "orthogonality", "quick")
 
 
+def test_measurements_of_different_streams_are_refused_and_named(tmp_path):
+    made_up.measurements(tmp_path)
+    assert load.measurement(tmp_path, "landscape", "quick")
+    change(tmp_path / "measurements" / "landscape-quick.json", lambda m: m["environment"].update(stream_version=2))
+    with pytest.raises(load.Inconsistent, match=r"landscape-quick\.json: version 2, orthogonality-quick\.json: version 1"):
+        load.measurement(tmp_path, "orthogonality", "quick")
+
+
 def test_asv_results_by_hand(results):
     table = load.asv(results)
     assert set(table.commit) == {"a" * 8, "b" * 8} and set(load.newest(table).commit) == {"b" * 8}
