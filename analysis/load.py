@@ -25,6 +25,7 @@ OUTCOME = ("id", "path", "sweeps", "outcome", "accuracy", "best", "cosine", "ima
            *ENVIRONMENT)  # fmt: skip  # columns of runs; the others are their config
 POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
 RECORD = {"format": int, "config": dict, "outcome": str, "curve": list, "seconds": list, "environment": dict}
+LAWS = {"rademacher": "signs"}
 CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
 SHOWN = 20  # runs that a message names
 
@@ -61,13 +62,15 @@ class Runs:
         """What is missing, for a figure: "" or "4 of 40 runs are missing"."""
         return f"{len(self.missing)} of {self.expected} runs are missing" if self.missing else ""
 
-    def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars") -> str:
-        """What stands under a figure: profile, set-up, n, what the bars are (if there are any), and what is missing."""
+    def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars", more: str = "") -> str:
+        """What stands under a figure: profile, set-up, laws, n, what bars are (if there are any), more, what is missing."""
         images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
         epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
-        said = f"Profile {self.profile}: {images}, {epochs} epochs; {counts(groups)}."
+        laws = [LAWS.get(law, law) for law in sorted(set(self.table.distribution.dropna()))]
+        entries = f"; entries: {', '.join(laws)}" if laws else ""
+        said = f"Profile {self.profile}: {images}, {epochs} epochs{entries}; {counts(groups)}."
         said += f" {bars.capitalize()}: 95 % bootstrap intervals over seeds." if bars else ""
-        return said + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
+        return said + f" {more}" * bool(more) + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
 
     @property
     def commits(self) -> list[str]:
@@ -123,22 +126,28 @@ def command(name: str, profile: str) -> str:
 
 
 def _manifest(root: Path, name: str, profile: str, allow_missing: bool) -> dict[str, dict]:
-    """id -> config of every run of the sweep; runs without a learning rate yet have their key for an id."""
+    """id -> config of every run of the sweep; runs without a learning rate yet have no id, see _waiting."""
     path = root / "sweeps" / f"{name}-{profile}.json"
     if path.exists():
         content = _json(path)
-        configs = _keyed(path, content, "runs" if "runs" in content else "configs", list)
-        if content.get("profile", profile) != profile or not str(content.get("name")).startswith(name):
-            got = f"got {content.get('name')!r}, {content.get('profile')!r}"
-            raise Inconsistent(f"{path}: name, profile: {got}, allowed {name!r}, {profile!r}")
-        wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in configs}
+        if (got := _keyed(path, content, "name", str)) != f"{name}-{profile}":
+            raise Inconsistent(f"{path}: name: got {got!r}, allowed '{name}-{profile}'")
+        wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in _keyed(path, content, "runs", list)}
         if wrong := [i for i, config in wanted.items() if config_id(config) != i]:
             raise Damaged(f"{path}: ids that are not those of their configurations: {_listed(wrong)}")
-        return wanted | {f"{key}, no learning rate yet": {} for key in content.get("untuned", ())}
+        return wanted | _waiting(path, content)
     if not allow_missing:
         raise Missing(f"{path}: no such list of runs, `{command(name, profile)}` makes it")
     records = sorted((root / "runs" / f"{name}-{profile}").glob("[!.]*.json"))
     return {p.stem: {} for p in records}
+
+
+def _waiting(path: Path, content: dict) -> dict[str, dict]:
+    """Runs without a learning rate yet: name -> config without one; lists of before there was "waiting" tell keys alone."""
+    if "waiting" not in content:
+        return {f"{key}, no learning rate yet": {} for key in content.get("untuned", ())}
+    wishes = {config_id(c): {k: v for k, v in c.items() if k != "lr"} for c in _keyed(path, content, "waiting", list)}
+    return {f"no learning rate yet, {number}": config for number, config in enumerate(wishes.values(), 1)}
 
 
 def _found(root: Path, full: str, wanted: Iterable[str]) -> tuple[dict[str, tuple[Path, dict]], list[str]]:
@@ -226,7 +235,7 @@ def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tup
     """
     found = {}
     for values, runs in table.groupby(list(by), sort=False, dropna=False):
-        key = tuple(map(_plain, values))
+        key = tuple(map(plain, values))
         for name in sorted(set(table.columns) - {*OUTCOME, *by, *free, "seed"}):
             if runs[name].nunique(dropna=False) > 1:
                 told = [f"{name} {getattr(r, name)}: {r.id}" for r in runs.itertuples()]
@@ -237,7 +246,7 @@ def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tup
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """None for NaN, 250 for 250.0: pandas has no integers beside gaps."""
     if isinstance(value, float):
         return None if math.isnan(value) else int(value) if value.is_integer() else value
@@ -274,7 +283,8 @@ def measurement(results: str | Path, name: str, profile: str) -> tuple[Any, str]
     """The values in results/measurements/<name>-<profile>.json, and the commit of the code that measured them, 7 digits.
 
     Raises:
-        Nothing: there is no such file. Damaged: it is not as it should be. Inconsistent: it is of another profile.
+        Nothing: there is no such file. Damaged: it is not as it should be. Inconsistent: it is of another profile, or of
+            another stream version than the measurements beside it.
     """
     path = Path(results) / "measurements" / f"{name}-{profile}.json"
     if not path.exists():
@@ -285,6 +295,11 @@ def measurement(results: str | Path, name: str, profile: str) -> tuple[Any, str]
         raise Inconsistent(f"{path}: name: got {content['name']!r}, allowed '{name}-{profile}'")
     if not content.get("values"):
         raise Damaged(f"{path}: values: got {content.get('values')!r}, allowed what was measured")
+    beside = path.parent.glob("[!.]*.json")
+    versions = {p.name: _keyed(p, _json(p), "environment", dict).get("stream_version") for p in beside}
+    if len(set(versions.values())) > 1:
+        told = ", ".join(f"{name}: version {version}" for name, version in sorted(versions.items()))
+        raise Inconsistent(f"{path.parent}: measurements of different stream versions: {told}")
     return content["values"], str(environment.get("commit") or "unknown")[:7] + "+" * bool(environment.get("dirty"))
 
 

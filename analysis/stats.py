@@ -54,11 +54,6 @@ def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.mean((x > y) + 0.5 * (x == y), axis=(-2, -1))
 
 
-def difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Mean of X less mean of Y."""
-    return mean(x) - mean(y)
-
-
 def bootstrap(statistic: Callable[..., np.ndarray], *strata: Values, seed: int = 0) -> tuple[float, float]:
     """The percentile interval of statistic(*strata) when every stratum is resampled with replacement.
 
@@ -94,13 +89,24 @@ def summary(values: Values, seed: int = 0) -> Summary:
     return Summary(statistics.mean(x.tolist()), *bootstrap(mean, x, seed=seed), len(x), std(x))
 
 
+def centre(n: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What stands for n runs: their interquartile mean where they are ENOUGH, else their mean."""
+    return iqm if n >= ENOUGH else mean
+
+
+def centred(values: Values, of: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Summary:
+    """A centre (mean or iqm) of the runs of one stratum."""
+    x = _checked(values)
+    return Summary(float(of(x)), *bootstrap(of, x, seed=seed), len(x), std(x))
+
+
 def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:
     """Interquartile mean of all runs of several strata where they are ENOUGH, else their mean."""
     runs = [_checked(s) for s in strata]
-    centre = iqm if sum(map(len, runs)) >= ENOUGH else mean
+    of_all = centre(sum(map(len, runs)))
 
     def pooled(*arrays: np.ndarray) -> np.ndarray:
-        return centre(np.concatenate(arrays, axis=-1))
+        return of_all(np.concatenate(arrays, axis=-1))
 
     n = sum(map(len, runs))
     return Summary(float(pooled(*runs)), *bootstrap(pooled, *runs, seed=seed), n, std(np.concatenate(runs)))
@@ -118,5 +124,17 @@ def probability(pairs: Sequence[tuple[Values, Values]], seed: int = 0) -> Summar
 
 def gap(x: Values, y: Values, seed: int = 0) -> Summary:
     """Difference of the means of two strata."""
-    a, b = _checked(x), _checked(y)
-    return Summary(float(difference(a, b)), *bootstrap(difference, a, b, seed=seed), len(a) + len(b))
+    return gaps([(x, y)], mean, seed)
+
+
+def gaps(pairs: Sequence[tuple[Values, Values]], of: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Summary:
+    """Difference of a centre (mean or iqm) of the first and the second of each pair, mean over the pairs (tasks).
+
+    Runs are resampled within each stratum; a pair's two strata are independent, seed by seed nothing is paired.
+    """
+    runs = [_checked(s) for both in pairs for s in both]
+
+    def averaged(*arrays: np.ndarray) -> np.ndarray:
+        return np.mean([of(x) - of(y) for x, y in zip(arrays[::2], arrays[1::2])], axis=0)
+
+    return Summary(float(averaged(*runs)), *bootstrap(averaged, *runs, seed=seed), sum(map(len, runs)))

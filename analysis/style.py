@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+from load import LAWS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -45,7 +46,7 @@ CYCLE = [dict(color=c, marker=m, linestyle=s) for c, m, s in zip(
     ("-", "-.", "--", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)), (0, (5, 5))))]  # fmt: skip
 NAMES = {"sgd": "SGD", "rbd": "RBD", "fpd": "FPD", "nes": "NES", "rbd-nes": "RBD-NES", "fc": "FC", "cnn": "CNN",
          "resnet8": "ResNet-8", "resnet32": "ResNet-32", "mnist": "MNIST", "fmnist": "F-MNIST", "cifar10": "CIFAR-10",
-         "rademacher": "signs", "ddp": "DDP (SGD)"}  # fmt: skip
+         "ddp": "DDP (SGD)", **LAWS}  # fmt: skip
 ACCURACY = "validation accuracy (%)"
 RC = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
@@ -147,7 +148,7 @@ def save(figure: Figure, results: str | Path, name: str, note: str) -> Path:
 def _wrapped(text: str, inches: float) -> str:
     from textwrap import fill
 
-    return "\n".join(fill(line, int(inches * 23)) for line in text.split("\n"))
+    return "\n".join(fill(line, int(inches * 21)) for line in text.split("\n"))
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -45,7 +45,7 @@ def latex(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") ->
     lines = [" & ".join(map(escaped, line)) + r" \\" for line in (head, *rows)]
     body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
     begin, end = rf"\begin{{tabular}}{{{'l' * len(head)}}}", r"\end{tabular}"
-    return "\n".join([begin, *body, end, *([f"% {note}"] if note else [])]) + "\n"
+    return "\n".join([begin, *body, end, *(f"% {line}" for line in note.splitlines())]) + "\n"
 
 
 def escaped(text: str) -> str:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rbd import report
+from rbd import record, report
 
 ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
 NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas")
@@ -24,6 +24,7 @@ ONE = ("schematic", "speed", "memory")  # these know no profiles
 INDEX = "index"  # the name that stands for the index alone
 QUIET = "--log-level=40"
 TIMEOUT = 600  # seconds a cell may take
+STALE = "**STALE**: `rbd figures` could not draw this again; figure, table and the numbers here are of an earlier time"
 HEAD = ("claim", "evidence", "profile", "runs", "command", "records", "commits")
 
 
@@ -62,7 +63,7 @@ def chosen(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
 
 def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing: bool = False,
          analysis: Path = ANALYSIS) -> Drawn:  # fmt: skip
-    """Run one notebook. A notebook that fails is told about, not raised."""
+    """Run one notebook. What fails is told about, not raised; evidence that it left earlier is marked as stale."""
     from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 
     start, state, message = time.perf_counter(), "drawn", ""
@@ -75,7 +76,19 @@ def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing
             state, message = "empty", error.evalue
     except (CellControlSignal, DeadKernelError, RuntimeError, ValueError, OSError) as error:
         state, message = "failed", f"{type(error).__name__}: {error}"
+    if state != "drawn":
+        _mark_stale(Path(results) / "tables" / f"{written(name, profile)}.json")
     return Drawn(name, state, time.perf_counter() - start, message)
+
+
+def written(name: str, profile: str) -> str:
+    """What the files of a notebook are called."""
+    return name if name in ONE else f"{name}-{profile}"
+
+
+def _mark_stale(path: Path) -> None:
+    if path.exists():
+        record.write(path, json.dumps(_evidence(path) | {"stale": True}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _execute(path: Path, parameters: dict[str, Any]) -> None:
@@ -109,7 +122,7 @@ def index(results: str | os.PathLike[str], names: Iterable[str]) -> str:
     found = {path.stem: _evidence(path) for path in sorted((Path(results) / "tables").glob("*.json"))}
     rows = [list(_cells(e)) for e in sorted(found.values(), key=lambda e: (e["claim"], e["profile"]))]
     lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
-    wanted = [n if n in ONE else f"{n}-{p}" for p in ("quick", "paper") for n in names]
+    wanted = [written(n, p) for p in ("quick", "paper") for n in names]
     empty = [name for name in dict.fromkeys(wanted) if name not in found and name != "schematic"]
     return "\n".join(lines) + (f"\n\nNothing there yet: {', '.join(empty)}." if empty else "")
 
@@ -127,7 +140,8 @@ def _evidence(path: Path) -> dict[str, Any]:
 def _cells(evidence: dict[str, Any]) -> Iterator[str]:
     runs = f"{evidence['runs']} of {evidence['expected']}" if "runs" in evidence else "–"
     records = ", ".join(f"[{r}]({r})" for r in evidence["records"])
-    told = (evidence["claim"], "<br>".join(evidence["evidence"]), evidence["profile"], runs, f"`{evidence['command']}`",
+    lines = [STALE] * evidence.get("stale", False) + evidence["evidence"]
+    told = (evidence["claim"], "<br>".join(lines), evidence["profile"], runs, f"`{evidence['command']}`",
             records, ", ".join(evidence["commits"]))  # fmt: skip
     yield from (cell.replace("|", r"\|") for cell in told)
 
@@ -147,5 +161,5 @@ def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path |
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if made != text:
-        path.write_text(made, "utf-8")
+        record.write(path, made)
     return path

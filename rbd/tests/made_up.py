@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from rbd import record
 from rbd.config import RunConfig
 from rbd.record import Point, Record
+from rbd.sweep import Sweep, manifest_path
 
 SEEDS = (0, 1, 2)
 SIGNS = {"distribution": "rademacher"}
@@ -64,7 +64,7 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
             (("rbd", None), ("sgd", None), ("rbd", 3), ("sgd", 3)), (mnist, fmnist), SEEDS
         ):
             extra = {"switch": switch, "then_lr": 0.1} if switch else {}
-            law = SIGNS if method == "rbd" or switch and "switch" in RunConfig.__dataclass_fields__ else {}
+            law = SIGNS if method == "rbd" or switch else {}
             yield dict(model="fc", data=data, method=method, seed=seed, epochs=6, **law, **extra)
     elif name == "nes":
         for (method, epochs), seed in product((("rbd", 4), ("nes", 4), ("rbd-nes", 1), ("rbd-nes", 4)), SEEDS):
@@ -94,16 +94,9 @@ RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "network
 RUNS += ("nes", "workers", "learning_rate", "paper_rates", "normals")
 
 
-def _resolved(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The config in its resolved form and its id; fields that RunConfig may not have yet are added by hand."""
-    later = {k: config[k] for k in ("then_lr", "switch") if k in config and k not in RunConfig.__dataclass_fields__}
-    whole = json.loads(RunConfig(**{k: v for k, v in config.items() if k not in later}).canonical()) | later
-    return whole, sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
 def made_up(config: dict[str, Any]) -> Record:
     """A record with a plausible curve, the same every time."""
-    rng = np.random.default_rng(int(_resolved(config)[1], 16) % 2**32)
+    rng = np.random.default_rng(int(RunConfig(**config).id, 16) % 2**32)
     d, rate = config.get("dim") or 250, math.log2(config.get("lr", 1.0))
     top = LEVELS[config["method"]] + (5 * math.log10(d / 250) if config["method"] in ("rbd", "fpd") else 0) - 0.6 * rate**2
     top -= 4 * math.log10(config.get("redraw") or 1)
@@ -117,32 +110,23 @@ def made_up(config: dict[str, Any]) -> Record:
         Point(e, 100 * e, 3200 * e, 100 * e, 2.0 / e, float(np.clip(top * share[e] + rng.normal(0, 0.8), 1, 99)), cosine)
         for e in epochs
     )
-    base = {k: v for k, v in config.items() if k in RunConfig.__dataclass_fields__}
     seconds, where = tuple(float(e) for e in epochs), WHERE
     if workers := config.get("workers"):  # 2 ms a step and worker, the first epoch compiles for 9 seconds
         seconds = tuple(9 + 0.2 * workers * e for e in epochs)
         sent = (100_000 if config["variant"] == "ddp" else 1000) * (workers - 1)
         where = WHERE | {"cpu": "a processor", "cpu_count": 2, "bytes_per_step": sent}
-    return Record(RunConfig(**base), "finished", points, seconds, where)
+    return Record(RunConfig(**config), "finished", points, seconds, where)
 
 
 def save(config: dict[str, Any], folder: Path) -> Path:
-    """Save a made-up record under the id of its whole config."""
-    whole, name = _resolved(config)
-    if name == (made := made_up(config)).config.id:
-        return record.save(made, folder)
-    scratch = record.save(made, folder.parents[1] / "scratch")  # it has a field that RunConfig does not have yet
-    content = json.loads(scratch.read_text("utf-8"))
-    (folder / f"{name}.json").write_text(json.dumps(content | {"config": content["config"] | whole}, indent=1), "utf-8")
-    return folder / f"{name}.json"
+    """Save a made-up record."""
+    return record.save(made_up(config), folder)
 
 
 def manifest(results: Path, name: str, profile: str, wanted: Iterable[dict[str, Any]]) -> None:
-    """results/sweeps/<name>-<profile>.json."""
-    runs = [dict(zip(("config", "id"), _resolved(c))) for c in wanted]
-    path = results / "sweeps" / f"{name}-{profile}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"name": name, "question": "?", "profile": profile, "configs": runs}), "utf-8")
+    """results/sweeps/<name>-<profile>.json, as the suite writes it."""
+    made = Sweep(f"{name}-{profile}", tuple(RunConfig(**config) for config in wanted), "?")
+    record.write(manifest_path(made.name, results), made.manifest())
 
 
 def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
@@ -155,9 +139,10 @@ def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
 def measurements(results: Path, profile: str = "quick") -> None:
     """Orthogonality and landscape, without training."""
     rng = np.random.default_rng(0)
-    rows = [{"distribution": law, "size": D, "mean": math.sqrt(2 / math.pi / D) * rng.normal(1, 0.008), "n": 10_000,
-             "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D)}
+    rows = [{"distribution": law, "size": D, "n": 10_000, "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D),
+             "blocks": list(math.sqrt(2 / math.pi / D) * rng.normal(1, 0.048, 40))}
             for law, D in product(("normal", "rademacher"), (100, 1000, 10_000, 100_000))]  # fmt: skip
+    rows = [row | {"mean": sum(row["blocks"]) / 40} for row in rows]
     distances = np.linspace(-5, 5, 11)
     around = {
         name: {
@@ -192,6 +177,7 @@ def asv(results: Path) -> None:
         "ratios.Ratio.track_expand": (("device", "basis", "rival"), (("cpu",), ways[:3], ("stored fp32", "randn"))),
         "memory.Peak.track_step": (("device", "basis", "d"), (("cpu",), ways[:4], (10, 100, 1000))),
         "memory.track_import": ((), ()),
+        "step.Step.track_time": (("device", "network", "method"), (("cpu",), ("fc", "cnn"), ("sgd", "rbd rademacher"))),
     }
     known = {name: {"version": "1", "unit": "MiB" if "memory" in name else "ms", "param_names": list(names)}
              for name, (names, _) in grids.items()}  # fmt: skip
@@ -204,6 +190,8 @@ def asv(results: Path) -> None:
             return None if point[1] == "stored fp32" and entries > 2e9 else 1000 * entries / speed[point[1]] + 0.02
         if name.startswith("ratios"):
             return speed[point[2]] / speed[point[1]]
+        if name.startswith("step"):
+            return 0.5 if point[2] == "sgd" else 2.0
         return 750.0 if not point else 970.0 + (4 * point[2] * 1e6 / 2**20 if "stored" in point[1] else 0)
 
     for number, commit in enumerate(("a" * 40, "b" * 40)):

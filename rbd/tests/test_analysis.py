@@ -175,6 +175,14 @@ def test_gap_by_hand():
     assert (s.value, s.low, s.high, s.n) == (4.0, 3.0, 5.0, 4)
 
 
+def test_gaps_are_averaged_over_tasks_and_resampled_within_them():
+    """(5 - 1 + 20 - 10) / 2; only the first varies, between 3 and 5, half of it in the mean."""
+    s = stats.gaps([([4.0, 6.0], [1.0]), ([20.0, 20.0], [10.0])], stats.mean)
+    assert (s.value, s.low, s.high, s.n) == (7.0, 6.5, 7.5, 6)
+    tail = [0.0] * 7 + [100.0]
+    assert stats.gaps([(tail, [1.0])], stats.iqm).value == -1.0 and stats.gaps([(tail, [1.0])], stats.mean).value == 11.5
+
+
 # ---------------------------------------------------------------- what the paper says
 
 
@@ -256,8 +264,26 @@ def test_a_sweep_without_list_or_runs(tmp_path, dimension):
     assert len(load.sweep(dimension, "dimension", "quick", allow_missing=True).table) == 33
 
 
-def test_rates_that_are_not_chosen_yet_are_missing_runs(dimension):
-    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m.update(untuned=["fc mnist rbd dim=5"]))
+def test_runs_without_a_learning_rate_yet_are_missing_each_of_them(dimension):
+    """As many as there are, not as there are rates to find: d = 5 with three seeds, and one of them told twice."""
+    path = dimension / "sweeps" / "dimension-quick.json"
+    waiting = [json.loads(RunConfig(data="mnist", dim=5, seed=seed).canonical()) for seed in (0, 1, 2, 2)]
+    change(path, lambda m: m.update(untuned=["fc mnist rbd dim=5"], waiting=waiting))
+    told = r"3 of 36 runs are missing.*no learning rate yet, 3 \(fc mnist rbd dim=5 seed=2\)"
+    with pytest.raises(load.Missing, match=told):
+        load.sweep(dimension, "dimension", "quick")
+    assert load.sweep(dimension, "dimension", "quick", allow_missing=True).gaps == "3 of 36 runs are missing"
+    change(path, lambda m: m.update(waiting={}))
+    with pytest.raises(load.Damaged, match=r"dimension-quick\.json: waiting: got '{}', allowed a list"):
+        load.sweep(dimension, "dimension", "quick")
+
+
+def test_lists_of_before_runs_waited_tell_keys_alone(dimension):
+    def older(m):
+        m.pop("waiting", None)
+        m.update(untuned=["fc mnist rbd dim=5"])
+
+    change(dimension / "sweeps" / "dimension-quick.json", older)
     with pytest.raises(load.Missing, match="1 of 34 runs are missing.*fc mnist rbd dim=5, no learning rate yet"):
         load.sweep(dimension, "dimension", "quick")
 
@@ -308,11 +334,11 @@ def test_a_record_without_a_network_is_named(dimension):
 
 def test_a_damaged_list_is_named(dimension):
     path = dimension / "sweeps" / "dimension-quick.json"
-    change(path, lambda m: m["configs"][0]["config"].update(dim=3))
+    change(path, lambda m: m["runs"][0]["config"].update(dim=3))
     with pytest.raises(load.Damaged, match=r"dimension-quick\.json: ids that are not those of their configurations"):
         load.sweep(dimension, "dimension", "quick")
-    path.write_text("{}")
-    with pytest.raises(load.Damaged, match=r"dimension-quick\.json: configs: got"):
+    path.write_text('{"name": "dimension-quick"}')
+    with pytest.raises(load.Damaged, match=r"dimension-quick\.json: runs: got"):
         load.sweep(dimension, "dimension", "quick")
 
 
@@ -342,11 +368,19 @@ def test_mixed_profiles_are_refused_and_named(dimension):
         load.sweep(dimension, "dimension", "quick")
 
 
-@pytest.mark.parametrize("content", [{"profile": "paper"}, {"name": "redraw"}])
-def test_a_list_of_another_profile_or_sweep_is_refused(dimension, content):
-    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m.update(content))
-    with pytest.raises(load.Inconsistent, match=r"dimension-quick\.json: name, profile: got"):
-        load.sweep(dimension, "dimension", "quick")
+@pytest.mark.parametrize("name", ["dimension-paper", "redraw-quick", "dimension", "dimension-quick-2"])
+def test_a_list_of_another_profile_or_sweep_is_refused(dimension, name):
+    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m.update(name=name))
+    with pytest.raises(load.Inconsistent, match=rf"dimension-quick\.json: name: got '{name}', allowed 'dimension-quick'"):
+        load.sweep(dimension, "dimension", "quick", allow_missing=True)
+
+
+def test_the_committed_list_of_a_profile_does_not_pass_for_another(tmp_path):
+    """As the suite wrote it, not as made_up does."""
+    (tmp_path / "sweeps").mkdir()
+    shutil.copyfile(ROOT / "results" / "sweeps" / "table1-quick.json", tmp_path / "sweeps" / "table1-paper.json")
+    with pytest.raises(load.Inconsistent, match="name: got 'table1-quick', allowed 'table1-paper'"):
+        load.sweep(tmp_path, "table1", "paper", allow_missing=True)
 
 
 def test_cells_hold_runs_that_differ_in_the_seed_alone(results):
@@ -371,7 +405,7 @@ def test_a_field_that_this_code_does_not_know_is_not_averaged_over(dimension):
     name = load.config_id(config)
     source = json.loads(records(dimension, "dimension")[0].read_text("utf-8"))
     (dimension / "runs" / "dimension-quick" / f"{name}.json").write_text(json.dumps(source | {"config": config}), "utf-8")
-    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m["configs"].append({"id": name, "config": config}))
+    change(dimension / "sweeps" / "dimension-quick.json", lambda m: m["runs"].append({"id": name, "config": config}))
     table = load.sweep(dimension, "dimension", "quick").table
     with pytest.raises(load.Inconsistent, match=rf"runs differ in later: .*later 2.0: {name}"):
         load.cells(table, "model", "data", "method", "dim")
@@ -405,6 +439,14 @@ def test_measurements(results, tmp_path):
         load.measurement(tmp_path, "orthogonality", "quick")
     path.write_text("[]")
     with pytest.raises(load.Damaged, match=r"orthogonality-quick\.json: environment: got"):
+        load.measurement(tmp_path, "orthogonality", "quick")
+
+
+def test_measurements_of_different_streams_are_refused_and_named(tmp_path):
+    made_up.measurements(tmp_path)
+    assert load.measurement(tmp_path, "landscape", "quick")
+    change(tmp_path / "measurements" / "landscape-quick.json", lambda m: m["environment"].update(stream_version=2))
+    with pytest.raises(load.Inconsistent, match=r"landscape-quick\.json: version 2, orthogonality-quick\.json: version 1"):
         load.measurement(tmp_path, "orthogonality", "quick")
 
 
@@ -486,6 +528,9 @@ def test_tables_by_hand():
         r"\begin{tabular}{ll}", r"\toprule", r"x & y\_1 \\", r"\midrule", r"a|b & 1.0 $\pm$ 0.5 (n = 3) \\",
         r"50 \% \& more & -- \\", r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip
+    assert tables.latex(["x"], [], "A note.\nINCOMPLETE: 1 of 2.").splitlines()[-3:] == [
+        r"\end{tabular}", "% A note.", "% INCOMPLETE: 1 of 2.",
+    ]  # fmt: skip
     assert tables.number(stats.summary([90.0, 92.0, 94.0])) == "92.0 ± 2.0 (n = 3)"
     assert tables.number(stats.summary([90.0, 92.0, 94.0]), " %", 2) == "92.00 ± 2.00 % (n = 3)"
     assert tables.number(stats.summary([90.04])) == "90.0 (n = 1)" and tables.number(None) == "–"
@@ -540,6 +585,28 @@ def test_notebooks_fail_on_a_missing_run_and_draw_without_it_when_allowed(result
     drawn = [note for figure, note in notes if figure != "workers-model"]  # which has no runs
     assert all(f"INCOMPLETE: {told}" in note for note in drawn) and (drawn or name == "nes")
     assert told in json.loads((tmp_path / "tables" / f"{name}-quick.json").read_text("utf-8"))["evidence"]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_few_runs_are_drawn_or_are_nothing_to_draw(results, name, tmp_path, notes):
+    """With --allow-missing whatever a sweep has made so far: its first run, its last one, those of one method or seed."""
+    wanted = [RunConfig(**config) for config in made_up.configs(name, "quick")]
+    kinds = {m: [c.id for c in wanted if c.method == m] for m in config.METHODS}
+    kinds |= {"seed": [c.id for c in wanted if c.seed % 100 == 0], "first": [wanted[0].id], "last": [wanted[-1].id]}
+    for kind, ids in kinds.items():
+        folder = tmp_path / kind
+        (folder / "runs" / "some").mkdir(parents=True)
+        shutil.copytree(results / "sweeps", folder / "sweeps")
+        for i in ids:
+            shutil.copy(results / "runs" / f"{name}-quick" / f"{i}.json", folder / "runs" / "some")
+        notes.clear()
+        try:
+            execute(name, folder, allow_missing=True)
+        except load.Nothing as error:
+            assert not ids or (name == "correlation" and "not a single run of RBD" in str(error)), kind
+        else:
+            assert ids and (folder / "tables" / f"{name}-quick.json").exists(), kind
+            assert notes or name == "nes", kind
 
 
 def test_table1_holds_the_numbers_of_the_records(results):
@@ -637,7 +704,7 @@ def test_dimension_draws_means_of_the_records(results, monkeypatch):
     assert rbd.lines[0].get_xydata().tolist() == pytest.approx(np.array(sorted(values.items())))
     assert panel.get_xlabel() == "directions d" and panel.get_ylabel() == "validation accuracy (%)"
     stars = {c.get_label(): c.lines[0].get_xydata().tolist() for c in panel.containers if "paper" in c.get_label()}
-    assert stars == {"paper: RBD": [[250, 93.893]], "paper: FPD": [[250, 80]]}
+    assert stars == {"paper: RBD": [[250, 93.893]], "paper: FPD": [[250, 80]], "paper: SGD": [[101_770, 98.27]]}
     style.plt.close("all")
 
 
@@ -659,6 +726,84 @@ def test_the_choice_of_a_learning_rate_is_the_best_mean(results, notes):
         assert lr == max(tried, key=lambda rate: mean(tried[rate])) and len(tried) == 11
 
 
+def test_the_verdict_on_laws_is_how_much_worse_they_may_be(tmp_path, notes):
+    """10 runs a law and data set; normal ones are k = 0 ... 9, signs 1 less: interquartile means 4.5 and 3.5 on both."""
+    level = {"mnist-embedded": 70.0, "fmnist-embedded": 50.0}
+    configs = [
+        dict(model="fc", data=data, method="rbd", distribution=law, seed=k, epochs=3, lr=4.0)
+        for data in level for law in ("normal", "uniform", "rademacher") for k in range(10)
+    ]  # fmt: skip
+    made_up.manifest(tmp_path, "distributions", "quick", configs)
+    for c in configs:
+        path = made_up.save(c, tmp_path / "runs" / "distributions-quick")
+        less = {"normal": 0, "uniform": 0, "rademacher": 1}[c["distribution"]]
+        reached = level[c["data"]] + c["seed"] - less
+        change(path, lambda r, reached=reached: r["curve"][-1].update(accuracy=reached))
+    names = execute("distributions", tmp_path)
+    evidence = json.loads((tmp_path / "tables" / "distributions-quick.json").read_text("utf-8"))["evidence"]
+    normal, signs = ([[level[data] + k - less for k in range(10)] for data in level] for less in (0, 1))
+    s = stats.gaps(list(zip(signs, normal)), stats.iqm)
+    assert s.value == -1.0 and s.low < -1 < s.high and s.n == 40
+    won = (36 + 9 / 2) / 100  # pairs with k - 1 > j: 0 + 1 + ... + 8 = 36; with k - 1 = j: 9, which count half
+    told = f"signs − normal = -1.00 points [{s.low:.2f}, {s.high:.2f}], no worse by more than {-s.low:.1f} points"
+    assert told in evidence[1] and "interquartile means; n = 20 and 20 runs over 2 data sets" in evidence[1]
+    assert f"P(signs > normal) = {won:.2f} [" in evidence[1] and "uniform − normal = +0.00 points" in evidence[0]
+    assert "FC, F-MNIST, RBD, signs: 53.5 % [" in "".join(evidence)
+    assert "Interquartile means. Learning rates: the best for signs." in notes[0][1] and len(names["rows"]) == 3
+
+
+def test_every_partition_is_told_beside_the_whole(results, notes):
+    """Not the best one of them alone, whose plain interval would be too good."""
+    execute("compartments", results)
+    evidence = json.loads((results / "tables" / "compartments-quick.json").read_text("utf-8"))["evidence"]
+    table = load.sweep(results, "compartments", "quick").table
+    for line, data in zip(evidence, ("mnist-embedded", "fmnist-embedded")):
+        whole = table[(table.partition == "whole") & (table.data == data)].accuracy
+        for partition in ("even:2", "even:8", "even:32", "by_layer"):
+            cut = table[(table.partition == partition) & (table.data == data)].accuracy
+            gap = stats.gap(cut, whole)
+            assert f"less whole {gap.value:+.1f} points [{gap.low:.1f}, {gap.high:.1f}]" in line
+    assert evidence[2].startswith("P(compartments > whole): even:2 0.") and "(n = 12 runs of both)" in evidence[2]
+
+
+def test_table1_tells_the_best_epoch_beside_the_last(results, notes):
+    """Made-up curves fall in the last epoch by about 4 %."""
+    execute("table1", results)
+    found = record.load_all(results / "runs" / "table1-quick")
+    rows = [line.split(" | ") for line in (results / "tables" / "table1-epochs-quick.md").read_text("utf-8").splitlines()]
+    (row,) = (r for r in rows if r[0] == "| CNN, F-MNIST" and r[1] == "SGD")
+    runs = [r for r in found if (r.config.model, r.config.data, r.config.method) == ("cnn", "fmnist-embedded", "sgd")]
+    last, best = [r.curve[-1].accuracy for r in runs], [max(p.accuracy for p in r.curve) for r in runs]
+    assert row[3].startswith(f"{mean(last):.1f} ± {stdev(last):.1f} (n = 3) [")
+    assert row[4].startswith(f"{mean(best):.1f} ± {stdev(best):.1f} (n = 3) [")
+    assert row[5].startswith(f"{mean(b - a for a, b in zip(last, best)):+.1f} [") and row[6] == "91.95 ± 0.18 (n = 3) |"
+
+
+def test_curves_tell_the_directions_of_every_method(results, tmp_path, monkeypatch):
+    """In the quick profile NES may have fewer: the figure, its note and the evidence say so."""
+    drawn = []
+    monkeypatch.setattr(style, "save", lambda figure, _, name, note: drawn.append((figure, note)))
+    wanted = [c | {"dim": 50} if c["method"] == "nes" else c for c in made_up.configs("curves", "quick")]
+    made_up.manifest(tmp_path, "curves", "quick", wanted)
+    for c in wanted:
+        made_up.save(c, tmp_path / "runs" / "curves-quick")
+    for folder, dim, odd in ((results, 500, False), (tmp_path, 50, True)):
+        execute("curves", folder)
+        figure, note = drawn.pop()
+        assert f"Directions d: NES {dim}, FPD 500, RBD 500." in note and ("NES has fewer" in note) == odd
+        assert f"NES, d = {dim}" in {text.get_text() for text in figure.legends[0].get_texts()}
+        evidence = json.loads((folder / "tables" / "curves-quick.json").read_text("utf-8"))["evidence"]
+        assert evidence[1].startswith(f"ResNet-8, CIFAR-10: RBD, d = 500, − NES, d = {dim} = +")
+    style.plt.close("all")
+
+
+def test_the_law_of_the_entries_is_told_under_every_figure(results, notes):
+    for name in ("redraw", "distributions"):
+        execute(name, results)
+    assert "3 epochs; entries: signs; n = 3 seeds." in notes[0][1]
+    assert "3 epochs; entries: normal, signs, uniform; n = 3 seeds." in notes[1][1]
+
+
 def test_correlation_compares_with_the_theory(results, notes):
     names = execute("correlation", results)
     assert set(names["ratios"]) == {("fc", "mnist-embedded", d) for d in (2, 10, 100, 1000, 10_000)}
@@ -670,7 +815,25 @@ def test_orthogonality_compares_with_the_theory(results, notes):
     names = execute("orthogonality", results)
     assert names["theory"].tolist() == pytest.approx([0.0798, 0.02523, 0.00798, 0.002523] * 2, rel=1e-3)
     assert names["ratios"].tolist() == pytest.approx([1.0] * 8, abs=0.03)
-    assert "6 points" in names["found"][0] and "n = 10,000 pairs" in names["found"][0]
+    assert re.search(r"the intervals of [4-6] of 6 points hold 1\)", names["found"][0])
+    assert "n = 10,000 pairs of directions a point. Bars: 95 % bootstrap intervals over 40 blocks of them." in notes[0][1]
+    first = load.measurement(results, "orthogonality", "quick")[0][0]
+    assert (names["low"][0] * 0.0797885, names["high"][0] * 0.0797885) == pytest.approx(
+        stats.bootstrap(stats.mean, first["blocks"]), rel=1e-5
+    )
+
+
+def test_blocks_of_pairs_have_the_mean_of_all_pairs():
+    row = sweep.script("orthogonality", ROOT / sweep.SCRIPTS).row("rademacher", 100, 120)
+    assert (row["n"], len(row["blocks"])) == (120, 40) and mean(row["blocks"]) == pytest.approx(row["mean"], rel=1e-5)
+    assert len(set(row["blocks"])) > 10  # of 3 pairs each: were they all pairs, they would be equal
+
+
+def test_orthogonality_measured_without_blocks_is_to_be_measured_again(results, tmp_path, notes):
+    rows, _ = load.measurement(results, "orthogonality", "quick")
+    made_up.measurement(tmp_path, "orthogonality-quick", [{k: v for k, v in r.items() if k != "blocks"} for r in rows])
+    with pytest.raises(load.Damaged, match="orthogonality-quick: got no means of blocks.*measure again"):
+        execute("orthogonality", tmp_path)
 
 
 def lines(ax) -> dict[str, list[list[float]]]:
@@ -688,6 +851,7 @@ def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
     accuracy, seconds, sent = map(lines, figure.axes)
     found = record.load_all(results / "runs" / "workers-quick")
     labels = {style.label(v): v for v in ("common", "bases", "directions", "shares", "ddp")}
+    assert [accuracy.pop(f"paper: {m}, W = 1") for m in ("RBD", "SGD")] == [[[1, 93.893]], [[1, 98.27]]]
     assert set(accuracy) == set(seconds) == set(sent) == set(labels)
     for label, variant in labels.items():
         means = [
@@ -726,6 +890,46 @@ def test_the_model_of_workers_is_told_as_a_model(results, monkeypatch):
         for label, variant in {"shares": "shares", "bases, directions": "directions", "DDP (SGD)": "ddp"}.items():
             w, ms = drawn[label][-1]
             assert (w, ms) == (4096, pytest.approx(1e3 * worker_time.step_seconds(variant, 4096, 250, 101_770, machine)))
+    style.plt.close("all")
+
+
+def test_the_model_takes_the_seconds_that_asv_measured(results, tmp_path, notes):
+    """Made up: 0.5 ms of SGD; signs need 0.02 ms and d D / 3e10 s, doubled by the second commit."""
+    names = execute("workers", results)
+    product = 2 * (0.02e-3 + 250 * 100_000 / 3e10) * 1.0177
+    assert list(names["times"].values()) == pytest.approx([1e-3, product, product])
+    assert "1.7 ms to expand, as asv measured on the CPU of here (n = 1)." in dict(notes)["workers-model"]
+    for folder in ("runs", "sweeps", "asv"):
+        shutil.copytree(results / folder, tmp_path / folder)
+    for path in (tmp_path / "asv" / "here").glob("*-env.json"):
+        change(path, lambda r: r["results"].pop("step.Step.track_time"))
+    assert execute("workers", tmp_path)["times"] == names["ASSUMED"]
+    shutil.rmtree(tmp_path / "asv")
+    assert execute("workers", tmp_path)["times"] == names["ASSUMED"]
+    assert "0.8 ms to expand, as assumed." in notes[-1][1]
+
+
+def test_speed_tells_how_many_commits_and_draws_quartiles(results, tmp_path, monkeypatch):
+    """Made up: signs 7.5 times faster than stored fp32 in the first commit, half of it in the second, the newest."""
+    figures = []
+    monkeypatch.setattr(style, "save", lambda figure, _, name, note: figures.append((figure, note)))
+    execute("speed", results)
+    evidence = json.loads((results / "tables" / "speed.json").read_text("utf-8"))["evidence"]
+    assert "here, cpu: signs against stored fp32: project 3.8 × (n = 2 commits: 3.8 … 7.5 ×)" in "; ".join(evidence)
+    shutil.copytree(results / "asv", tmp_path / "asv")
+    for path in (tmp_path / "asv" / "here").glob("*-env.json"):
+        content = json.loads(path.read_text("utf-8"))
+        content["result_columns"] += ["stats_q_25", "stats_q_75"]
+        for name, cell in content["results"].items():
+            if name.startswith("kernels"):
+                cell += [[v and v * share for v in cell[0]] for share in (0.5, 2)]
+        path.write_text(json.dumps(content), "utf-8")
+    execute("speed", tmp_path)
+    (plain, without), (drawn, told) = figures
+    assert "quartiles" not in without and "(n = 1); bars: quartiles of the calls." in told
+    for figure, longest in ((plain, 1), (drawn, 4)):
+        bars = [segment[:, 1] for ax in figure.axes for c in ax.collections for segment in c.get_segments()]
+        assert bars and all(top / bottom == pytest.approx(longest) for bottom, top in bars)
     style.plt.close("all")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import made_up
@@ -49,7 +50,7 @@ def test_the_command_draws_in_kernels_what_is_there_and_tells_what_failed(tmp_pa
     text = (tmp_path / "README.md").read_text("utf-8")
     assert (
         text.startswith("before\n<!-- evidence -->\n| claim |")
-        and "ResNet-8, CIFAR-10: RBD − FPD" in text
+        and "ResNet-8, CIFAR-10: RBD, d = 500, − FPD, d = 500 =" in text
         and "old" not in text
     )
     execute("curves", tmp_path)  # in this process, not in a kernel
@@ -61,6 +62,26 @@ def test_nothing_at_all_may_be_missing_too(tmp_path, capfd):
     out = capfd.readouterr().out
     assert "[1/1] redraw, profile paper: nothing to draw yet: redraw, profile paper: not a single run is there" in out
     assert "1 empty" in out and list(tmp_path.iterdir()) == []
+
+
+def test_evidence_that_cannot_be_drawn_again_is_marked_until_it_is(tmp_path, capfd):
+    """Its numbers are of records that are not there any more."""
+    made = made_up.experiment(tmp_path, "curves")
+    (tmp_path / "README.md").write_text("<!-- evidence -->\n<!-- /evidence -->\n")
+    command = ["figures", "curves", "--results-dir", str(tmp_path)]
+    assert main(command) == 0
+    table, index = tmp_path / "tables" / "curves-quick.json", tmp_path / "README.md"
+    fresh, content = table.read_bytes(), made[0].read_bytes()
+    made[0].unlink()
+    assert main(command) == 1
+    marked = json.loads(table.read_text("utf-8"))
+    assert marked == json.loads(fresh) | {"stale": True} and figures.STALE in index.read_text("utf-8")
+    made[0].write_bytes(content)
+    assert main(command) == 0
+    assert table.read_bytes() == fresh and "STALE" not in index.read_text("utf-8")
+    shutil.rmtree(tmp_path / "runs")
+    assert main([*command, "--allow-missing"]) == 0  # nothing at all is there, which is allowed
+    assert "nothing to draw yet" in capfd.readouterr().out and figures.STALE in index.read_text("utf-8")
 
 
 def test_a_damaged_record_fails_though_runs_may_be_missing(tmp_path, capfd):
@@ -143,6 +164,18 @@ def test_damaged_evidence_is_named(tmp_path, text):
         figures.index(tmp_path, ["table1"])
 
 
+def test_the_command_draws_the_committed_records_in_both_profiles(tmp_path, capfd):
+    """The two cheapest notebooks of runs; all of them, without kernels, below."""
+    for folder in ("runs", "sweeps"):
+        shutil.copytree(ROOT / "results" / folder, tmp_path / folder)
+    for profile in ("quick", "paper"):
+        given = ["--allow-missing", "--profile", profile, "--results-dir", str(tmp_path)]
+        assert main(["figures", "nes", "table1", *given]) == 0
+        drawn = f"[2/2] table1, profile {profile}: drawn (" in capfd.readouterr().out
+        assert drawn or profile == "paper"  # of which nothing may be there yet
+        assert (tmp_path / "figures" / f"table1-methods-{profile}.png").exists() == drawn
+
+
 def test_the_committed_index_and_tables_are_those_of_the_committed_records(tmp_path):
     """The bytes of figures depend on matplotlib's version; tables and evidence do not."""
     committed = ROOT / "results"
@@ -154,8 +187,13 @@ def test_the_committed_index_and_tables_are_those_of_the_committed_records(tmp_p
             shutil.copytree(committed / folder, tmp_path / folder)
     evidence = sorted((committed / "tables").glob("*.json"))
     assert evidence
-    for path in evidence:
-        name, _, profile = path.stem.rpartition("-")
-        execute(name or path.stem, tmp_path, profile if name else "quick", allow_missing=True)
+    drawn = set()
+    for name, profile in product(figures.available(), ("quick", "paper")):
+        try:
+            execute(name, tmp_path, profile, allow_missing=True)
+            drawn.add(figures.written(name, profile))
+        except ValueError as error:
+            assert type(error).__name__ == "Nothing", (name, profile, error)
+    assert drawn >= {path.stem for path in evidence} | {"schematic"}
     for path in sorted((committed / "tables").glob("*.*")):
         assert (tmp_path / "tables" / path.name).read_text("utf-8") == path.read_text("utf-8"), path.name
