@@ -872,16 +872,15 @@ def cubin(kernel, warps, constants, **types):
     made = compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     assert len(made.asm["cubin"]) > 1000
 
-words = dict(seed="i32", stream="i32", octaves="*fp32", owners="*i32", table="*i64")
+words = dict(seed="i32", stream="i32", row0="i32", octaves="*fp32", owners="*i32", table="*i64", scales="*fp64")
 for law in DISTRIBUTIONS.values():
     tile = gpu._tile(law)
     for step, g in (("i32", "*fp32"), ("*i64", "*bf16")):
-        cubin(gpu._project, 4, tile | {"R": gpu._ROWS[law.name]}, **words, step=step, g=g, partial="*fp32")
+        sums = dict(partial="*fp64", counters="*i32", out="*fp32")
+        cubin(gpu._project, 4, tile | {"R": gpu._ROWS[law.name], "N": gpu.SEGMENTS}, **words, **sums, step=step, g=g)
         more = {"P": gpu._PARTS[law.name], "L": gpu.LANES, "ADD": g == "*bf16"}
-        types = dict(c="*fp32", scales="*fp64", out=g, addresses="*i64")
+        types = dict(c="*fp32", out=g, addresses="*i64")
         cubin(gpu._expand, gpu.LANES // 32, tile | more, **words, **types, step=step)
-types = dict(partial="*fp32", owners="*i32", table="*i64", scales="*fp64", out="*fp32")
-cubin(gpu._add_segments, 4, {"COUNT": gpu.SUMMED}, **types)
 print("compiled")
 """
 
