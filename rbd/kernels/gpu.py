@@ -2,8 +2,9 @@
 
 A tile is some rows by some blocks of a chunk: its words are made once, and every part of every word is an entry. Sums
 have a fixed order: along the columns of a lane, over the lanes of a tile by a tree, over the segments of a compartment
-in float64. No atomics, so the same bits on every run; the numbers of rows, parts and warps of a tile are for speed alone
-and change none of them. Nothing is tuned at run time.
+by a tree in float64. No float atomics, so the same bits on every run: a counter says which program of a row group is the
+last, and nothing else. How many rows, parts and warps a tile and segments a program has is for speed alone. Nothing is
+tuned at run time.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _step_of(step):
 
 @triton.jit
 def _tree(x, R: tl.constexpr, N: tl.constexpr):
-    """(R, N) -> (R,): neighbours first, so that an aligned power of two of places is a subtree, zeros beside it or none."""
+    """(R, N) -> (R,), N = 64: neighbours first, so that aligned powers of two of places are subtrees."""
     for level in tl.static_range(6):
         x = tl.sum(tl.reshape(x, (R, N // (2 << level), 2)), 2)  # of two: the same in either order
     return tl.reshape(x, (R,))
@@ -106,6 +107,7 @@ def _tree(x, R: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _of_level(stack, level):
+    """(R, 8) -> (R,): the sum of 2**level segments that waits for its neighbour's."""
     return tl.sum(tl.where(tl.arange(0, 8)[None, :] == level, stack, 0.0), 1)
 
 
@@ -118,40 +120,41 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
     program = tl.program_id(0) - tl.load(fields)
     origin, low, high, rows = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 6)
     groups = (rows + R - 1) // R
-    part_of_row, group = program // groups, program % groups
+    share, group = program // groups, program % groups
     r = group * R + tl.arange(0, R)  # (R,)
     row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]
     number, per = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 7)
     count = tl.load(fields + 8)
-    chunk, drawn = low // (_WORDS * PARTS) + part_of_row * count * per, _step_of(step)
+    chunk, drawn = low // (_WORDS * PARTS) + share * count * per, _step_of(step)
     stop = (high + _WORDS * PARTS - 1) // (_WORDS * PARTS)
     last_chunk = tl.minimum(chunk + count * per, stop)
     lane, place = tl.arange(0, B), tl.arange(0, N)[None, :]
     inside = (lane // _CHUNK) * (_WORDS * PARTS) + lane % _CHUNK  # (B,) column of the lane's first entry in the tile
-    stack, segment = tl.zeros((R, 8), tl.float64), 0
+    total, stack, segment = tl.zeros((R, B), out.dtype.element_ty), tl.zeros((R, 8), tl.float64), 0
+    end = tl.minimum(chunk + per, stop)
     while chunk < last_chunk:
-        end = tl.minimum(chunk + per, stop)
-        total = tl.zeros((R, B), out.dtype.element_ty)
-        while chunk < end:
-            block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]
-            words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
-            column = chunk * (_WORDS * PARTS)
-            left = tl.minimum(tl.minimum(high, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
-            before = tl.maximum(low - column, 0).to(tl.int32)
-            of_tile = tl.zeros((R, B), out.dtype.element_ty)
-            for w in tl.static_range(4):
-                for part in tl.static_range(PARTS):
-                    j = inside + (_WORDS * part + _CHUNK * w)
-                    x = tl.load(g + (origin + column) + j, mask=(j >= before) & (j < left), other=0).to(of_tile.dtype)[None, :]
-                    of_tile = _add_product(of_tile, words[w], part, x, octaves, KIND)
-            total += of_tile
-            chunk += B // _CHUNK
-        sums, level = tl.sum(total, 1).to(tl.float64), 0  # (R,)
-        while (segment >> level) & 1 == 1:
-            sums += _of_level(stack, level)
-            level += 1
-        stack = tl.where(tl.arange(0, 8)[None, :] == level, sums[:, None], stack)
-        segment += 1
+        block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]
+        words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
+        column = chunk * (_WORDS * PARTS)
+        left = tl.minimum(tl.minimum(high, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
+        before = tl.maximum(low - column, 0).to(tl.int32)
+        of_tile = tl.zeros((R, B), out.dtype.element_ty)
+        for w in tl.static_range(4):
+            for part in tl.static_range(PARTS):
+                j = inside + (_WORDS * part + _CHUNK * w)
+                x = tl.load(g + (origin + column) + j, mask=(j >= before) & (j < left), other=0).to(of_tile.dtype)[None, :]
+                of_tile = _add_product(of_tile, words[w], part, x, octaves, KIND)
+        total += of_tile
+        chunk += B // _CHUNK
+        if chunk >= end:
+            sums, level = tl.sum(total, 1).to(tl.float64), 0  # (R,); a binary counter of segments makes the tree
+            while (segment >> level) & 1 == 1:
+                sums += _of_level(stack, level)
+                level += 1
+            stack = tl.where(tl.arange(0, 8)[None, :] == level, sums[:, None], stack)
+            segment += 1
+            end = tl.minimum(chunk + per, stop)
+            total = tl.zeros((R, B), out.dtype.element_ty)
     sums, level = tl.zeros((R,), tl.float64), 0
     while (segment >> level) > 0:
         sums += _of_level(stack, level) * ((segment >> level) & 1)
@@ -161,7 +164,7 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
     if programs > 1:
         partial += tl.load(fields + 10)
         counter = counters + tl.load(fields + 11) + group
-        tl.store(partial + part_of_row * rows + r, sums, mask=r < rows)
+        tl.store(partial + share * rows + r, sums, mask=r < rows)
         tl.debug_barrier()
         last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
         if last:
@@ -336,6 +339,7 @@ def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distri
 DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton's interpreter works on the CPU
 if DEVICE == "cuda":
     _ROWS = {"normal": 8, "uniform": 16, "rademacher": 16}  # of a tile of project
+    _REGISTERS = {"normal": (72, 96), "uniform": (128, 168), "rademacher": (168, 255)}  # of a thread; float32, float64
     _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
     LANES = 256  # rows times blocks of a tile of expand
 else:  # one NumPy call for each operation on a tile: few large ones
@@ -372,6 +376,11 @@ def _tile(distribution: Distribution) -> dict[str, int]:
     return {"KIND": _KIND[name], "PARTS": distribution.per_word, "B": _BLOCKS[name]}
 
 
+def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int]:
+    """ptxas takes more registers for the last sums than the long loop needs, unless it is held back; none spill."""
+    return {"maxnreg": _REGISTERS[distribution.name][dtype == torch.float64]} if DEVICE == "cuda" else {}
+
+
 def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
             out: torch.Tensor) -> None:  # fmt: skip
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
@@ -387,7 +396,8 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
     with torch.cuda.device_of(g):
         _project[(len(plan.owners),)](g, plan.owners, plan.table, plan.scales, partial, plan.counters.of_call(g.device), out,
                                       _octaves(g.device), _word(seed), _word(stream), _word(step), row,
-                                      **_tile(distribution), R=_ROWS[distribution.name], N=SEGMENTS)  # fmt: skip
+                                      **_tile(distribution), R=_ROWS[distribution.name], N=SEGMENTS,
+                                      **_limit(distribution, out.dtype))  # fmt: skip
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
