@@ -339,7 +339,7 @@ def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distri
 DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton's interpreter works on the CPU
 if DEVICE == "cuda":
     _ROWS = {"normal": 8, "uniform": 16, "rademacher": 16}  # of a tile of project
-    _REGISTERS = {"normal": (72, 96), "uniform": (128, 168), "rademacher": (168, 255)}  # of a thread; float32, float64
+    _REGISTERS = {"normal": (72, 96), "uniform": (128, 168), "rademacher": (None, None)}  # a thread; float32, float64
     _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
     LANES = 256  # rows times blocks of a tile of expand
 else:  # one NumPy call for each operation on a tile: few large ones
@@ -376,8 +376,8 @@ def _tile(distribution: Distribution) -> dict[str, int]:
     return {"KIND": _KIND[name], "PARTS": distribution.per_word, "B": _BLOCKS[name]}
 
 
-def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int]:
-    """ptxas takes more registers for the last sums than the long loop needs, unless it is held back; none spill."""
+def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int | None]:
+    """ptxas takes more registers for the last sums than the long loop needs, unless it is held back."""
     return {"maxnreg": _REGISTERS[distribution.name][dtype == torch.float64]} if DEVICE == "cuda" else {}
 
 
