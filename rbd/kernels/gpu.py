@@ -2,8 +2,9 @@
 
 A tile is some rows by some blocks of a chunk: its words are made once, and every part of every word is an entry. Sums
 have a fixed order: along the columns of a lane, over the lanes of a tile by a tree, over the segments of a compartment
-in float64. No atomics, so the same bits on every run; the numbers of rows, parts and warps of a tile are for speed alone
-and change none of them. Nothing is tuned at run time.
+by a tree in float64. No float atomics, so the same bits on every run: a counter says which program of a row group is the
+last, and nothing else. How many rows, parts and warps a tile and segments a program has is for speed alone. Nothing is
+tuned at run time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ except ImportError as error:
 _KIND = {"normal": 0, "uniform": 1, "rademacher": 2}
 _BLOCKS = {"normal": 64, "uniform": 64, "rademacher": 16}  # Philox blocks of a tile, whole chunks
 SEGMENTS = 64  # at most, of a compartment in project; not by the number of rows, which must not change a row's bits
-SUMMED = 32  # coordinates, and segments at a time, of a program that adds up segments
+PROGRAMS = 1024  # of project, at most, as long as a program can take more segments: enough to fill a large GPU
+SLOTS = 8  # sets of counters of a plan
 
 _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
 _W0, _W1 = (tl.constexpr(w) for w in WEYL)
@@ -95,29 +97,48 @@ def _step_of(step):
         return step.to(tl.uint32)
 
 
+@triton.jit
+def _tree(x, R: tl.constexpr, N: tl.constexpr):
+    """(R, N) -> (R,), N = 64: neighbours first, so that aligned powers of two of places are subtrees."""
+    for level in tl.static_range(6):
+        x = tl.sum(tl.reshape(x, (R, N // (2 << level), 2)), 2)  # of two: the same in either order
+    return tl.reshape(x, (R,))
+
+
+@triton.jit
+def _of_level(stack, level):
+    """(R, 8) -> (R,): the sum of 2**level segments that waits for its neighbour's."""
+    return tl.sum(tl.where(tl.arange(0, 8)[None, :] == level, stack, 0.0), 1)
+
+
 @triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
-def _project(g, owners, table, partial, octaves, seed, stream, step, row0,
-             KIND: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """partial = (R rows of a compartment) @ (a segment of g); table: see _project_plan."""
-    fields = table + 9 * tl.load(owners + tl.program_id(0))
+def _project(g, owners, table, scales, partial, counters, out, octaves, seed, stream, step, row0,
+             KIND: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr, N: tl.constexpr):  # fmt: skip
+    """out = scale * (R rows of a compartment) @ g; see _project_plan for the table, NOTES.md for who adds up what."""
+    k = tl.load(owners + tl.program_id(0))
+    fields = table + 13 * k
     program = tl.program_id(0) - tl.load(fields)
     origin, low, high, rows = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 6)
     groups = (rows + R - 1) // R
-    segment, r = program // groups, (program % groups) * R + tl.arange(0, R)  # (R,)
+    share, group = program // groups, program % groups
+    r = group * R + tl.arange(0, R)  # (R,)
     row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]
     number, per = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 7)
-    chunk, drawn = low // (_WORDS * PARTS) + segment * per, _step_of(step)
-    end = tl.minimum(chunk + per, (high + _WORDS * PARTS - 1) // (_WORDS * PARTS))
-    lane = tl.arange(0, B)
+    count = tl.load(fields + 8)
+    chunk, drawn = low // (_WORDS * PARTS) + share * count * per, _step_of(step)
+    stop = (high + _WORDS * PARTS - 1) // (_WORDS * PARTS)
+    last_chunk = tl.minimum(chunk + count * per, stop)
+    lane, place = tl.arange(0, B), tl.arange(0, N)[None, :]
     inside = (lane // _CHUNK) * (_WORDS * PARTS) + lane % _CHUNK  # (B,) column of the lane's first entry in the tile
-    total = tl.zeros((R, B), partial.dtype.element_ty)
-    while chunk < end:
+    total, stack, segment = tl.zeros((R, B), out.dtype.element_ty), tl.zeros((R, 8), tl.float64), 0
+    end = tl.minimum(chunk + per, stop)
+    while chunk < last_chunk:
         block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]
         words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
         column = chunk * (_WORDS * PARTS)
         left = tl.minimum(tl.minimum(high, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
         before = tl.maximum(low - column, 0).to(tl.int32)
-        of_tile = tl.zeros((R, B), partial.dtype.element_ty)
+        of_tile = tl.zeros((R, B), out.dtype.element_ty)
         for w in tl.static_range(4):
             for part in tl.static_range(PARTS):
                 j = inside + (_WORDS * part + _CHUNK * w)
@@ -125,26 +146,34 @@ def _project(g, owners, table, partial, octaves, seed, stream, step, row0,
                 of_tile = _add_product(of_tile, words[w], part, x, octaves, KIND)
         total += of_tile
         chunk += B // _CHUNK
-    tl.store(partial + tl.load(fields + 8) + segment * rows + r, tl.sum(total, 1), mask=r < rows)
-
-
-@triton.jit
-def _add_segments(partial, owners, table, scales, out, COUNT: tl.constexpr):
-    """out = scale * the sum over segments of partial, in float64 until it is rounded."""
-    k = tl.load(owners + tl.program_id(0))
-    fields = table + 5 * k
-    rows, segments = tl.load(fields + 2), tl.load(fields + 3)
-    r = (tl.program_id(0) - tl.load(fields)) * COUNT + tl.arange(0, COUNT)
-    segment = tl.arange(0, COUNT).to(tl.int64)[:, None]
-    total = tl.zeros((COUNT, COUNT), tl.float64)  # segments, rows: many loads under way at a time
-    place = tl.load(fields + 4)
-    while segments > 0:
-        mask = (segment < segments) & (r[None, :] < rows)
-        total += tl.load(partial + place + segment * rows + r[None, :], mask=mask, other=0).to(tl.float64)
-        place += COUNT * rows
-        segments -= COUNT
-    c = tl.sum(total, 0).to(out.dtype.element_ty) * tl.load(scales + k).to(out.dtype.element_ty)
-    tl.store(out + tl.load(fields + 1) + r, c, mask=r < rows)
+        if chunk >= end:
+            sums, level = tl.sum(total, 1).to(tl.float64), 0  # (R,); a binary counter of segments makes the tree
+            while (segment >> level) & 1 == 1:
+                sums += _of_level(stack, level)
+                level += 1
+            stack = tl.where(tl.arange(0, 8)[None, :] == level, sums[:, None], stack)
+            segment += 1
+            end = tl.minimum(chunk + per, stop)
+            total = tl.zeros((R, B), out.dtype.element_ty)
+    sums, level = tl.zeros((R,), tl.float64), 0
+    while (segment >> level) > 0:
+        sums += _of_level(stack, level) * ((segment >> level) & 1)
+        level += 1
+    programs = tl.load(fields + 9)
+    last = programs == 1
+    if programs > 1:
+        partial += tl.load(fields + 10)
+        counter = counters + tl.load(fields + 11) + group
+        tl.store(partial + share * rows + r, sums, mask=r < rows)
+        tl.debug_barrier()
+        last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
+        if last:
+            mask = (place < programs) & (r < rows)[:, None]
+            sums = _tree(tl.load(partial + place * rows + r[:, None], mask=mask, other=0, cache_modifier=".cg"), R, N)
+            tl.store(counter, 0)
+    if last:
+        c = sums.to(out.dtype.element_ty) * tl.load(scales + k).to(out.dtype.element_ty)
+        tl.store(out + tl.load(fields + 12) + r, c, mask=r < rows)
 
 
 @triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
@@ -197,6 +226,35 @@ def _store_tile(target, column, low, high, total, P: tl.constexpr, B: tl.constex
 
 
 @dataclass(frozen=True)
+class _Counters:
+    """Of the programs of a row group that are done: zeros before and after every call, shared by no two under way.
+
+    Calls on one stream follow each other and share a set. A captured call has its own for ever, since its graph may run
+    beside anything. Where none is left, a call makes its own, and that is a second launch.
+    """
+
+    groups: int
+    free: list[torch.Tensor]  # (groups,) int32
+    of_stream: dict[int, torch.Tensor]
+
+    @classmethod
+    def of(cls, groups: int, device: torch.device) -> _Counters:
+        """Made on the CPU: a copy from there is waited for, so every stream finds zeros."""
+        return cls(groups, list(torch.zeros(SLOTS, groups, dtype=torch.int32).to(device)), {})
+
+    def of_call(self, device: torch.device) -> torch.Tensor:
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if not captured and stream in self.of_stream:
+            return self.of_stream[stream]
+        try:
+            mine = self.free.pop()
+        except IndexError:
+            return torch.zeros(self.groups, dtype=torch.int32, device=device)
+        return mine if captured else self.of_stream.setdefault(stream, mine)
+
+
+@dataclass(frozen=True)
 class _Plan:
     """Which program does what: a pure function of sizes. Tables are on the device; their owners say whose a program is."""
 
@@ -204,7 +262,7 @@ class _Plan:
     table: torch.Tensor  # (n, fields) int64, the first field the owner's first program
     scales: torch.Tensor  # (K,) float64
     partials: int = 0
-    sums: tuple[torch.Tensor, ...] = ()  # owners and table of _add_segments
+    counters: _Counters | None = None  # of project
 
 
 def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,20 +279,39 @@ def _scales(compartments, distribution: Distribution, device: torch.device) -> t
 
 @lru_cache(maxsize=4096)
 def _project_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distribution, device: torch.device) -> _Plan:
-    """Table: first program, number, place of column 0, low, high, row, rows, chunks of a segment, place in partial."""
-    table, counts, sums, at, first = [], [], [], 0, 0
+    """Table: first program, number, place of column 0, low, high, row, rows, chunks of a segment, segments of a program,
+    programs of a row group, place in partial, place of the first counter, place in c.
+    """
     tall, wide = _ROWS[distribution.name], _BLOCKS[distribution.name] // BLOCKS
-    for number, start, stop, dim, row, low, _ in compartments:
-        high, groups = low + stop - start, -(-dim // tall)
-        chunks = -(-high // distribution.columns) - low // distribution.columns
-        per = wide * -(-chunks // (wide * SEGMENTS))
-        segments = -(-chunks // per)
-        table.append((number, start - low, low, high, row, dim, per, first))
-        counts.append(segments * groups)
-        sums.append((at, dim, segments, first))
-        at, first = at + dim, first + segments * dim
-    owned = _owned([-(-dim // SUMMED) for _, dim, *_ in sums], sums, device)
-    return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device), first, owned)
+    cut = [_segments(k, distribution.columns, wide) for k in compartments]
+    groups = [-(-dim // tall) for _, _, _, dim, *_ in compartments]
+    share = _share(groups, [segments for segments, _ in cut])
+    table, counts, at, partials, counters = [], [], 0, 0, 0
+    for (number, start, stop, dim, row, low, _), (segments, per), tiles in zip(compartments, cut, groups):
+        programs = -(-segments // share)
+        table.append((number, start - low, low, low + stop - start, row, dim, per, share, programs, partials, counters, at))
+        counts.append(tiles * programs)
+        at += dim
+        if programs > 1:
+            partials, counters = partials + programs * dim, counters + tiles
+    return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device), partials,
+                 _Counters.of(counters, device))  # fmt: skip
+
+
+def _segments(compartment: tuple[int, ...], columns: int, wide: int) -> tuple[int, int]:
+    """How many, and chunks of each, in whole tiles; by the compartment's columns alone."""
+    _, start, stop, _, _, low, _ = compartment
+    chunks = -(-(low + stop - start) // columns) - low // columns
+    per = wide * -(-chunks // (wide * SEGMENTS))
+    return -(-chunks // per), per
+
+
+def _share(groups: Sequence[int], segments: Sequence[int]) -> int:
+    """Segments of a program: the least power of two that leaves PROGRAMS or fewer, or all segments."""
+    share = 1
+    while share < SEGMENTS and sum(n * -(-count // share) for n, count in zip(groups, segments)) > PROGRAMS:
+        share *= 2
+    return share
 
 
 @lru_cache(maxsize=4096)
@@ -262,6 +339,7 @@ def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distri
 DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton's interpreter works on the CPU
 if DEVICE == "cuda":
     _ROWS = {"normal": 8, "uniform": 16, "rademacher": 16}  # of a tile of project
+    _REGISTERS = {"normal": (72, 96), "uniform": (128, 168), "rademacher": (None, None)}  # a thread; float32, float64
     _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
     LANES = 256  # rows times blocks of a tile of expand
 else:  # one NumPy call for each operation on a tile: few large ones
@@ -298,18 +376,32 @@ def _tile(distribution: Distribution) -> dict[str, int]:
     return {"KIND": _KIND[name], "PARTS": distribution.per_word, "B": _BLOCKS[name]}
 
 
+def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int | None]:
+    """ptxas takes more registers for the last sums than the long loop needs, unless it is held back."""
+    return {"maxnreg": _REGISTERS[distribution.name][dtype == torch.float64]} if DEVICE == "cuda" else {}
+
+
 def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
             out: torch.Tensor) -> None:  # fmt: skip
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
     row, cuts = without_row(compartments)
+    if _overlap(g, out):
+        made = torch.empty_like(out)  # programs would read what others have written
+        project(g, compartments, distribution, seed, stream, step, made)
+        out.copy_(made)
+        return
     plan = _project_plan(cuts, distribution, g.device)
     _keep(g, plan)
-    partial = torch.empty(plan.partials, dtype=out.dtype, device=g.device)
+    partial = torch.empty(plan.partials, dtype=torch.float64, device=g.device)
     with torch.cuda.device_of(g):
-        _project[(len(plan.owners),)](g, plan.owners, plan.table, partial, _octaves(g.device), _word(seed), _word(stream),
-                                      _word(step), row, **_tile(distribution), R=_ROWS[distribution.name])  # fmt: skip
-        owners, table = plan.sums
-        _add_segments[(len(owners),)](partial, owners, table, plan.scales, out, COUNT=SUMMED)
+        _project[(len(plan.owners),)](g, plan.owners, plan.table, plan.scales, partial, plan.counters.of_call(g.device), out,
+                                      _octaves(g.device), _word(seed), _word(stream), _word(step), row,
+                                      **_tile(distribution), R=_ROWS[distribution.name], N=SEGMENTS,
+                                      **_limit(distribution, out.dtype))  # fmt: skip
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
@@ -317,7 +409,7 @@ def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int,
     """See ``reference.expand``; step as in ``project``."""
     row, cuts = without_row(compartments)
     plan = _expand_plan(cuts, distribution, c.device, (compartments[-1][2],))
-    if c.untyped_storage().data_ptr() == out.untyped_storage().data_ptr():
+    if _overlap(c, out):
         c = c.clone()  # programs would read what others have written
     _launch_expand(plan, c, distribution, seed, stream, step, row, out, out, False)
 
