@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -262,7 +262,7 @@ class _Plan:
     table: torch.Tensor  # (n, fields) int64, the first field the owner's first program
     scales: torch.Tensor  # (K,) float64
     partials: int = 0
-    counters: _Counters | None = None  # of project
+    counters: _Counters = field(default_factory=lambda: _Counters(0, [], {}))  # of project
 
 
 def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tuple[torch.Tensor, torch.Tensor]:
