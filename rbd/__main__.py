@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -53,15 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     sweep = commands.add_parser("sweep", help="do the runs of an experiment that are not there yet, side by side")
-    sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: a script in the sweeps directory")
+    sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: a script in the sweeps directory; or all")
     sweep.add_argument("--list", action="store_true", help="show every experiment: runs done and missing, cost")
     sweep.add_argument("--profile", choices=("quick", "paper"), help="which set-up (default: quick; with --list both)")
     each = "runs at a time, which share the cores (default: one for each core; one where seconds count)"
     sweep.add_argument("--jobs", type=_positive, help=each)
-    sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="these in place of the script's seeds")
+    seeds = "these in place of the script's seeds (the list of runs stays the script's, and no figure shows such runs)"
+    sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
     sweep.add_argument("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster, as auto or ray://host:10001")
-    sweep.add_argument("--gpus", type=float, help="share of a GPU for a run there (default: 0.25 with cuda, else 0)")
+    sweep.add_argument("--gpus", type=_share, help="share of a GPU for a run there (default: 0.25 with cuda, else 0)")
     sweep.add_argument("--sweeps-dir", type=Path, default=Path("benchmarks/sweeps"), metavar="DIR",
                        help="directory of the scripts (default: benchmarks/sweeps)")  # fmt: skip
     sweep.set_defaults(run=_sweep)
@@ -101,6 +104,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed an integer >= 1")
     return int(text)
+
+
+def _share(text: str) -> float:
+    with suppress(ValueError):
+        value = float(text)
+        if 0 <= value <= 1 or value > 1 and value.is_integer():
+            return value
+    raise argparse.ArgumentTypeError(f"got {text!r}, allowed 0 ... 1, or a whole number of GPUs")
 
 
 def _options(given: argparse.Namespace) -> dict:
@@ -147,6 +158,7 @@ def _reproduce(given: argparse.Namespace) -> int:
 
     table1 = sweep.table1(given.profile, given.results_dir)
     directory = table1.directory(given.results_dir)
+    record.write(sweep.manifest_path(table1.name, given.results_dir), table1.manifest(), "a list of runs")
     missing = len(table1.configs) - len(table1.records(given.results_dir))
     print(f"{table1.name}: {len(table1.configs)} runs, {missing} to do, records in {directory}", flush=True)
     if missing:
@@ -163,41 +175,70 @@ def _reproduce(given: argparse.Namespace) -> int:
 
 
 def _sweep(given: argparse.Namespace) -> int:
-    from rbd import record, runner, sweep
+    from rbd import sweep
 
     if given.list or not given.name:
         return _list(given)
-    results, profile, module = given.results_dir, given.profile or "quick", sweep.script(given.name, given.sweeps_dir)
+    if given.name != sweep.ALL:
+        problems = _experiment(given.name, given)
+        _tell(problems)
+        return int(bool(problems))
+    problems = []
+    try:
+        for name in sweep.ordered(given.sweeps_dir):
+            try:
+                problems += _experiment(name, given)
+            except (ValueError, TypeError, OSError, RuntimeError) as error:  # the others go on
+                problems.append(f"failed: {name}: {error}")
+    finally:  # also when interrupted
+        _tell(problems)
+    return int(bool(problems))
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in dict.fromkeys(lines):  # a run may have failed in several sweeps
+        print(line, file=sys.stderr)
+
+
+def _experiment(name: str, given: argparse.Namespace) -> list[str]:
+    """Do the runs, or the measurement, of one experiment; a line for everything that is wrong at the end."""
+    from rbd import record, runner, sweep
+
+    results, profile, module = given.results_dir, given.profile or "quick", sweep.script(name, given.sweeps_dir)
     if hasattr(module, "measure"):
-        print(runner.measured(module, f"{given.name}-{profile}", profile, results, given.dry_run))
-        return 0
-    made = sweep.plan(given.name, profile, results, given.sweeps_dir)
+        print(runner.measured(module, f"{name}-{profile}", profile, results, given.dry_run), flush=True)
+        return []
+    made = sweep.plan(name, profile, results, given.sweeps_dir)
     record.write(sweep.manifest_path(made.name, results), made.manifest(), "a list of runs")
     wanted = made if given.seeds is None else made.with_seeds(given.seeds)
-    missing = wanted.missing(wanted.records(results))
+    records, problems = wanted.look(results)
+    missing = wanted.missing(records)  # damaged ones too, whose runs fail and say why
     print(f"{made.name}: {len(wanted.configs)} runs, {len(missing)} to do, records in {made.directory(results)}", flush=True)
     if given.dry_run:
         print(*(f"{c.id} {runner.describe(c)}" for c in missing), sep="\n", end="\n" * bool(missing))
-    elif missing:
-        _require_data(missing, given)
-    failures = [] if given.dry_run else _perform(module, wanted, profile, len(missing), given)
-    for failure in failures:
-        print(f"failed: {runner.describe(failure.config)}: {failure.message} ({failure.path(results)})", file=sys.stderr)
+    else:
+        failures = _perform(module, made, wanted, missing, given)
+        problems = [f"failed: {runner.describe(f.config)}: {f.message} ({f.path(results)})" for f in failures]
     if made.waiting:
-        print(f"rbd: warning: {made.name}: {sweep.untuned(made.untuned, profile)}", file=sys.stderr)
-    return int(bool(failures or made.waiting))
+        problems.append(f"rbd: warning: {made.name}: {sweep.untuned(made.untuned, profile)}")
+    return problems
 
 
-def _perform(module: ModuleType, made: Sweep, profile: str, missing: int, given: argparse.Namespace) -> list[Failure]:
+def _perform(module: ModuleType, made: Sweep, wanted: Sweep, missing: tuple[config.RunConfig, ...],
+             given: argparse.Namespace) -> list[Failure]:  # fmt: skip
+    """Do the runs that are wanted, and conclude from those of the script, whatever the seeds that are wanted."""
     from rbd import runner
 
-    workers, jobs, threads = _workers(given, missing, getattr(module, "alone", False))
+    if missing and not given.ray:  # the nodes have data sets of their own
+        _require_data(missing, given)
+    workers, jobs, threads = _workers(given, len(missing), getattr(module, "alone", False))
     options = {"data_dir": given.data_dir, "device": given.device, "threads": threads}
     try:
-        return runner.perform(made, given.results_dir, jobs, workers, options)
+        return runner.perform(wanted, given.results_dir, jobs, workers, options)
     finally:  # also when interrupted: what has ended may be enough for some of it
         if hasattr(module, "conclude"):
-            for line in module.conclude(profile, made.configs, made.records(given.results_dir), given.results_dir):
+            records, _ = made.look(given.results_dir)
+            for line in module.conclude(given.profile or "quick", made.configs, records, given.results_dir):
                 print(f"rbd: warning: {line}", file=sys.stderr)
 
 
@@ -208,7 +249,8 @@ def _workers(given: argparse.Namespace, missing: int, alone: bool) -> tuple[Work
     if given.ray and missing:
         from rbd.cluster import Cluster
 
-        cluster = Cluster(given.ray, 1, given.gpus or (0.25 if given.device == "cuda" else 0.0))
+        share = given.gpus if given.gpus is not None else 0.25 if given.device == "cuda" else 0.0
+        cluster = Cluster(given.ray, 1, share)
         return cluster, given.jobs or cluster.places, 1
     jobs = given.jobs or (1 if alone else min(runner.cores(), missing)) or 1
     return runner.Processes(), jobs, max(1, runner.cores() // jobs)
@@ -217,11 +259,12 @@ def _workers(given: argparse.Namespace, missing: int, alone: bool) -> tuple[Work
 def _list(given: argparse.Namespace) -> int:
     from rbd import runner, sweep
 
+    seconds = runner.calibrated(runner.readable(given.results_dir))
     for name in sweep.experiments(given.sweeps_dir):
         module = sweep.script(name, given.sweeps_dir)
         print(f"{name}: {str(module.__doc__).strip()}")
         for profile in (given.profile,) if given.profile else sweep.PROFILES:
-            print(f"    {profile}: {runner.state(name, profile, given.results_dir, given.sweeps_dir)}")
+            print(f"    {profile}: {runner.state(name, profile, given.results_dir, given.sweeps_dir, seconds)}")
     return 0
 
 

@@ -39,9 +39,9 @@ class Cluster:
         self.task = ray.remote(remote).options(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)
         there = ray.cluster_resources()
         self.places = max(1, int(min(there.get("CPU", 0) / threads, there.get("GPU", 0) / gpus if gpus else 1e6)))
-        self.waiting = ThreadPoolExecutor(self.places)  # they hold the locks, and save the records
+        self.waiting, self.stopped = ThreadPoolExecutor(self.places), False  # its threads hold locks, and save records
 
-    def submit(self, config: RunConfig, directory: Path, results: Path, wait: bool, options: dict) -> Future:
+    def submit(self, config: RunConfig, directory: Path, results: Path, wait: float, options: dict) -> Future:
         """The future result of `attempt`; one over `places` waits here."""
         return self.waiting.submit(attempt, config, directory, results, wait, options, self._train)
 
@@ -49,6 +49,8 @@ class Cluster:
         ref = self.task.remote(config, str(Path(checkpoints).resolve()), options)
         self.refs.add(ref)
         try:
+            if self.stopped:  # between the lock and here: stop may not have seen it
+                self.ray.cancel(ref, force=True)
             return self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error  # what train raised
@@ -57,7 +59,9 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancel what is under way and leave the cluster."""
+        self.stopped = True
+        self.waiting.shutdown(wait=False, cancel_futures=True)  # first, or places that fall free would take up new runs
         for ref in list(self.refs):
             self.ray.cancel(ref, force=True)
-        self.waiting.shutdown(cancel_futures=True)
+        self.waiting.shutdown()  # soon: none trains, and none waits longer than runner.PATIENCE for a lock
         self.ray.shutdown()

@@ -20,10 +20,20 @@ SCALE = ("model", "data", "method", "dim", "partition", "redraw")  # what the be
 
 
 def key(config: RunConfig) -> str:
-    """The runs that share a rate: "fc mnist rbd dim=250 partition=whole redraw=1"; the law of the entries is not in it."""
+    """The runs that share a rate: "fc mnist rbd dim=250 partition=whole redraw=1"; the law of the entries is not in it.
+
+    Where another method takes over later, it is the key of the first one: see `keys`.
+    """
+    config = config.at(0)
     values = {name: getattr(config, name) for name in SCALE}
     named = [f"{name}={values[name]}" for name in SCALE[3:] if values[name] is not None]
     return " ".join([*(values[name] for name in SCALE[:3]), *named])
+
+
+def keys(config: RunConfig) -> dict[str, str]:
+    """Field -> key of its rate: lr, and then_lr where another method takes over."""
+    then = {} if config.switch is None else {"then_lr": key(config.at(config.switch))}
+    return {"lr": key(config)} | then
 
 
 def choose(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
@@ -52,17 +62,26 @@ def path(profile: str, results: str | os.PathLike[str]) -> Path:
 def conclude(
     profile: str, configs: Iterable[RunConfig], records: Iterable[Record], results: str | os.PathLike[str]
 ) -> list[str]:
-    """Write the choice for every key whose runs have all ended.
+    """Write the choice for every key whose runs have all ended; the others keep the one that they have, if any.
+
+    Nothing is written where nothing is chosen.
 
     Returns:
         Warnings, a line each: keys that wait for runs, and those whose best rate lies at the edge of the grid.
+
+    Raises:
+        ValueError: the file of the choices is damaged (it is named).
     """
     ended = {r.config.id: r for r in records}
     waiting = {key(c) for c in configs if c.id not in ended}
     chosen = choose(r for r in ended.values() if key(r.config) not in waiting)
-    record.write(path(profile, results), json.dumps({"profile": profile, "rates": chosen}, indent=1, sort_keys=True) + "\n")
+    kept = {name: c for name, c in _choices(path(profile, results), profile).items() if name in waiting}
+    if chosen:
+        content = {"profile": profile, "rates": kept | chosen}
+        record.write(path(profile, results), json.dumps(content, indent=1, sort_keys=True) + "\n")
     edges = [f"{name}: the best rate, {c['lr']:g}, is at the edge of the grid" for name, c in chosen.items() if c["at_edge"]]
-    return [f"{name}: not chosen yet, runs are missing" for name in sorted(waiting)] + edges
+    lacking = {True: "runs are missing, the rate chosen before stays", False: "not chosen yet, runs are missing"}
+    return [f"{name}: {lacking[name in kept]}" for name in sorted(waiting)] + edges
 
 
 @dataclass(frozen=True)
@@ -74,27 +93,38 @@ class Tuned:
     waiting: list[RunConfig] = field(default_factory=list)
 
     def __call__(self, **fields: Any) -> RunConfig | None:
-        """RunConfig(**fields) with the chosen lr, or None where none has been chosen yet."""
+        """RunConfig(**fields) with the chosen lr (and then_lr), or None where one has not been chosen yet."""
         config = RunConfig(**fields)
-        if (name := key(config)) not in self.rates:
+        if not all(name in self.rates for name in keys(config).values()):
             self.waiting.append(config)
             return None
-        return replace(config, lr=self.rates[name])
+        chosen: dict[str, Any] = {field: self.rates[name] for field, name in keys(config).items()}
+        return replace(config, **chosen)
+
+    @property
+    def untuned(self) -> list[str]:
+        """The keys that lack a rate, of those asked for."""
+        asked = (name for config in self.waiting for name in keys(config).values())
+        return [name for name in dict.fromkeys(asked) if name not in self.rates]
 
 
 def load(profile: str, results: str | os.PathLike[str]) -> Tuned:
-    """The rates in the results directory, else those that came with the package, else none.
+    """The rates in the results directory; for keys that it lacks, those that came with the package.
 
     Raises:
-        ValueError: the file is damaged (it is named).
+        ValueError: a file is damaged (it is named).
     """
-    for file in (path(profile, results), path(profile, SHIPPED)):
-        try:
-            rates = {name: float(chosen["lr"]) for name, chosen in json.loads(file.read_text("utf-8"))["rates"].items()}
-            return Tuned(profile, rates)
-        except FileNotFoundError:
-            continue
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}: not a choice of learning rates: {error!r}; "
-                             f"run `rbd sweep learning_rate --profile {profile}`") from error  # fmt: skip
-    return Tuned(profile, {})
+    found = _choices(path(profile, SHIPPED), profile) | _choices(path(profile, results), profile)
+    return Tuned(profile, {name: chosen["lr"] for name, chosen in found.items()})
+
+
+def _choices(file: Path, profile: str) -> dict[str, dict[str, Any]]:
+    """Key -> what has been chosen; nothing where there is no file."""
+    try:
+        found = json.loads(file.read_text("utf-8"))["rates"]
+        return {name: chosen | {"lr": float(chosen["lr"])} for name, chosen in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: not a choice of learning rates: {error!r}; "
+                         f"run `rbd sweep learning_rate --profile {profile}`") from error  # fmt: skip

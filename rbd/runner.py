@@ -8,10 +8,11 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from statistics import median
@@ -46,10 +47,11 @@ class Failure:
 
 
 Ended = Record | Failure | None  # None: another process is at it
+PATIENCE = 5.0  # s that a worker waits for such a one; then others have their turn, and who wants to stop can
 
 
 def attempt(
-    config: RunConfig, directory: Path, results: Path, wait: bool, options: dict, train: sweep.Train | None = None
+    config: RunConfig, directory: Path, results: Path, wait: float, options: dict, train: sweep.Train | None = None
 ) -> Ended:
     """What became of a run, for the process that asked for it: nothing is raised."""
     try:
@@ -63,7 +65,7 @@ def attempt(
 class Workers(Protocol):
     """Whatever runs configurations somewhere else."""
 
-    def submit(self, config: RunConfig, directory: Path, results: Path, wait: bool, options: dict) -> Future:
+    def submit(self, config: RunConfig, directory: Path, results: Path, wait: float, options: dict) -> Future:
         """The future result of `attempt` with these arguments."""
 
     def stop(self) -> None:
@@ -130,7 +132,8 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
     while todo or running:
         while todo and len(running) < jobs:
             config = todo.popleft()
-            running[workers.submit(config, directory, results, config in busy, options)] = config
+            patience = PATIENCE if config in busy else 0.0
+            running[workers.submit(config, directory, results, patience, options)] = config
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             config, ended = running.pop(future), _result(future)
             if ended is None:
@@ -168,7 +171,20 @@ ENTRY = {"rademacher": 4e-11, "uniform": 3e-10, "normal": 4e-10, None: 0.0}  # s
 
 
 def cost(config: RunConfig) -> float:
-    """Seconds that a run takes on one core, roughly: passes × a pass + entries of Φ generated × an entry."""
+    """Seconds that a run takes on one core, roughly; where another method takes over, of both parts."""
+    return sum(map(_cost, parts(config)))
+
+
+def parts(config: RunConfig) -> tuple[RunConfig, ...]:
+    """A run as runs of one method each."""
+    if config.switch is None:
+        return (config,)
+    ends = config.switch, config.epochs - config.switch
+    return tuple(replace(config.at(start), epochs=length) for start, length in zip((0, config.switch), ends))
+
+
+def _cost(config: RunConfig) -> float:
+    """Passes × a pass + entries of Φ generated × an entry."""
     colour, kind = config.data == "cifar10", str(config.partition).partition(":")
     size, number = SIZE[config.model][colour], float(kind[2] or 1)
     batches = config.epochs * (IMAGES[config.data] // config.batch_size)
@@ -181,18 +197,29 @@ def cost(config: RunConfig) -> float:
 
 
 def calibrated(records: Iterable[Record]) -> Callable[[RunConfig], float]:
-    """`cost`, corrected by the seconds of records of the same network, method and law (median), else of all of them."""
+    """`cost`, corrected by the seconds of records of the same network, method, law and workers (median), else of all.
+
+    Records from a GPU say nothing of cores, nor those of two methods of either.
+    """
     ratios: dict[tuple, list[float]] = {}
     for r in records:
-        if r.outcome == "finished" and r.seconds:
+        on_cpu = r.environment.get("device") == r.environment.get("cpu")
+        if r.outcome == "finished" and r.seconds and on_cpu and r.config.switch is None:
             for group in (_group(r.config), ()):
                 ratios.setdefault(group, []).append(r.seconds[-1] / cost(r.config))
     typical = {group: median(values) for group, values in ratios.items()}
-    return lambda config: cost(config) * typical.get(_group(config), typical.get((), 1.0))
+    return lambda config: sum(_cost(part) * typical.get(_group(part), typical.get((), 1.0)) for part in parts(config))
 
 
 def _group(config: RunConfig) -> tuple:
-    return config.model, config.method, config.distribution
+    return config.model, config.method, config.distribution, config.workers, config.variant
+
+
+def readable(results: Path) -> Iterator[Record]:
+    """All records under <results>/runs, to learn from; the sweep that asks for a damaged one tells of it."""
+    for path in sorted(results.glob("runs/*/[!.]*.json")):
+        with suppress(ValueError):
+            yield record.load(path)
 
 
 @dataclass
@@ -242,8 +269,8 @@ def duration(seconds: float) -> str:
 
 def perform(made: sweep.Sweep, results: Path, jobs: int, workers: Workers, options: dict) -> list[Failure]:
     """Run what a sweep lacks, with a line on stdout for each run that ends and a bar on stderr if that is a terminal."""
-    records = made.records(results)
-    missing, seconds = made.missing(records), calibrated(records)
+    missing = made.missing(made.look(results)[0])  # damaged ones too: to run them tells what is wrong, and trains nothing
+    seconds = calibrated(readable(results)) if missing else cost
     names = {c.id: number for number, c in enumerate(made.configs, 1)}
     with tqdm(total=len(names), initial=len(names) - len(missing), unit="run", disable=None,
               bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}", desc=made.name) as bar:  # fmt: skip
@@ -254,18 +281,24 @@ def perform(made: sweep.Sweep, results: Path, jobs: int, workers: Workers, optio
             workers.stop()
 
 
-def state(name: str, profile: str, results: Path, folder: Path) -> str:
-    """How many runs an experiment has in a profile, how many are done, and what the others cost."""
+def state(name: str, profile: str, results: Path, folder: Path, seconds: Callable[[RunConfig], float] = cost) -> str:
+    """How many runs an experiment has in a profile, how many are done, what the others cost, and what is wrong with them.
+
+    Args:
+        seconds: what a run costs on a core.
+    """
     module = sweep.script(name, folder)
     if hasattr(module, "measure"):
-        return "done" if measurement_path(f"{name}-{profile}", results).exists() else "1 measurement missing"
+        about = f", about {duration(module.cost(profile))}" if hasattr(module, "cost") else ""
+        return "done" if measurement_path(f"{name}-{profile}", results).exists() else "1 measurement missing" + about
     made = sweep.plan(name, profile, results, folder)
-    records = made.records(results)
-    missing, seconds = (*made.missing(records), *made.waiting), calibrated(records)
+    records, damaged = made.look(results)
+    missing = (*made.missing(records), *made.waiting)
     text = f"{len(made.configs) + len(made.waiting)} runs, {len(records)} done, {len(missing)} missing"
-    cost = f", about {duration(sum(map(seconds, missing)) / cores())} on {cores()} cores" if missing else ""
+    about = f", about {duration(sum(map(seconds, missing)) / cores())} on {cores()} cores" if missing else ""
     keys = f"; {len(made.waiting)} of them wait for {len(made.untuned)} learning rates" if made.waiting else ""
-    return text + cost + keys
+    failed = sum(Failure(c, "").path(results).exists() for c in missing)
+    return "; ".join([text + about + keys, *([f"{failed} of them failed the last time"] if failed else []), *damaged])
 
 
 def measurement_path(name: str, results: Path) -> Path:

@@ -24,6 +24,9 @@ QUICK_EPOCHS = {"fc": 20, "cnn": 10}
 QUICK_SEEDS = {"fc": SEEDS, "cnn": SEEDS[:2]}  # what fits into ten minutes on two cores
 LAW = "rademacher"  # signs: a tenth of the cost of normals on a CPU, and no worse (the distributions sweep)
 SCRIPTS = Path("benchmarks") / "sweeps"
+ALL = "all"  # the name that stands for every script, in this order, then the others
+ORDER = ("learning_rate", "table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw",
+         "correlation", "orthogonality", "workers", "hybrid", "landscape")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,14 @@ class Sweep:
         configs: the runs.
         question: what they answer.
         waiting: runs that have no learning rate yet, with a default one; so their ids are not known.
+        untuned: the keys (see rbd.rates) that lack a learning rate.
     """
 
     name: str
     configs: tuple[RunConfig, ...]
     question: str = ""
     waiting: tuple[RunConfig, ...] = ()
-
-    @property
-    def untuned(self) -> list[str]:
-        """The keys (see rbd.rates) that lack a learning rate."""
-        return list(dict.fromkeys(map(rates.key, self.waiting)))
+    untuned: tuple[str, ...] = ()
 
     def directory(self, results: str | os.PathLike[str]) -> Path:
         """Where new records go."""
@@ -55,10 +55,25 @@ class Sweep:
         """The records that are there, finished or diverged, in the order of the configurations.
 
         Raises:
-            ValueError: a record is damaged (the file is named).
+            ValueError: records are damaged (the files are named).
         """
-        found = (find(config, self.directory(results), results) for config in self.configs)
-        return [r for r in found if r and r.outcome != "interrupted"]
+        records, damaged = self.look(results)
+        if damaged:
+            raise ValueError("\n".join(damaged))
+        return records
+
+    def look(self, results: str | os.PathLike[str]) -> tuple[list[Record], list[str]]:
+        """The records that `records` gives, and what is wrong with each of those that are damaged."""
+        records, damaged = [], []
+        for config in self.configs:
+            try:
+                found = find(config, self.directory(results), results)
+            except ValueError as error:
+                damaged.append(str(error))
+                continue
+            if found and found.outcome != "interrupted":
+                records.append(found)
+        return records, damaged
 
     def missing(self, records: Iterable[Record]) -> tuple[RunConfig, ...]:
         """The runs that the records lack."""
@@ -73,8 +88,9 @@ class Sweep:
         """The runs as JSON, one a line: what whoever reads the results should find there."""
         about = {"name": self.name, "question": self.question, "untuned": self.untuned}
         lines = [f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in about.items()]
+        waiting = ",\n".join(c.canonical() for c in self.waiting)
         runs = ",\n".join(f'{{"id": "{c.id}", "config": {c.canonical()}}}' for c in self.configs)
-        return "{" + ",\n".join([*lines, f'"runs": [\n{runs}\n]']) + "}\n"
+        return "{" + ",\n".join([*lines, f'"waiting": [\n{waiting}\n]', f'"runs": [\n{runs}\n]']) + "}\n"
 
 
 def manifest_path(name: str, results: str | os.PathLike[str]) -> Path:
@@ -96,10 +112,10 @@ def table1(profile: str, results: str | os.PathLike[str] = "results") -> Sweep:
         ValueError: an unknown profile, or no learning rate is known for any of the runs.
     """
     tuned = rates.load(_checked(profile), results)
-    configs = tuple(c for c in table1_configs(profile, tuned) if c)
-    if not configs:
-        raise ValueError(f"table1-{profile}: {untuned(map(rates.key, tuned.waiting), profile)}")
-    return Sweep(f"table1-{profile}", configs, str(table1_configs.__doc__), tuple(tuned.waiting))
+    made = _planned(f"table1-{profile}", str(table1_configs.__doc__), table1_configs(profile, tuned), tuned)
+    if not made.configs:
+        raise ValueError(f"{made.name}: {untuned(made.untuned, profile)}")
+    return made
 
 
 def table1_configs(profile: str, tuned: Callable[..., RunConfig | None]) -> Iterator[RunConfig | None]:
@@ -139,12 +155,17 @@ def experiments(folder: str | os.PathLike[str] = SCRIPTS) -> list[str]:
     return names
 
 
+def ordered(folder: str | os.PathLike[str] = SCRIPTS) -> list[str]:
+    """The experiments, those of ORDER first: rates before all that trains at them. Raises as `experiments` does."""
+    return sorted(experiments(folder), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 def script(name: str, folder: str | os.PathLike[str] = SCRIPTS) -> ModuleType:
     """The script of an experiment, run: its docstring is the question, configs(profile, tuned) or measure(profile) the work.
 
     `tuned` makes a RunConfig with the learning rate chosen for it, or None where there is none yet. conclude(profile,
-    configs, records, results), if there, runs at the end of the sweep and returns warnings; alone = True makes it one run
-    at a time, because its seconds count.
+    configs, records, results), if there, runs at the end of the sweep and returns warnings; cost(profile), if there, is
+    about how many seconds measure takes; alone = True makes it one run at a time, because its seconds count.
 
     Raises:
         ValueError: there is no such script, or it lacks what it should have.
@@ -164,8 +185,13 @@ def script(name: str, folder: str | os.PathLike[str] = SCRIPTS) -> ModuleType:
 def plan(name: str, profile: str, results: str | os.PathLike[str], folder: str | os.PathLike[str] = SCRIPTS) -> Sweep:
     """The sweep of an experiment in a profile. Raises ValueError as `script` does."""
     module, tuned = script(name, folder), rates.load(_checked(profile), results)
-    configs = tuple(dict.fromkeys(c for c in module.configs(profile, tuned) if c))  # each once
-    return Sweep(f"{name}-{profile}", configs, str(module.__doc__).strip(), tuple(tuned.waiting))
+    return _planned(f"{name}-{profile}", str(module.__doc__).strip(), module.configs(profile, tuned), tuned)
+
+
+def _planned(name: str, question: str, configs: Iterable[RunConfig | None], tuned: rates.Tuned) -> Sweep:
+    """Each run once, also of those that wait, which `tuned` knows when the configurations have been made."""
+    ready = tuple(dict.fromkeys(c for c in configs if c))
+    return Sweep(name, ready, question, tuple(dict.fromkeys(tuned.waiting)), tuple(tuned.untuned))
 
 
 # ---------------------------------------------------------------- one run
@@ -194,7 +220,7 @@ def place(config: RunConfig, directory: str | os.PathLike[str], results: str | o
 Train = Callable[..., Record]  # takes what rbd.train.train takes
 
 
-def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: bool = True, train: Train | None = None,
+def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: float = -1, train: Train | None = None,
         **options) -> Record:  # fmt: skip
     """The record of a configuration: one that is there, or a new one saved in directory.
 
@@ -203,8 +229,11 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
     Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
     runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
 
+    Args:
+        wait: seconds to wait for another process that is at the run; below 0 as long as it takes.
+
     Raises:
-        Busy: another process is at it, and it is not to be waited for.
+        Busy: another process is at it, still after these seconds.
         ValueError, OSError: what train, record.find and record.save raise; a directory that cannot be written is found
             out before the run.
     """
@@ -230,9 +259,9 @@ def _here() -> Train:
 
 
 @contextmanager
-def claim(config: RunConfig, results: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
-    """Be the only process at a run. Raises Busy if another one is and wait is false."""
-    lock = FileLock(Path(results) / "locks" / f"{config.id}.lock", timeout=-1 if wait else 0)
+def claim(config: RunConfig, results: str | os.PathLike[str], wait: float = -1) -> Iterator[None]:
+    """Be the only process at a run. Raises Busy if another one is, still after `wait` seconds (below 0: never)."""
+    lock = FileLock(Path(results) / "locks" / f"{config.id}.lock", timeout=wait)
     lock_file = Path(lock.lock_file)
     try:
         with lock:

@@ -19,6 +19,11 @@ def measure(profile):
     return [row(law, size, PAIRS[profile]) for law in DISTRIBUTIONS for size in SIZES]
 
 
+def cost(profile):
+    """Seconds: 250 µs a pair, and 10 ns a column."""
+    return len(DISTRIBUTIONS) * PAIRS[profile] * sum(2.5e-4 + 1e-8 * size for size in SIZES)
+
+
 def row(law, size, pairs):
     cosines = [abs(cosine(law, size, step)) for step in range(pairs)]
     expected = math.sqrt(2 / (math.pi * size))  # of normal entries, as D grows; arXiv 2011.04720

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import rbd
-from rbd import data, rates, record, report, sweep
+from rbd import data, rates, record, report, runner, sweep
 from rbd.__main__ import main
 from rbd.config import DEFAULTS, RunConfig
 
@@ -72,6 +72,7 @@ def refused(arguments: list[str], capsys) -> str:
     (["--help"], ["reproduce", "train", "report", "data", "--version"]),
     (["reproduce", "--help"], ["--profile {quick,paper}", "default: quick", "--results-dir", "--data-dir", "--threads"]),
     (["report", "--help"], ["--profile {quick,paper}", "--into README", "default: results"]),
+    (["sweep", "--help"], ["or all", "--jobs", "--seeds", "no figure shows such runs", "--dry-run", "--ray ADDRESS"]),
     (["data", "--help"], ["--download", "mnist, fmnist or cifar10", "RBD_DATA_DIR"]),
 ])  # fmt: skip
 def test_help(arguments, words, here, capsys):
@@ -388,6 +389,7 @@ def test_reproduce_runs_reports_and_the_second_time_only_reports(here, tiny, cap
     assert lines[0] == "table1-quick: 3 runs, 3 to do, records in results/runs/table1-quick"
     for number, (line, c) in enumerate(zip(lines[1:4], tiny.configs), 1):
         assert line.startswith(f"[{number}/3] fc mnist-embedded {c.method} seed {c.seed}: finished after 2 epochs: ")
+    assert Path("results/sweeps/table1-quick.json").read_text("utf-8") == tiny.manifest()  # what `rbd figures` asks for
     table = report.table(tiny.records("results"), "quick")
     assert table in first.out
     assert re.search(r"FC, MNIST \| quick: 5,000 images, 2 epochs .* \(n = 1\) .* ± .* \(n = 2\)", table)
@@ -493,7 +495,8 @@ SCRIPTS = {
             '    for seed in (0, 1) if profile == "quick" else ():\n'
             '        yield RunConfig(method="sgd", epochs=2, batch_size=500, seed=seed)\n'
             '    yield tuned(method="rbd", dim=3)\n',
-    "depth": '"""How deep?"""\ndef measure(profile):\n    return {"profile": profile, "depth": 7}\n',
+    "depth": '"""How deep?"""\ndef measure(profile):\n    return {"profile": profile, "depth": 7}\n'
+             'def cost(profile):\n    return {"quick": 42, "paper": 420}[profile]\n',
 }  # fmt: skip
 
 
@@ -515,10 +518,111 @@ def test_sweep_list_counts_what_is_done_and_missing(scripts, capsys):
     assert re.search(r"^    quick: 3 runs, 1 done, 2 missing, about .* on \d+ cores; 1 of them wait for 1 learning rates$",
                      said.out, re.MULTILINE)  # fmt: skip
     assert "    paper: 1 runs, 0 done, 1 missing" in said.out
-    assert lines.count("    quick: 1 measurement missing") == 1
+    assert lines.count("    quick: 1 measurement missing, about 42 s") == 1
     assert main(["sweep", "--list", "--profile", "paper"]) == 0
     assert "quick" not in capsys.readouterr().out
     assert sorted(p.name for p in Path("results").iterdir()) == ["runs"]  # looking makes nothing
+
+
+def test_sweep_list_names_what_is_damaged_and_counts_what_failed(scripts, capsys):
+    path = Path("results/runs/demo-quick") / f"{replace(RUN, seed=0).id}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    runner.Failure(replace(RUN, seed=1), "ValueError: no").save("results")
+    assert main(["sweep", "--list", "--profile", "quick"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "3 runs" in line)
+    assert "3 runs, 0 done, 3 missing" in line and "; 1 of them failed the last time" in line
+    assert f"; {path}: not a valid record, file not touched" in line
+
+
+def done(*configs: RunConfig) -> None:
+    """Their records are there, the larger the rate the better."""
+    for c in configs:
+        points = (record.Point(1, 1, 1, 1, 2.0, 50.0 + c.lr, None),)
+        record.save(record.Record(c, "finished", points, (1.0,), {}), "results/runs/elsewhere")
+
+
+SEARCH = """'Which rate?'
+from rbd import rates
+from rbd.config import RunConfig
+conclude = rates.conclude
+def configs(profile, tuned):
+    return [RunConfig(method="sgd", epochs=1, lr=lr, seed=100) for lr in (0.5, 0.25)]
+"""
+
+
+def test_sweep_with_other_seeds_leaves_the_choice_of_rates_alone(scripts):
+    """A rate chosen on reported seeds would be chosen on what is reported."""
+    (scripts / "learning_rate.py").write_text(SEARCH)
+    searched = [RunConfig(method="sgd", epochs=1, lr=lr, seed=100) for lr in (0.5, 0.25)]
+    done(*(replace(c, seed=0, lr=1 - c.lr) for c in searched), *(replace(c, seed=0) for c in searched))
+    assert main(["sweep", "learning_rate", "--seeds", "0"]) == 0
+    assert not rates.path("quick", "results").exists()
+    done(*searched)
+    assert main(["sweep", "learning_rate"]) == 0
+    before = rates.path("quick", "results").read_bytes()
+    assert json.loads(before)["rates"]["fc mnist-embedded sgd"]["lr"] == 0.5
+    assert main(["sweep", "learning_rate", "--seeds", "0"]) == 0
+    assert rates.path("quick", "results").read_bytes() == before
+
+
+def test_sweep_all_goes_through_every_script_and_tells_all_that_failed_at_the_end(scripts, capsys):
+    """The rates come first, and what follows trains at them."""
+    (scripts / "learning_rate.py").write_text(SEARCH)
+    (scripts / "curves.py").write_text('"""Bad?"""\ndef configs(profile, tuned):\n    raise ValueError("no such curve")\n')
+    (scripts / "table1.py").write_text('"""How good?"""\ndef configs(profile, tuned):\n'
+                                       '    yield tuned(method="sgd", epochs=3)\n')  # fmt: skip
+    done(*(RunConfig(method="sgd", epochs=1, lr=lr, seed=100) for lr in (0.5, 0.25)))
+    done(RunConfig(method="sgd", epochs=3, lr=0.5), replace(RUN, seed=0), replace(RUN, seed=1))
+    assert main(["sweep", "all", "--profile", "quick"]) == 1
+    said = capsys.readouterr()
+    heads = [line.split(":")[0] for line in said.out.splitlines()]
+    assert heads == ["learning_rate-quick", "table1-quick", "demo-quick", "results/measurements/depth-quick.json"]
+    assert all(", 0 to do," in line for line in said.out.splitlines()[:3])
+    *_, failed, waits = said.err.splitlines()
+    assert failed == "failed: curves: no such curve"
+    assert waits.startswith("rbd: warning: demo-quick: no learning rate yet for 'fc mnist-embedded rbd dim=3")
+    assert main(["sweep", "all", "--dry-run"]) == 1
+    assert sorted(p.stem for p in Path("results/sweeps").iterdir()) == ["demo-quick", "learning_rate-quick", "table1-quick"]
+
+
+class Cluster:
+    """Stands for Ray's; where everything is done, nothing is sent."""
+
+    made: list[tuple] = []
+    places = 3
+
+    def __init__(self, *arguments) -> None:
+        self.made.append(arguments)
+
+    def submit(self, config, directory, results, wait, options):
+        return runner.Processes.submit  # never called
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("words", "share"), [
+    ([], 0.0), (["--device", "cuda"], 0.25), (["--device", "cuda", "--gpus", "0"], 0.0), (["--gpus", "0.5"], 0.5),
+    (["--gpus", "2"], 2.0),
+])  # fmt: skip
+def test_share_of_a_gpu(words, share, scripts, monkeypatch):
+    from rbd.__main__ import _parser, _workers
+
+    monkeypatch.setattr("rbd.cluster.Cluster", Cluster)
+    Cluster.made.clear()
+    given = _parser().parse_args(["sweep", "demo", "--ray", "auto", *words])
+    assert _workers(given, 1)[1:] == (3, 1) and Cluster.made == [("auto", 1, share)]
+
+
+def test_on_ray_the_data_sets_are_the_nodes_affair(scripts, monkeypatch):
+    """The driver may be a laptop without them; a node that lacks them says so, in a failure."""
+    (scripts / "full.py").write_text('"""Full?"""\nfrom rbd.config import RunConfig\ndef configs(profile, tuned):\n'
+                                     '    yield RunConfig(data="mnist", method="sgd")\n')  # fmt: skip
+    monkeypatch.setattr("rbd.cluster.Cluster", Cluster)
+    monkeypatch.setattr(runner, "perform", lambda *args: [])
+    assert main(["sweep", "full", "--data-dir", "empty"]) == 2
+    assert main(["sweep", "full", "--data-dir", "empty", "--ray", "auto"]) == 0
 
 
 def test_sweep_dry_run_writes_the_list_and_runs_nothing(scripts, capsys, monkeypatch):
@@ -558,6 +662,10 @@ def test_sweep_measures_once(scripts, capsys):
     (["demo", "--jobs", "0"], "argument --jobs: got '0', allowed an integer >= 1"),
     (["demo", "--seeds", "-1"], "seed: got -1, allowed an integer 0 ..."),
     (["demo", "--profile", "big"], "invalid choice: 'big'"),
+    (["demo", "--gpus", "-1"], "argument --gpus: got '-1', allowed 0 ... 1, or a whole number of GPUs"),
+    (["demo", "--gpus", "nan"], "argument --gpus: got 'nan', allowed"),
+    (["demo", "--gpus", "1.5"], "argument --gpus: got '1.5', allowed"),
+    (["demo", "--gpus", "half"], "argument --gpus: got 'half', allowed"),
 ])  # fmt: skip
 def test_bad_input_of_sweep_is_refused(arguments, message, scripts, capsys):
     assert message in refused(["sweep", *arguments], capsys)

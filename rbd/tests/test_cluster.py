@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import rbd
-from rbd import record, sweep
+from rbd import record, runner, sweep
+from rbd.cluster import Cluster
 from rbd.config import RunConfig
 
 ROOT = Path(rbd.__file__).parents[1]
@@ -75,3 +77,85 @@ def test_remote_uses_checkpoints_only_on_a_shared_disk(tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / "elsewhere"):
         cluster.remote(RunConfig(), str(folder), {"threads": 1})
     assert seen == [(str(tmp_path), {"threads": 1}), (None, {"threads": 1})]
+
+
+class Ray:
+    """Stands for Ray on a cluster of one core, whose tasks run until they are cancelled."""
+
+    class exceptions:
+        RayTaskError = KeyError
+
+    def __init__(self) -> None:
+        self.sent: list[threading.Event] = []
+        self.left = False
+
+    def init(self, **options) -> None:
+        pass
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def remote(self, *task):
+        if not task or callable(task[0]):  # the decorator
+            return self
+        self.sent.append(threading.Event())
+        return self.sent[-1]
+
+    def options(self, **options):
+        return self
+
+    def get(self, ref: threading.Event):
+        ref.wait()
+        raise RuntimeError("cancelled")
+
+    def cancel(self, ref: threading.Event, force: bool) -> None:
+        ref.set()
+
+    def shutdown(self) -> None:
+        self.left = True
+
+
+def stopped(made) -> bool:
+    """Whether stop comes back within seconds; what it may wait for without end is left to a daemon."""
+    thread = threading.Thread(target=made.stop, daemon=True)
+    thread.start()
+    thread.join(runner.PATIENCE + 10)
+    return not thread.is_alive()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    made = Ray()
+    monkeypatch.setitem(sys.modules, "ray", made)
+    yield made
+    for _ in range(100):  # lets go of whatever a failed test left behind
+        for ref in made.sent:
+            ref.set()
+        time.sleep(0.001)
+
+
+def test_stop_starts_none_of_the_runs_that_queue(fake, tmp_path):
+    """With more jobs than places: a place that falls free takes the next one."""
+    cluster = Cluster("auto", 1, 0.0)
+    assert cluster.places == 1
+    runs = [cluster.submit(RunConfig(seed=seed), tmp_path / "runs" / "x", tmp_path, 0.0, {}) for seed in range(4)]
+    while not fake.sent:
+        time.sleep(0.01)
+    assert stopped(cluster) and fake.left and len(fake.sent) == 1
+    assert isinstance(runs[0].result(), runner.Failure) and all(run.cancelled() for run in runs[1:])
+
+
+def test_stop_does_not_wait_for_the_run_of_another_process(fake, tmp_path):
+    cluster = Cluster("auto", 1, 0.0)
+    (tmp_path / "locks").mkdir()
+    with sweep.claim(RunConfig(), tmp_path):
+        waits = cluster.submit(RunConfig(), tmp_path / "runs" / "x", tmp_path, runner.PATIENCE, {})
+        time.sleep(0.3)
+        assert not waits.done() and stopped(cluster) and waits.result() is None and fake.sent == []
+
+
+def test_a_run_that_gets_its_turn_while_the_cluster_stops_is_cancelled(fake, tmp_path):
+    cluster = Cluster("auto", 1, 0.0)
+    cluster.stopped = True  # and stop has gone through what had been sent
+    ended = cluster.submit(RunConfig(), tmp_path / "runs" / "x", tmp_path, 0.0, {}).result(20)
+    assert isinstance(ended, runner.Failure) and fake.sent[0].is_set()

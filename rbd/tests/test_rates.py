@@ -73,6 +73,38 @@ def test_conclude_writes_what_is_complete_and_warns_of_the_rest(tmp_path):
     assert (tmp_path / "learning_rate-quick.json").read_bytes() == before
 
 
+def test_conclude_keeps_a_rate_whose_runs_are_missing_now(tmp_path):
+    """The grid has been widened, say: until the new runs are there, the older choice stands."""
+    fpd, records = RunConfig(method="fpd", epochs=1, seed=100), [made(rate, a) for rate, a in ((0.1, 20.0), (0.2, 30.0))]
+    known = {rates.key(fpd): {"lr": 2.0, "accuracy": 60.0, "n": 1, "at_edge": False},
+             "of no script any more": {"lr": 9.0, "accuracy": 1.0, "n": 1, "at_edge": False}}  # fmt: skip
+    rates.path("quick", tmp_path).write_text(json.dumps({"profile": "quick", "rates": known}))
+    warnings = rates.conclude("quick", [*(r.config for r in records), fpd], records, tmp_path)
+    assert warnings[0] == "fc mnist-embedded fpd dim=250 partition=whole: runs are missing, the rate chosen before stays"
+    found = json.loads(rates.path("quick", tmp_path).read_text())["rates"]
+    assert set(found) == {rates.key(fpd), rates.key(SGD)} and found[rates.key(fpd)] == known[rates.key(fpd)]
+
+
+def test_conclude_writes_nothing_when_nothing_is_chosen(tmp_path):
+    assert rates.conclude("quick", [SGD], [], tmp_path) == ["fc mnist-embedded sgd: not chosen yet, runs are missing"]
+    assert list(tmp_path.iterdir()) == []
+    rates.path("quick", tmp_path).write_text('{"profile": "quick", "rates": {"fc mnist-embedded sgd": {"lr": 7}}}')
+    before = rates.path("quick", tmp_path).read_bytes()
+    rates.conclude("quick", [SGD], [], tmp_path)
+    assert rates.path("quick", tmp_path).read_bytes() == before
+
+
+def test_a_switch_needs_the_rates_of_both_methods():
+    """Those of the pure ones."""
+    sgd, rbd = rates.key(SGD), rates.key(RunConfig())
+    fields = {"method": "sgd", "switch": 5, "epochs": 20, "distribution": "rademacher"}
+    switched = rates.Tuned("quick", {sgd: 0.5, rbd: 4.0})(**fields)
+    assert switched == RunConfig(**fields, lr=0.5, then_lr=4.0) and rates.key(switched) == sgd
+    for known, lacking in (({sgd: 0.5}, [rbd]), ({rbd: 4.0}, [sgd]), ({}, [sgd, rbd])):
+        tuned = rates.Tuned("quick", known)
+        assert tuned(**fields) is None and tuned.waiting == [RunConfig(**fields)] and tuned.untuned == lacking
+
+
 def test_tuned_makes_configurations_or_notes_the_key(tmp_path):
     rates.conclude("paper", [SGD], [made(SGD.lr, 50.0, SGD.seed)], tmp_path)
     tuned = rates.load("paper", tmp_path)
@@ -83,10 +115,11 @@ def test_tuned_makes_configurations_or_notes_the_key(tmp_path):
 
 
 def test_rates_of_the_results_directory_go_before_those_of_the_package(tmp_path):
+    """Key by key: a choice that is not whole yet hides nothing."""
     shipped = rates.load("quick", tmp_path)
-    assert shipped.rates
+    assert len(shipped.rates) > 1 and shipped.rates["fc mnist-embedded sgd"] != 7
     rates.path("quick", tmp_path).write_text('{"rates": {"fc mnist-embedded sgd": {"lr": 7}}}')
-    assert rates.load("quick", tmp_path).rates == {"fc mnist-embedded sgd": 7.0}
+    assert rates.load("quick", tmp_path).rates == shipped.rates | {"fc mnist-embedded sgd": 7.0}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rates": {"a": {}}}', '{"rates": {"a": {"lr": "x"}}}'])

@@ -88,7 +88,24 @@ def test_failure_is_noted_the_others_go_on_and_success_clears_it(fate, message, 
 def test_what_another_process_is_at_comes_last_and_is_waited_for(tmp_path):
     workers = Workers(s0=["busy", "done"])
     failures, told = run_all(workers, tmp_path, jobs=1)
-    assert failures == [] and workers.calls == [(0, False), (1, False), (2, False), (0, True)] and len(told) == 3
+    patience = runner.PATIENCE
+    assert failures == [] and workers.calls == [(0, 0), (1, 0), (2, 0), (0, patience)] and len(told) == 3
+
+
+def test_what_another_process_is_at_is_asked_for_again_and_again(tmp_path):
+    """Nobody waits without end for a lock: who waits can be stopped within seconds."""
+    assert 0 < runner.PATIENCE <= 10  # s
+    workers = Workers(s0=["busy", "busy", "busy", "done"])
+    failures, told = run_all(workers, tmp_path, runs=1)
+    assert failures == [] and len(workers.calls) == 4 and len(told) == 1
+
+
+def test_lock_of_another_process_is_waited_for_no_longer_than_said(tmp_path, monkeypatch):
+    (tmp_path / "locks").mkdir()
+    with sweep.claim(RUN, tmp_path):
+        began = time.monotonic()
+        assert runner.attempt(RUN, tmp_path / "runs" / "x", tmp_path, 0.3, {}) is None
+        assert 0.3 <= time.monotonic() - began < 20
 
 
 def test_as_many_at_a_time_as_there_are_jobs(tmp_path):
@@ -143,6 +160,64 @@ def test_cost_is_corrected_by_what_runs_of_the_kind_took():
     both = runner.calibrated([made(sgd, seconds=3 * runner.cost(sgd)), made(rbd, seconds=5 * runner.cost(rbd))])
     assert both(rbd) == pytest.approx(5 * runner.cost(rbd))
     assert runner.calibrated([made(sgd, "diverged", 1e9)])(sgd) == runner.cost(sgd)
+
+
+def test_cost_of_a_switch_is_that_of_both_parts():
+    """The released reading, sgd throughout, was short of all the entries that rbd generates."""
+    sgd, rbd = RunConfig(method="sgd", epochs=5), RunConfig(epochs=15, distribution="rademacher")
+    switched = RunConfig(method="sgd", epochs=20, switch=5, distribution="rademacher")
+    assert runner.cost(switched) == pytest.approx(runner.cost(sgd) + runner.cost(rbd))
+    records = [made(sgd, seconds=3 * runner.cost(sgd)), made(rbd, seconds=5 * runner.cost(rbd))]
+    spoilt = made(switched, seconds=1e6 * runner.cost(switched))  # of two kinds at once: says nothing of either
+    expected = 3 * runner.cost(sgd) + 5 * runner.cost(rbd)
+    assert runner.calibrated([*records, spoilt])(switched) == pytest.approx(expected)
+
+
+def test_cost_on_cores_is_taken_from_runs_on_cores():
+    """And of as many workers."""
+    sgd = RunConfig(method="sgd", epochs=2)
+    on_gpu = replace(made(sgd, seconds=1e6), environment={"device": "NVIDIA H100", "cpu": "EPYC"})
+    assert runner.calibrated([on_gpu])(sgd) == runner.cost(sgd)
+    four = replace(sgd, workers=4)
+    both = runner.calibrated([made(four, seconds=9 * runner.cost(four)), made(sgd, seconds=2 * runner.cost(sgd))])
+    assert (both(sgd), both(four)) == (pytest.approx(2 * runner.cost(sgd)), pytest.approx(9 * runner.cost(four)))
+
+
+def test_time_left_is_estimated_from_the_records_of_all_sweeps(tmp_path, monkeypatch):
+    other = replace(RUN, seed=9)
+    record.save(made(other, seconds=7 * runner.cost(other)), tmp_path / "runs" / "other")
+    (tmp_path / "runs" / "other" / "damaged.json").write_text("{")  # told of by the sweep that asks for it
+    seen = []
+    monkeypatch.setattr(runner, "Progress", lambda names, seconds, *rest, **more: seen.append(seconds(RUN)) or Silent())
+    runner.perform(sweep.Sweep("demo-quick", (RUN,)), tmp_path, 1, Workers(), {})
+    assert seen == [pytest.approx(7 * runner.cost(RUN))]
+
+
+class Silent:
+    def tell(self, *ended) -> None:
+        pass
+
+
+class Here(Workers):
+    """Runs in this process, at once."""
+
+    def submit(self, *task) -> Future:
+        self.calls.append(task[0].seed)
+        future: Future = Future()
+        future.set_result(runner.attempt(*task, train=lambda config, *rest, **options: made(config)))
+        return future
+
+
+def test_a_damaged_record_is_a_failure_and_the_others_go_on(tmp_path):
+    """No sooner than its run would have been, and never overwritten."""
+    planned = sweep.Sweep("demo-quick", tuple(replace(RUN, seed=seed) for seed in range(3)))
+    path = planned.directory(tmp_path) / f"{planned.configs[1].id}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    (failure,) = runner.perform(planned, tmp_path, 1, Here(), {})
+    assert failure.config.seed == 1 and f"{path}: not a valid record, file not touched" in failure.message
+    assert failure.path(tmp_path).exists() and path.read_text() == "{"
+    assert [r.config.seed for r in planned.look(tmp_path)[0]] == [0, 2]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [

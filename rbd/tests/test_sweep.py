@@ -126,6 +126,9 @@ def test_records_are_those_that_ended_in_the_order_of_the_sweep(tmp_path):
     (made.directory(tmp_path) / f"{configs[3].id}.json").write_text("{")
     with pytest.raises(ValueError, match=f"{configs[3].id}.json: not a valid record"):
         made.records(tmp_path)
+    records, damaged = made.look(tmp_path)
+    assert [r.config.seed for r in records] == [0, 2]
+    assert len(damaged) == 1 and f"{configs[3].id}.json: not a valid record" in damaged[0]
 
 
 # ---------------------------------------------------------------- run
@@ -265,13 +268,13 @@ def test_a_claimed_run_is_left_alone_or_waited_for(tmp_path, trained_by):
     (tmp_path / "locks").mkdir()
     with sweep.claim(RUN, tmp_path):
         with pytest.raises(sweep.Busy, match=f"{RUN.id}: another process is at this run"):
-            sweep.run(RUN, tmp_path / "runs" / "x", tmp_path, wait=False)
+            sweep.run(RUN, tmp_path / "runs" / "x", tmp_path, wait=0)
         assert trainer.calls == []
         other = replace(RUN, seed=1)
-        with sweep.claim(other, tmp_path, wait=False):  # of its own
+        with sweep.claim(other, tmp_path, wait=0):  # of its own
             pass
     assert list((tmp_path / "locks").iterdir()) == []
-    assert sweep.run(RUN, tmp_path / "runs" / "x", tmp_path, wait=False).outcome == "finished"
+    assert sweep.run(RUN, tmp_path / "runs" / "x", tmp_path, wait=0).outcome == "finished"
     assert list((tmp_path / "locks").iterdir()) == []
 
 
@@ -291,7 +294,7 @@ def test_what_another_process_ends_while_it_is_waited_for_is_not_run_again(tmp_p
 def test_lock_file_of_a_killed_process_does_not_block(tmp_path):
     (tmp_path / "locks").mkdir()
     (tmp_path / "locks" / f"{RUN.id}.lock").write_text("left behind")
-    with sweep.claim(RUN, tmp_path, wait=False):
+    with sweep.claim(RUN, tmp_path, wait=0):
         pass
 
 
@@ -312,11 +315,13 @@ def test_plan_has_every_run_once_and_tells_what_waits_for_a_rate(tmp_path):
     (tmp_path / "demo.py").write_text(
         '"""Why?"""\nfrom rbd.config import RunConfig\ndef configs(profile, tuned):\n'
         "    yield from [RunConfig(seed=1), RunConfig(seed=1), tuned(method='rbd', dim=3), RunConfig(seed=2)]\n"
+        "    yield tuned(method='rbd', dim=3)\n"
     )
     made = sweep.plan("demo", "quick", tmp_path, tmp_path)
     key = "fc mnist-embedded rbd dim=3 partition=whole redraw=1"
-    assert made == sweep.Sweep("demo-quick", (RunConfig(seed=1), RunConfig(seed=2)), "Why?", (RunConfig(dim=3),))
+    assert made == sweep.Sweep("demo-quick", (RunConfig(seed=1), RunConfig(seed=2)), "Why?", (RunConfig(dim=3),), (key,))
     kept = json.loads(made.manifest())
+    assert [RunConfig.from_dict(RunConfig.completed(config)) for config in kept["waiting"]] == [RunConfig(dim=3)]
     assert kept["untuned"] == [key] and [run["id"] for run in kept["runs"]] == [c.id for c in made.configs]
     assert [RunConfig.from_dict(RunConfig.completed(run["config"])) for run in kept["runs"]] == list(made.configs)
     assert [c.seed for c in made.with_seeds([7, 8]).configs] == [7, 8]
@@ -404,6 +409,33 @@ def test_hybrids_switch_both_ways_at_the_rates_of_the_pure_methods():
     switched = [c for c in whole("hybrid", "quick") if c.switch]
     assert {(c.method, c.switch) for c in switched} == {(m, e) for m in ("rbd", "sgd") for e in (5, 10, 15)}
     assert all(c.at(0).method == c.method and c.at(c.switch).method != c.method for c in switched)
+
+
+@in_repository
+@pytest.mark.parametrize(("profile", "sets"), [("quick", "mnist-embedded fmnist-embedded"), ("paper", "mnist fmnist")])
+def test_hybrids_without_rates_wait_all_of_them(profile, sets):
+    """2 sets × 3 seeds × (2 pure + 3 epochs × 2 ways), whatever is known."""
+    module = sweep.script("hybrid", ROOT / sweep.SCRIPTS)
+    keys = [rates.key(RunConfig(data=data, method=method)) for data in sets.split() for method in ("sgd", "rbd")]
+    for known in range(len(keys) + 1):
+        tuned = rates.Tuned(profile, dict.fromkeys(keys[:known], 0.5))
+        ready = [c for c in module.configs(profile, tuned) if c]
+        assert len(ready) + len(set(tuned.waiting)) == 48 and tuned.untuned == keys[known:]
+        assert len({c.id for c in ready}) == len(ready)
+
+
+@in_repository
+def test_all_begins_with_the_rates_and_follows_the_design():
+    names = sweep.ordered(ROOT / sweep.SCRIPTS)
+    assert sorted(names) == NAMES and names[:4] == ["learning_rate", "table1", "curves", "dimension"]
+    assert names[-3:] == ["nes", "normals", "paper_rates"] and set(sweep.ORDER) <= set(names)
+
+
+@in_repository
+@pytest.mark.parametrize("profile", sweep.PROFILES)
+def test_reproduce_and_the_script_of_table1_list_the_same_runs(profile, paper_rates):
+    """So whoever reads the list need not know which of them wrote it."""
+    assert sweep.table1(profile, paper_rates) == sweep.plan("table1", profile, paper_rates, ROOT / sweep.SCRIPTS)
 
 
 @in_repository
