@@ -110,6 +110,7 @@ class Ray:
 
     def cancel(self, ref: threading.Event, force: bool) -> None:
         ref.set()
+        time.sleep(0.3)  # a call over the network: what falls free meanwhile takes up new work
 
     def shutdown(self) -> None:
         self.left = True
