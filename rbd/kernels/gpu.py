@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -262,7 +262,7 @@ class _Plan:
     table: torch.Tensor  # (n, fields) int64, the first field the owner's first program
     scales: torch.Tensor  # (K,) float64
     partials: int = 0
-    counters: _Counters | None = None  # of project
+    counters: _Counters = field(default_factory=lambda: _Counters(0, [], {}))  # of project
 
 
 def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -391,10 +391,11 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
         out.copy_(made)
         return
     plan = _project_plan(cuts, distribution, g.device)
-    _keep(g, plan)
+    counters = plan.counters.of_call(g.device)
+    _keep(g, plan, counters)
     partial = torch.empty(plan.partials, dtype=torch.float64, device=g.device)
     with torch.cuda.device_of(g):
-        _project[(len(plan.owners),)](g, plan.owners, plan.table, plan.scales, partial, plan.counters.of_call(g.device), out,
+        _project[(len(plan.owners),)](g, plan.owners, plan.table, plan.scales, partial, counters, out,
                                       _octaves(g.device), _word(seed), _word(stream), _word(step), row,
                                       **_tile(distribution), R=_ROWS[distribution.name], N=SEGMENTS,
                                       **_limit(distribution, out.dtype))  # fmt: skip
