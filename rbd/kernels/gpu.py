@@ -391,10 +391,11 @@ def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int
         out.copy_(made)
         return
     plan = _project_plan(cuts, distribution, g.device)
-    _keep(g, plan)
+    counters = plan.counters.of_call(g.device)
+    _keep(g, plan, counters)
     partial = torch.empty(plan.partials, dtype=torch.float64, device=g.device)
     with torch.cuda.device_of(g):
-        _project[(len(plan.owners),)](g, plan.owners, plan.table, plan.scales, partial, plan.counters.of_call(g.device), out,
+        _project[(len(plan.owners),)](g, plan.owners, plan.table, plan.scales, partial, counters, out,
                                       _octaves(g.device), _word(seed), _word(stream), _word(step), row,
                                       **_tile(distribution), R=_ROWS[distribution.name], N=SEGMENTS,
                                       **_limit(distribution, out.dtype))  # fmt: skip
