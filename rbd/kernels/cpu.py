@@ -28,8 +28,7 @@ from numba import njit
 
 from rbd import distribution, philox
 from rbd.distribution import QUANTILE, Distribution
-from rbd.kernels import simd, without_row
-from rbd.kernels.reference import length
+from rbd.kernels import length, simd, without_row
 from rbd.kernels.simd import (
     LANES,
     add_lanes,

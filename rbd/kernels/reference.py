@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rbd.distribution import Distribution
+from rbd.kernels import length
 from rbd.philox import words
 
 TILE = 2**20  # entries in a tile of rows
@@ -20,12 +21,6 @@ def rows(compartment: tuple[int, ...], distribution: Distribution, seed: int, st
     chunks = np.arange(-(-(before + stop - start) // distribution.columns))
     made = words(row + np.arange(first, last), chunks, seed, stream, step, number)  # (rows, chunks, 64)
     return distribution.entries(made).reshape(last - first, -1)[:, before : before + stop - start]
-
-
-def length(compartment: tuple[int, ...]) -> int:
-    """D_k of the whole compartment."""
-    _, start, stop, _, _, before, after = compartment
-    return before + stop - start + after
 
 
 def _tiles(compartment: tuple[int, ...], distribution: Distribution, seed: int, stream: int,
