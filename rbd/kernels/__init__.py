@@ -134,18 +134,6 @@ def add(c: torch.Tensor, compartments: tuple, distribution: Distribution, seed: 
     torch.autograd.graph.increment_version(list(params))  # kernels that write through addresses do not
 
 
-def length(compartment: tuple[int, ...]) -> int:
-    """D_k of the whole compartment."""
-    _, start, stop, _, _, before, after = compartment
-    return before + stop - start + after
-
-
-def without_row(compartments: tuple) -> tuple[int, tuple]:
-    """The first compartment's row, and all with their rows counted from it: plans are kept for those."""
-    first = compartments[0][4]
-    return first, compartments if first == 0 else tuple((*k[:4], k[4] - first, *k[5:]) for k in compartments)
-
-
 def _number(module: ModuleType, step: int | torch.Tensor) -> int | torch.Tensor:
     return step if module.__name__ == "rbd.kernels.gpu" else int(step) % 2**32
 

@@ -28,7 +28,8 @@ from numba import njit
 
 from rbd import distribution, philox
 from rbd.distribution import QUANTILE, Distribution
-from rbd.kernels import length, simd, without_row
+from rbd.kernels import simd
+from rbd.kernels.compartments import length, without_row
 from rbd.kernels.simd import (
     LANES,
     add_lanes,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rbd.distribution import QUANTILE, Distribution
-from rbd.kernels import length, without_row
+from rbd.kernels.compartments import length, without_row
 from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
 
 try:

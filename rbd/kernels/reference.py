@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rbd.distribution import Distribution
-from rbd.kernels import length
+from rbd.kernels.compartments import length
 from rbd.philox import words
 
 TILE = 2**20  # entries in a tile of rows

@@ -612,7 +612,7 @@ def test_share_of_a_gpu(words, share, scripts, monkeypatch):
     monkeypatch.setattr("rbd.cluster.Cluster", Cluster)
     Cluster.made.clear()
     given = _parser().parse_args(["sweep", "demo", "--ray", "auto", *words])
-    assert _workers(given, 1)[1:] == (3, 1, False) and Cluster.made == [("auto", 1, share)]
+    assert _workers(given, 1, False)[1:] == (3, 1) and Cluster.made == [("auto", 1, share)]
 
 
 def test_on_ray_the_data_sets_are_the_nodes_affair(scripts, monkeypatch):
