@@ -96,7 +96,7 @@ def test_sweep(profile, count):
     assert {c.variant for c in runs} == {"common", "bases", "directions", "shares", "ddp"}
     assert len({(c.epochs, c.data, c.batch_size) for c in runs}) == 1
     for c in runs:
-        assert c.lr == 0.125 * (c.workers if c.variant in ("common", "ddp") else 1)
+        assert c.lr == 0.125 * {"common": c.workers, "ddp": math.sqrt(c.workers)}.get(c.variant, 1)
 
 
 @pytest.mark.timeout(200)
