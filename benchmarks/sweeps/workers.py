@@ -7,8 +7,8 @@ from itertools import product
 
 COUNTS = {"quick": (1, 2, 3, 4), "paper": (1, 2, 4, 8)}
 SEEDS = (0, 1, 2)
-# The mean of W batches takes W ** POWER times the rate, as its epoch has 1/W of the steps; sums of W updates keep it. After one
-# run each with seed 100, W = 4: common 68.7, 78.0, 80.6 % at 1, 2, 4 times the rate, ddp 92.2, 92.7, 82.9 %.
+# The mean of W batches takes W ** POWER times the rate, as its epoch has 1/W of the steps; sums of W updates keep it. After
+# one run each with seed 100, W = 4: common 68.7, 78.0, 80.6 % at 1, 2, 4 times the rate, ddp 92.2, 92.7, 82.9 %.
 POWER = {"common": 1.0, "ddp": 0.5}
 alone = True  # one run at a time: its seconds count
 
