@@ -19,6 +19,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rbd.distribution import DISTRIBUTIONS
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only")
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -373,3 +375,14 @@ def test_asv_is_pinned_alike_everywhere():
     pinned = json.loads((ROOT / "asv.conf.json").read_text("utf-8"))["matrix"]["req"]
     assert pinned["pip+asv_runner"] == [runner]
     assert all(len(pinned[name]) == 1 and pinned[name][0] for name in ("torch", "numba", "scikit-learn"))
+
+
+@pytest.mark.parametrize("name", ["normal", "uniform", "rademacher"])
+def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name):
+    """And every one is timed once, the constant among them or beside them."""
+    tiles, law = benchmarks("tiles"), DISTRIBUTIONS[name]
+    found = list(tiles.tiles(law, 3, 300, lambda call: float(call().isfinite().all())))
+    assert [count for product, count, *_ in found if product == "project"] == list(tiles.ROWS)
+    parts = [count for product, count, *_ in found if product == "expand"]
+    assert parts == [n for n in tiles.PARTS if law.per_word % n == 0]
+    assert all(seconds == 1.0 for *_, seconds in found)

@@ -1,0 +1,76 @@
+"""Which tile of the GPU kernels is fastest here, for each law: rows of project, parts of a word of expand.
+
+    python -m benchmarks.tiles        # on a GPU; prints milliseconds, and marks the constants of rbd/kernels/gpu.py
+
+All give the same bits, which is checked, so a choice is for speed alone. It is made by hand, from this table, and not at run
+time: constants make every machine do the same work.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
+
+import torch
+
+from benchmarks._measure import alone, captured
+from rbd.distribution import DISTRIBUTIONS, Distribution
+
+DIM, SIZE = 256, 101_770  # as in ratios.py
+ROWS = (4, 8, 16, 32)
+PARTS = (1, 2, 4, 8, 16, 32)
+
+Clock = Callable[[Callable[[], torch.Tensor]], float]  # seconds a call
+
+
+def seconds(call: Callable[[], torch.Tensor]) -> float:
+    """Of the GPU's work, as a graph."""
+    return alone(captured(call), "cuda")
+
+
+def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Iterator[tuple[str, int, bool, float]]:
+    """(product, rows or parts, whether it is the constant now, seconds) for every tile.
+
+    Raises:
+        AssertionError: two tiles give different bits.
+    """
+    from rbd import kernels
+    from rbd.kernels import gpu
+
+    name = ((0, 0, size, dim, 0, 0, 0),), law, 0, 0, 0
+    device = torch.device(gpu.DEVICE)
+    g, c = torch.randn(size, device=device), torch.randn(dim, device=device)
+    for product, x, constants, counts in (("project", g, gpu._ROWS, ROWS), ("expand", c, gpu._PARTS, PARTS)):
+        expected = getattr(kernels, product)(x, *name, backend="gpu")
+        now = constants[law.name]
+        for count in counts:
+            if product == "expand" and law.per_word % count:
+                continue
+            with patch.dict(constants, {law.name: count}):
+                gpu._project_plan.cache_clear()
+                gpu._expand_plan.cache_clear()
+
+                def call(product: str = product, x: torch.Tensor = x) -> torch.Tensor:
+                    return getattr(kernels, product)(x, *name, backend="gpu")
+
+                assert torch.equal(call(), expected), f"{law.name}, {product}: {count} gives other bits than {now}"
+                yield product, count, count == now, clock(call)
+    gpu._project_plan.cache_clear()  # plans of other tiles
+    gpu._expand_plan.cache_clear()
+
+
+def main() -> int:
+    """Print the table; 3 where there is no GPU."""
+    if not torch.cuda.is_available():
+        print("tiles: there is no GPU", file=sys.stderr)
+        return 3
+    print(f"{torch.cuda.get_device_name(0)}, d = {DIM}, D = {SIZE:,}, milliseconds; * the constant now")
+    for law in DISTRIBUTIONS.values():
+        for product, count, now, took in tiles(law, DIM, SIZE):
+            print(f"{law.name:10} {product:8} {count:3}{'*' if now else ' '} {1000 * took:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
