@@ -20,7 +20,7 @@ import pandas as pd
 ALWAYS = ("model", "data", "method", "lr", "epochs", "batch_size", "seed")  # fields that the config of every run has
 NEEDED = ("dim", "partition", "distribution", "redraw", "sigma", "switch", "workers", "variant")  # and some that others have
 # ^ workers, variant: a run of one process has neither
-ENVIRONMENT = ("stream_version", "commit", "dirty", "cpu", "cpu_count", "device", "bytes_per_step")
+ENVIRONMENT = ("stream_version", "commit", "dirty", "earlier_commits", "cpu", "cpu_count", "device", "bytes_per_step")
 OUTCOME = ("id", "path", "sweeps", "outcome", "accuracy", "best", "cosine", "images", "forward_passes", "steps", "seconds",
            *ENVIRONMENT)  # fmt: skip  # columns of runs; the others are their config
 POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
@@ -76,6 +76,8 @@ class Runs:
     def commits(self) -> list[str]:
         """Commits of the code that made the runs, 7 digits, with a + where files differed from the commit."""
         known = {str(c)[:7] + "+" * bool(d) for c, d in zip(self.table.commit, self.table.dirty) if c}
+        for earlier in self.table.earlier_commits.dropna():
+            known |= {c[:7] + "+" * c.endswith("+") for c in earlier.split()}
         return sorted(known) or ["unknown"]
 
     def where(self, **values: Any) -> pd.DataFrame:

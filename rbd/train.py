@@ -33,11 +33,12 @@ SAMPLE = 50  # steps between two cosines of update and gradient: often enough fo
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, the curve and its wall seconds so far."""
+    """Where a run stands: optimizer steps done, the curve and its wall seconds so far, the commits that made them."""
 
     step: int = 0
     curve: tuple[Point, ...] = ()
     seconds: tuple[float, ...] = ()
+    commits: tuple[str, ...] = ()
 
     @property
     def diverged(self) -> bool:
@@ -160,7 +161,7 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
     model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
     optimizer, progress = _begun(path, config, model, workers)
-    done = progress.step
+    done, commits = progress.step, tuple(dict.fromkeys((*progress.commits, _commit(where))))
     network = _replica(model, workers) if workers and workers.variant == "ddp" else model
 
     outcome, losses, cosines, bytes_sent = "finished", [], [], []
@@ -185,7 +186,7 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
                               _mean(losses, shared), accuracy(model, held_out, workers),
                               _mean(cosines, shared) if cosines else None)  # fmt: skip
                 seconds = (*progress.seconds, time.perf_counter() - began)
-                progress, losses, cosines = Progress(step, (*progress.curve, point), seconds), [], []
+                progress, losses, cosines = Progress(step, (*progress.curve, point), seconds, commits), [], []
                 if workers:
                     workers.agree({"step": step, "parameters": digest(model.parameters())})
                 if epoch == config.switch:
@@ -201,9 +202,16 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
         outcome = "interrupted"
     if progress.diverged:
         outcome = "diverged"
+    if earlier := [c for c in progress.commits if c != _commit(where)]:
+        where |= {"earlier_commits": " ".join(earlier)}  # of epochs before the run was taken up again
     if workers and bytes_sent:
         where |= {"bytes_per_step": _bytes_per_step(workers, bytes_sent, progress.step - done)}
     return Record(config, outcome, progress.curve, progress.seconds, where)
+
+
+def _commit(environment: dict) -> str:
+    """The commit, with a + where files differed; "unknown" outside a checkout."""
+    return f"{environment['commit']}{'+' * bool(environment['dirty'])}" if environment["commit"] else "unknown"
 
 
 def _begun(path: Path | None, config: RunConfig, model: nn.Module,
@@ -351,8 +359,9 @@ def load_checkpoint(path: Path, config: RunConfig, model: nn.Module) -> tuple[to
             if known["config"] != config.canonical():
                 raise ValueError(f"made by {known['config']}")
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        points = tuple(Point(**point) for point in known["progress"].pop("curve"))
-        progress = replace(Progress(**known["progress"]), curve=points, seconds=tuple(known["progress"]["seconds"]))
+        stored = known["progress"]
+        points = tuple(Point(**point) for point in stored["curve"])
+        progress = Progress(stored["step"], points, tuple(stored["seconds"]), tuple(stored.get("commits", ())))
         optimizer = build_optimizer(config.at(points[-1].epoch), model)
         optimizer.load_state_dict(known["optimizer"])
         return optimizer, progress

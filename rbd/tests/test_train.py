@@ -384,6 +384,19 @@ def test_interrupted_and_resumed_is_uninterrupted(method, interrupt, few, tmp_pa
     same_checkpoints(path, checkpoint(tmp_path / "whole", run))
 
 
+def test_a_run_that_another_commit_began_says_so(few, tmp_path, monkeypatch):
+    run = config("rbd")
+    with monkeypatch.context() as patch:
+        while_validating(patch)
+        train(run, tmp_path)
+    real = loop.environment
+    began = loop._commit(real())
+    monkeypatch.setattr(loop, "environment", lambda device: real(device) | {"commit": "f" * 40, "dirty": True})
+    resumed = train(run, tmp_path)
+    assert resumed.environment["commit"] == "f" * 40 and resumed.environment["earlier_commits"] == began
+    assert "earlier_commits" not in train(run, tmp_path / "whole").environment
+
+
 @pytest.mark.parametrize("changes", [
     {"redraw": 7},  # 7 steps to a basis, 10 to an epoch: the basis of steps 7 ... 13 is needed on both sides
     {"partition": "by_layer", "distribution": "normal"},
