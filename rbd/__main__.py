@@ -186,6 +186,8 @@ def _sweep(given: argparse.Namespace) -> int:
     problems = []
     try:
         for name in sweep.ordered(given.sweeps_dir):
+            if given.seeds and hasattr(sweep.script(name, given.sweeps_dir), "conclude"):
+                continue  # its choice rests on seeds of its own
             try:
                 problems += _experiment(name, given)
             except (ValueError, TypeError, OSError, RuntimeError) as error:  # the others go on
@@ -206,7 +208,7 @@ def _experiment(name: str, given: argparse.Namespace) -> list[str]:
 
     results, profile, module = given.results_dir, given.profile or "quick", sweep.script(name, given.sweeps_dir)
     if hasattr(module, "measure"):
-        print(runner.measured(module, f"{name}-{profile}", profile, results, given.dry_run), flush=True)
+        print(runner.measured(module, f"{name}-{profile}", profile, results, given.data_dir, given.dry_run), flush=True)
         return []
     made = sweep.plan(name, profile, results, given.sweeps_dir)
     record.write(sweep.manifest_path(made.name, results), made.manifest(), "a list of runs")
@@ -308,7 +310,7 @@ def _figures(given: argparse.Namespace) -> int:
         print(f"{told[drawn.state]} ({drawn.seconds:.1f} s)", flush=True)
     path = figures.write_index(given.results_dir, figures.available())
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("drawn", "empty", "failed") if state in states)
-    where = f"figures and tables: {given.results_dir}" + (f"; index: {path}" if path else "")
+    where = f"figures and tables: {given.results_dir}; index: {path}"
     print(f"{counts}; {where}" if counts else where)
     return int("failed" in states)
 

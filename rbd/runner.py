@@ -306,14 +306,15 @@ def measurement_path(name: str, results: Path) -> Path:
     return results / "measurements" / f"{name}.json"
 
 
-def measured(module: ModuleType, name: str, profile: str, results: Path, dry: bool = False) -> str:
+def measured(module: ModuleType, name: str, profile: str, results: Path,
+             data_dir: str | os.PathLike[str] | None = None, dry: bool = False) -> str:  # fmt: skip
     """Measure, unless the file is there or the run is dry; write values, question and environment; say what was done."""
     path = measurement_path(name, results)
     if path.exists():
         return f"{path}: is there; remove it to measure again"
     if dry:
         return f"{path}: to be measured"
-    began, values = perf_counter(), module.measure(profile)
+    began, values = perf_counter(), module.measure(profile, data_dir)
     content = {"name": name, "question": str(module.__doc__).strip(), "values": values, "environment": record.environment()}
     record.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
     return f"{path}: measured in {duration(perf_counter() - began)}"

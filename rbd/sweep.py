@@ -161,7 +161,8 @@ def ordered(folder: str | os.PathLike[str] = SCRIPTS) -> list[str]:
 
 
 def script(name: str, folder: str | os.PathLike[str] = SCRIPTS) -> ModuleType:
-    """The script of an experiment, run: its docstring is the question, configs(profile, tuned) or measure(profile) the work.
+    """The script of an experiment, run: its docstring is the question, the work configs(profile, tuned)
+    or measure(profile, data_dir).
 
     `tuned` makes a RunConfig with the learning rate chosen for it, or None where there is none yet. conclude(profile,
     configs, records, results), if there, runs at the end of the sweep and returns warnings; cost(profile), if there, is

@@ -13,7 +13,7 @@ BLOCKS = 40  # of pairs, whose means are kept: enough to resample, few enough to
 SEED = 100
 
 
-def measure(profile):
+def measure(profile, data_dir=None):
     """A row for every law and D: mean and standard deviation of |cos| over n independent pairs of directions, and the means
     of BLOCKS blocks of them."""
     return [row(law, size, PAIRS[profile]) for law in DISTRIBUTIONS for size in SIZES]

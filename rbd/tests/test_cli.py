@@ -495,7 +495,7 @@ SCRIPTS = {
             '    for seed in (0, 1) if profile == "quick" else ():\n'
             '        yield RunConfig(method="sgd", epochs=2, batch_size=500, seed=seed)\n'
             '    yield tuned(method="rbd", dim=3)\n',
-    "depth": '"""How deep?"""\ndef measure(profile):\n    return {"profile": profile, "depth": 7}\n'
+    "depth": '"""How deep?"""\ndef measure(profile, data_dir):\n    return {"profile": profile, "depth": 7}\n'
              'def cost(profile):\n    return {"quick": 42, "paper": 420}[profile]\n',
 }  # fmt: skip
 
