@@ -25,6 +25,7 @@ INDEX = "index"  # the name that stands for the index alone
 QUIET = "--log-level=40"
 TIMEOUT = 600  # seconds a cell may take
 STALE = "**STALE**: `rbd figures` could not draw this again; figure, table and the numbers here are of an earlier time"
+BLANK = "# Results\n\n<!-- evidence -->\n<!-- /evidence -->\n"
 HEAD = ("claim", "evidence", "profile", "runs", "command", "records", "commits")
 
 
@@ -146,16 +147,14 @@ def _cells(evidence: dict[str, Any]) -> Iterator[str]:
     yield from (cell.replace("|", r"\|") for cell in told)
 
 
-def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path | None:
-    """Put the index between its marks in <results>/README.md; None where there is no such file.
+def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path:
+    """Put the index between its marks in <results>/README.md, which is made where there is none.
 
     Raises:
         ValueError: the marks are not there, or the evidence of a notebook is damaged.
     """
     path = Path(results) / "README.md"
-    if not path.exists():
-        return None
-    text = path.read_text("utf-8")
+    text = path.read_text("utf-8") if path.exists() else BLANK
     try:
         made = report.insert(text, "evidence", index(results, names))
     except ValueError as error:

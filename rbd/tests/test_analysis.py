@@ -535,7 +535,7 @@ def test_tables_by_hand():
     assert tables.number(stats.summary([90.0, 92.0, 94.0]), " %", 2) == "92.00 ± 2.00 % (n = 3)"
     assert tables.number(stats.summary([90.04])) == "90.0 (n = 1)" and tables.number(None) == "–"
     assert tables.interval(stats.summary([0.0, 1.0]), 2) == "[0.00, 1.00]"
-    assert tables.interval(stats.summary([1.0])) == "none (n = 1)"
+    assert tables.interval(stats.summary([1.0])) == "no interval"
 
 
 # ---------------------------------------------------------------- notebooks
@@ -1008,8 +1008,8 @@ def test_hollow_marks_of_runs_of_one_seed_have_no_interval(tmp_path, notes):
     execute("redraw", tmp_path)
     assert "n = 1 seed." in notes[0][1]
     evidence = json.loads((tmp_path / "tables" / "redraw-quick.json").read_text("utf-8"))["evidence"]
-    assert all("% (n = 1) none (n = 1)" in line for line in evidence if line.startswith("FC"))
-    assert all(re.search(r"none \(n = [124]\)", line) and "[" not in line for line in evidence)
+    assert all("% (n = 1) no interval" in line for line in evidence if line.startswith("FC"))
+    assert all(re.search(r"no interval", line) and "[" not in line for line in evidence)
 
 
 def test_replaced_records_change_the_figure(results, tmp_path):

@@ -144,7 +144,6 @@ def test_index_by_hand(tmp_path):
 
 def test_the_index_is_written_between_its_marks_alone(tmp_path):
     put(tmp_path, "table1-quick")
-    assert figures.write_index(tmp_path, ["table1"]) is None
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- evidence -->\n<!-- /evidence -->\nb\n")
     figures.write_index(tmp_path, ["table1"])
@@ -155,6 +154,12 @@ def test_the_index_is_written_between_its_marks_alone(tmp_path):
     readme.write_text("no marks")
     with pytest.raises(ValueError, match=r"README\.md: text: got no pair of marks <!-- evidence -->"):
         figures.write_index(tmp_path, ["table1"])
+
+
+def test_a_new_results_directory_gets_an_index(tmp_path):
+    put(tmp_path, "table1-quick")
+    text = figures.write_index(tmp_path, ["table1"]).read_text("utf-8")
+    assert text.startswith("# Results\n\n<!-- evidence -->\n| claim") and text.endswith("<!-- /evidence -->\n")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"claim": "x"}'])
