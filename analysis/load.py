@@ -18,8 +18,7 @@ from typing import Any
 import pandas as pd
 
 ALWAYS = ("model", "data", "method", "lr", "epochs", "batch_size", "seed")  # fields that the config of every run has
-NEEDED = ("dim", "partition", "distribution", "redraw", "sigma", "switch", "workers", "variant")  # and some that others have
-# ^ workers, variant: a run of one process has neither
+NEEDED = ("dim", "partition", "distribution", "redraw", "sigma", "switch", "workers", "variant", "augment")  # of some runs
 ENVIRONMENT = ("stream_version", "commit", "dirty", "earlier_commits", "cpu", "cpu_count", "device", "bytes_per_step")
 OUTCOME = ("id", "path", "sweeps", "outcome", "accuracy", "best", "cosine", "images", "forward_passes", "steps", "seconds",
            *ENVIRONMENT)  # fmt: skip  # columns of runs; the others are their config

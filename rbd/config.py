@@ -35,8 +35,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # method -> what several workers may s
     "rbd": ("common", "bases", "directions", "shares"),
     "fpd": ("common", "bases", "directions", "shares"),
 }
+PARTS = ("none", "crop", "brightness", "mirror")  # of the augmentation; brightness is for grey images, mirror for colour
 SWITCH = {"sgd": "rbd", "rbd": "sgd"}  # method -> the one that takes over after `switch` epochs
-OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant", "switch", "then_lr"}
+OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant", "switch", "then_lr", "augment"}
 PAPER_LR = {  # (model, data) -> method -> learning rate, already × batch size; arXiv 2011.04720
     ("fc", "mnist"): {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125},
     ("fc", "fmnist"): {"rbd": 0.5, "fpd": 0.5, "sgd": 0.25},
@@ -80,12 +81,13 @@ class RunConfig:
     seed: int = _option(int, 0, "seed of initial parameters, batches and bases", low=0)
     switch: int | None = _option(int, None, "epochs before the other one of rbd and sgd takes over")
     then_lr: float | None = _option(float, None, "learning rate of the method that takes over")
+    augment: str | None = _option(str, None, "the one part of the augmentation to keep", PARTS)
 
     def __post_init__(self) -> None:
         values = {f: getattr(self, f.name) for f in fields(self)}
         given = {f.name: _checked(f, v) for f, v in values.items() if v is not None or f.default is not None}
         model, data, method = given["model"], given["data"], given["method"]
-        used = DEFAULTS[method] | _shared(given) | _switched(given)
+        used = DEFAULTS[method] | _shared(given) | _switched(given) | _augmented(given)
         for name in sorted(OPTIONAL & given.keys() - used.keys()):
             raise ValueError(f"{name}: does not apply to method {method!r}; got {given[name]!r}, allowed None")
         resolved = {"lr": default_lr(model, data, method)} | used | given
@@ -103,7 +105,7 @@ class RunConfig:
         over = epoch >= self.switch
         method, lr = (SWITCH[self.method], self.then_lr) if over else (self.method, self.lr)
         own = {name: getattr(self, name) for name in DEFAULTS[method]}
-        own |= {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
+        own |= {name: getattr(self, name) for name in ("epochs", "batch_size", "seed", "augment")}
         return RunConfig(self.model, self.data, method, lr=lr, **own)
 
     def canonical(self) -> str:
@@ -151,6 +153,14 @@ def _switched(given: dict[str, Any]) -> dict[str, Any]:
     if given["switch"] >= given["epochs"]:
         raise ValueError(f"switch: got {given['switch']}, allowed 1 ... {given['epochs'] - 1} (before the last epoch)")
     return DEFAULTS[then] | {"switch": None, "then_lr": default_lr(given["model"], given["data"], then)}
+
+
+def _augmented(given: dict[str, Any]) -> dict[str, Any]:
+    """augment, if it is given and such images have it; all of the augmentation otherwise."""
+    allowed = [part for part in PARTS if part != ("brightness" if given["data"] == "cifar10" else "mirror")]
+    if given.get("augment", "none") not in allowed:
+        raise ValueError(f"augment: got {given['augment']!r}, allowed {', '.join(allowed)} with data {given['data']!r}")
+    return {"augment": None} if "augment" in given else {}
 
 
 def default_lr(model: str, data: str, method: str) -> float:
@@ -214,7 +224,7 @@ def _default(f: Field[Any]) -> str:
     texts = [f"{value} for {method}" for method, value in values.items()]
     default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])
     own = "the paper's, or ours where that is unknown"
-    return {"lr": own, "then_lr": own, "switch": "never"}.get(f.name, default)
+    return {"lr": own, "then_lr": own, "switch": "never", "augment": "all of it"}.get(f.name, default)
 
 
 def _argument(f: Field[Any]) -> Any:

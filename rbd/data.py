@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,8 @@ def download(name: str, data_dir: str | Path | None = None) -> None:
     _verify(name, root)
 
 
-def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0,
-            every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0, every: int = 1,
+            augment: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """One epoch of training batches: shuffled, augmented, the last incomplete batch dropped.
 
     Grey images: / 255, zero-padded by 3, cropped at random to their size, brightness + U[-0.5, 0.5) per image, not
@@ -195,6 +195,7 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0
         seed: 0 ... 2^64 - 1.
         epoch: 0 ... 2^64 - 1.
         first, every: make only the batches number first, first + every, ... of the floor(N / batch_size) of the epoch.
+        augment: the one part of the augmentation to keep, "crop", "brightness" or "mirror", or "none"; None: all of it.
 
     Returns:
         Pairs of x, (batch_size, C, H, W) float32, and y, (batch_size,) int64.
@@ -203,7 +204,7 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0
         ValueError: an argument is out of its range.
     """
     _check_range("batch_size", batch_size, 1, len(split))
-    draws = _draws(split, seed, epoch)
+    draws = _kept(_draws(split, seed, epoch), augment, _PADDING[split.images.shape[1]])
     used = len(split) // batch_size * batch_size
     places = torch.arange(used, device=split.images.device).view(-1, batch_size)[first::every].flatten()
     parts = places.split(max(_BLOCK // batch_size, 1) * batch_size) if len(places) else ()
@@ -254,6 +255,17 @@ def _draws(split: Split, seed: int, epoch: int) -> _Draws:
     order, row, column, mirror = (torch.from_numpy(c.astype(np.int64)).to(split.images.device) for c in integers)
     brightness = ((words >> 40) * 2.0**-24 - 0.5).astype(np.float32)  # bits 40-63, exact
     return _Draws(order, row, column, mirror, torch.from_numpy(brightness).to(split.images.device))
+
+
+def _kept(draws: _Draws, part: str | None, padding: int) -> _Draws:
+    """The draws with those of all other parts of the augmentation at rest; None keeps all."""
+    centre = torch.full_like(draws.row, padding)
+    at_rest = {"crop": {"row": centre, "column": centre}, "mirror": {"mirror": torch.zeros_like(draws.mirror)},
+               "brightness": {"brightness": torch.zeros_like(draws.brightness)}}  # fmt: skip
+    if part not in (None, "none", *at_rest):
+        raise ValueError(f"augment: got {part!r}, allowed None, none, {', '.join(at_rest)}")
+    still = {} if part is None else {n: v for name, rest in at_rest.items() if name != part for n, v in rest.items()}
+    return replace(draws, **still)
 
 
 def _training_inputs(split: Split, draws: _Draws, part: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ LAW = "rademacher"  # signs: a tenth of the cost of normals on a CPU, and no wor
 SCRIPTS = Path("benchmarks") / "sweeps"
 ALL = "all"  # the name that stands for every script, in this order, then the others
 ORDER = ("learning_rate", "table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw",
-         "correlation", "orthogonality", "workers", "hybrid", "landscape")  # fmt: skip
+         "augmentation", "correlation", "orthogonality", "workers", "hybrid", "landscape")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -303,7 +303,7 @@ def _stream(split: data.Split, config: RunConfig, start: int, per_epoch: int,
     """Training batches number start, start + every, ... epoch after epoch without end."""
     while True:
         epoch, first = divmod(start, per_epoch)
-        yield from data.batches(split, config.batch_size, config.seed, epoch, first, every)
+        yield from data.batches(split, config.batch_size, config.seed, epoch, first, every, config.augment)
         start += -(-(per_epoch - first) // every) * every  # the first one of the next epochs
 
 

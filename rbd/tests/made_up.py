@@ -66,6 +66,10 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
             extra = {"switch": switch, "then_lr": 0.1} if switch else {}
             law = SIGNS if method == "rbd" or switch else {}
             yield dict(model="fc", data=data, method=method, seed=seed, epochs=6, **law, **extra)
+    elif name == "augmentation":
+        for method, part, data, seed in product(("sgd", "rbd", "fpd"), (None, "crop", "none"), (mnist, fmnist), SEEDS):
+            law = {} if method == "sgd" else SIGNS
+            yield dict(model="fc", data=data, method=method, augment=part, seed=seed, epochs=3, **law)
     elif name == "nes":
         for (method, epochs), seed in product((("rbd", 4), ("nes", 4), ("rbd-nes", 1), ("rbd-nes", 4)), SEEDS):
             yield dict(model="fc", data=mnist, method=method, dim=4, epochs=epochs, seed=seed, **SIGNS)
@@ -91,7 +95,7 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
 
 
 RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid")
-RUNS += ("nes", "workers", "learning_rate", "paper_rates", "normals")
+RUNS += ("augmentation", "nes", "workers", "learning_rate", "paper_rates", "normals")
 
 
 def made_up(config: dict[str, Any]) -> Record:

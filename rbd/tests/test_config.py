@@ -18,11 +18,11 @@ NAMES = [f.name for f in fields(RunConfig)]
 
 def test_fields_and_defaults():
     assert NAMES == ["model", "data", "method", "dim", "partition", "distribution", "redraw", "sigma", "workers", "variant",
-                     "lr", "epochs", "batch_size", "seed", "switch", "then_lr"]
+                     "lr", "epochs", "batch_size", "seed", "switch", "then_lr", "augment"]
     assert asdict(RunConfig()) == {
         "model": "fc", "data": "mnist-embedded", "method": "rbd", "dim": 250, "partition": "whole",
         "distribution": "rademacher", "redraw": 1, "sigma": None, "workers": None, "variant": None, "lr": 1.0,
-        "epochs": 100, "batch_size": 32, "seed": 0, "switch": None, "then_lr": None,
+        "epochs": 100, "batch_size": 32, "seed": 0, "switch": None, "then_lr": None, "augment": None,
     }
 
 
@@ -105,6 +105,9 @@ BAD = [
     ({"workers": 2, "variant": "gossip"}, ("variant: got 'gossip'", "ddp, common, bases, directions, shares")),
     ({"workers": 2, "variant": "ddp"}, ("variant: got 'ddp'", "common, bases, directions, shares with method 'rbd'")),
     ({"method": "sgd", "workers": 2, "variant": "shares"}, ("variant: got 'shares'", "allowed ddp with method 'sgd'")),
+    ({"augment": "mirror"}, ("augment: got 'mirror'", "none, crop, brightness with data 'mnist-embedded'")),
+    ({"augment": "brightness", "data": "cifar10"}, ("augment: got 'brightness'", "none, crop, mirror with data 'cifar10'")),
+    ({"augment": "all"}, ("augment: got 'all'",)),
     ({"switch": 0}, ("switch: got 0", "an integer 1 ...")),
     ({"switch": 100}, ("switch: got 100", "1 ... 99 (before the last epoch)")),
     ({"method": "fpd", "switch": 3}, ("switch: does not apply to method 'fpd'", "got 3")),
@@ -172,7 +175,7 @@ def test_equal_runs_have_equal_ids():
     assert RunConfig(partition="even:08").id == RunConfig(partition="even:8").id
     assert RunConfig(partition="by_ratio:2.5").partition == "by_ratio:2.5"
     backwards = dict(reversed(asdict(RunConfig()).items()))
-    assert next(iter(backwards)) == "then_lr" and RunConfig.from_dict(backwards).id == RunConfig().id
+    assert next(iter(backwards)) == "augment" and RunConfig.from_dict(backwards).id == RunConfig().id
 
 
 def test_every_field_changes_the_id():
@@ -182,8 +185,9 @@ def test_every_field_changes_the_id():
     ids |= {RunConfig().id, RunConfig(method="nes").id, RunConfig(method="nes", sigma=0.02).id}
     ids |= {RunConfig(workers=2).id, RunConfig(workers=3).id, RunConfig(workers=2, variant="bases").id}
     ids |= {RunConfig(switch=9).id, RunConfig(switch=9, then_lr=2.0).id, RunConfig(method="sgd", switch=9).id}
-    more = {"sigma", "workers", "variant", "switch", "then_lr"}
-    assert set(others) | more == set(NAMES) and len(ids) == len(others) + 9
+    ids |= {RunConfig(augment="none").id, RunConfig(augment="crop").id}
+    more = {"sigma", "workers", "variant", "switch", "then_lr", "augment"}
+    assert set(others) | more == set(NAMES) and len(ids) == len(others) + 11
 
 
 @pytest.mark.parametrize("c", [

@@ -225,6 +225,35 @@ def test_bits_depend_on_neither_block_nor_batch_nor_threads_nor_consumption(chan
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_parts_of_the_augmentation(channels):
+    """Each part alone does what it says, with the draws that it has among all of them; none leaves the images alone."""
+    split = random_split(50, channels)
+    parts = (None, "none", "crop", "mirror", "brightness")
+    made = {part: joined(data.batches(split, 50, 3, 4, augment=part)) for part in parts}
+    assert all(torch.equal(y, made[None][1]) for _, y in made.values())
+    plain = data.Split(split.images[torch.tensor(order_of(split, 3, 4))], made[None][1])
+    (seen, _), = data.evaluation(plain)
+    x = {part: images for part, (images, _) in made.items()}
+    assert torch.equal(x["none"], seen)
+    if channels == 1:
+        shift = x["brightness"] - seen
+        assert torch.equal(x["mirror"], seen) and shift.std() > 0.2 and shift.abs().max() < 0.5001
+        assert (shift.flatten(1).std(1) < 1e-6).all() and torch.allclose(x[None] - x["crop"], shift, atol=1e-6)
+    else:
+        mirrored = (x["mirror"] != seen).flatten(1).any(1)
+        assert torch.equal(x["brightness"], seen) and 10 < mirrored.sum() < 40
+        assert torch.equal(x["mirror"][mirrored], seen[mirrored].flip(-1))
+    moved = (x["crop"] != seen).flatten(1).any(1)
+    assert 40 < moved.sum() <= 50
+    with pytest.raises(ValueError, match="augment: got 'crops', allowed None, none, crop, mirror, brightness"):
+        data.batches(split, 50, 3, 4, augment="crops")
+
+
+def order_of(split: data.Split, seed: int, epoch: int) -> list[int]:
+    return data._draws(split, seed, epoch).order.tolist()
+
+
 def test_no_global_generator_is_used():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002

@@ -330,7 +330,7 @@ def test_plan_has_every_run_once_and_tells_what_waits_for_a_rate(tmp_path):
 in_repository = pytest.mark.skipif(not (ROOT / sweep.SCRIPTS).is_dir(), reason="the scripts are in the repository only")
 NAMES = sorted(path.stem for path in (ROOT / sweep.SCRIPTS).glob("*.py"))
 WITH_RUNS = {"table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw", "correlation", "hybrid",
-             "learning_rate", "nes", "paper_rates", "normals"}  # fmt: skip
+             "augmentation", "learning_rate", "nes", "paper_rates", "normals"}  # fmt: skip
 
 
 def with_runs() -> set[str]:

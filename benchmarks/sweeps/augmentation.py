@@ -1,0 +1,19 @@
+"""What does each part of the augmentation cost, for FPD, RBD and SGD: crop and brightness, one of them, none?"""
+
+from __future__ import annotations
+
+from itertools import product
+
+from rbd.config import PAPER_LR, RunConfig
+from rbd.sweep import LAW, SEEDS
+
+PARTS = (None, "none", "brightness", "crop")  # None: both
+
+
+def configs(profile, tuned):
+    """One seed of everything before the next one; at the paper's rates where its numbers are to be explained."""
+    names = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist")
+    for seed, part, data, method in product(SEEDS, PARTS, names, ("sgd", "rbd", "fpd")):
+        law = {} if method == "sgd" else {"distribution": LAW}
+        base = {"model": "fc", "data": data, "method": method, **law, "seed": seed, "augment": part}
+        yield tuned(**base, epochs=20) if profile == "quick" else RunConfig(**base, lr=PAPER_LR["fc", data][method])
