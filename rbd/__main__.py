@@ -161,6 +161,8 @@ def _reproduce(given: argparse.Namespace) -> int:
     record.write(sweep.manifest_path(table1.name, given.results_dir), table1.manifest(), "a list of runs")
     missing = len(table1.configs) - len(table1.records(given.results_dir))
     print(f"{table1.name}: {len(table1.configs)} runs, {missing} to do, records in {directory}", flush=True)
+    if table1.waiting:
+        print(f"rbd: warning: {table1.name}: {sweep.untuned(table1.untuned, given.profile)}", file=sys.stderr)
     if missing:
         _require_data(table1.configs, given)
     for number, wanted in enumerate(table1.configs, 1):
@@ -286,7 +288,7 @@ def _report(given: argparse.Namespace) -> int:
     if not records:
         first = f"run `rbd reproduce --profile {given.profile}`"
         raise ValueError(f"{table1.directory(given.results_dir)}: no records of {table1.name}; {first}")
-    missing = len(table1.configs) - len(records)
+    missing = len(table1.configs) + len(table1.waiting) - len(records)
     text = f"{report.table(records, given.profile)}\n\n{report.legend(missing)}"
     picture = report.curves(records, given.results_dir / "figures" / f"{table1.name}.png", given.profile)
     if getattr(given, "into", None):

@@ -202,9 +202,10 @@ def test_damaged_record_is_named(here, capsys):
     assert path.read_text() == '{"format": 1}'
 
 
-def test_report_without_records_says_what_to_run(here, capsys):
+def test_report_without_records_says_what_to_run(here, capsys, monkeypatch):
     said = refused(["report"], capsys)
     assert "results/runs/table1-quick: no records of table1-quick; run `rbd reproduce --profile quick`" in said
+    monkeypatch.setattr(rates, "SHIPPED", here)
     assert "run `rbd sweep learning_rate --profile paper`" in refused(["report", "--profile", "paper"], capsys)
     assert list(here.iterdir()) == []
 
@@ -441,8 +442,9 @@ def test_reproduce_stops_at_a_damaged_record_before_any_training(here, tiny, cap
     assert f"{path}: not a valid record, file not touched" in refused(["reproduce"], capsys)
 
 
-def test_reproduce_without_the_data_says_how_to_get_them(here, capsys):
+def test_reproduce_without_the_data_says_how_to_get_them(here, capsys, monkeypatch):
     """The profile needs the full sets: as typed for the first time on a new machine."""
+    monkeypatch.setattr(rates, "SHIPPED", here)
     file = rates.path("paper", "results")
     file.parent.mkdir()
     file.write_text(json.dumps({"rates": {"fc mnist sgd": {"lr": 0.125}}}))
@@ -450,6 +452,7 @@ def test_reproduce_without_the_data_says_how_to_get_them(here, capsys):
     said = capsys.readouterr()
     assert said.out == "table1-paper: 3 runs, 3 to do, records in results/runs/table1-paper\n"
     assert "rbd data --download mnist" in said.err
+    assert "rbd: warning: table1-paper: no learning rate yet for 'fc mnist nes dim=250', " in said.err
 
 
 def test_diverged_run_is_shown_once_and_counted(here, tiny, capsys, monkeypatch):
