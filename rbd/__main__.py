@@ -312,7 +312,7 @@ def _figures(given: argparse.Namespace) -> int:
         print(f"{told[drawn.state]} ({drawn.seconds:.1f} s)", flush=True)
     path = figures.write_index(given.results_dir, figures.available())
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("drawn", "empty", "failed") if state in states)
-    where = f"figures and tables: {given.results_dir}; index: {path}"
+    where = f"figures and tables: {given.results_dir}" + (f"; index: {path}" if path else "")
     print(f"{counts}; {where}" if counts else where)
     return int("failed" in states)
 

@@ -147,13 +147,15 @@ def _cells(evidence: dict[str, Any]) -> Iterator[str]:
     yield from (cell.replace("|", r"\|") for cell in told)
 
 
-def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path:
-    """Put the index between its marks in <results>/README.md, which is made where there is none.
+def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path | None:
+    """Put the index between its marks in <results>/README.md, which is made where there is none; None without evidence.
 
     Raises:
         ValueError: the marks are not there, or the evidence of a notebook is damaged.
     """
     path = Path(results) / "README.md"
+    if not path.exists() and not any((Path(results) / "tables").glob("*.json")):
+        return None
     text = path.read_text("utf-8") if path.exists() else BLANK
     try:
         made = report.insert(text, "evidence", index(results, names))
