@@ -90,7 +90,8 @@ def test_paper_profile_is_the_papers_set_up_with_signs_and_rates_of_our_own(pape
         assert c.sigma == (0.01 if c.method == "nes" else None)
 
 
-def test_table1_without_any_rate_says_how_to_find_them(tmp_path):
+def test_table1_without_any_rate_says_how_to_find_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "SHIPPED", tmp_path)
     with pytest.raises(ValueError, match="no learning rate yet for 'fc mnist nes dim=250', .*: run `rbd sweep learning"):
         sweep.table1("paper", tmp_path)
 
