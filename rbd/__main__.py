@@ -188,9 +188,9 @@ def _sweep(given: argparse.Namespace) -> int:
     problems = []
     try:
         for name in sweep.ordered(given.sweeps_dir):
-            if given.seeds and hasattr(sweep.script(name, given.sweeps_dir), "conclude"):
-                continue  # its choice rests on seeds of its own
             try:
+                if given.seeds and hasattr(sweep.script(name, given.sweeps_dir), "conclude"):
+                    continue  # its choice rests on seeds of its own
                 problems += _experiment(name, given)
             except (ValueError, TypeError, OSError, RuntimeError) as error:  # the others go on
                 problems.append(f"failed: {name}: {error}")

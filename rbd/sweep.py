@@ -161,9 +161,9 @@ def ordered(folder: str | os.PathLike[str] = SCRIPTS) -> list[str]:
 
 
 def script(name: str, folder: str | os.PathLike[str] = SCRIPTS) -> ModuleType:
-    """The script of an experiment, run: its docstring is the question, the work configs(profile, tuned)
-    or measure(profile, data_dir).
+    """The script of an experiment, run: its docstring is the question.
 
+    The work is configs(profile, tuned) or measure(profile, data_dir).
     `tuned` makes a RunConfig with the learning rate chosen for it, or None where there is none yet. conclude(profile,
     configs, records, results), if there, runs at the end of the sweep and returns warnings; cost(profile), if there, is
     about how many seconds measure takes; alone = True makes it one run at a time, because its seconds count.

@@ -589,6 +589,15 @@ def test_sweep_all_goes_through_every_script_and_tells_all_that_failed_at_the_en
     assert sorted(p.stem for p in Path("results/sweeps").iterdir()) == ["demo-quick", "learning_rate-quick", "table1-quick"]
 
 
+def test_sweep_all_with_other_seeds_does_not_search_and_survives_a_broken_script(scripts, capsys):
+    (scripts / "learning_rate.py").write_text(SEARCH)
+    (scripts / "curves.py").write_text("raise ValueError('cannot even start')\n")
+    assert main(["sweep", "all", "--seeds", "5", "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert "learning_rate-quick" not in said.out and "depth-quick" in said.out
+    assert "failed: curves: cannot even start" in said.err.splitlines()
+
+
 class Cluster:
     """Stands for Ray's; where everything is done, nothing is sent."""
 
