@@ -27,7 +27,7 @@ def number(summary: Any, unit: str = "", digits: int = 1) -> str:
 
 
 def interval(summary: Any, digits: int = 1) -> str:
-    """ "[79.6, 82.0]", or "no interval" where n = 1."""
+    """ "[79.6, 82.0]", or "no interval" where there is no second run to resample."""
     if math.isnan(summary.low):
         return "no interval"
     return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]"

@@ -157,6 +157,7 @@ def test_the_index_is_written_between_its_marks_alone(tmp_path):
 
 
 def test_a_new_results_directory_gets_an_index(tmp_path):
+    assert figures.write_index(tmp_path, ["table1"]) is None and not list(tmp_path.iterdir())
     put(tmp_path, "table1-quick")
     text = figures.write_index(tmp_path, ["table1"]).read_text("utf-8")
     assert text.startswith("# Results\n\n<!-- evidence -->\n| claim") and text.endswith("<!-- /evidence -->\n")
