@@ -190,7 +190,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def config_id(config: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the SHA-256 of the fields that apply, as rbd.config.RunConfig.id has it."""
+    """First 16 hex digits of the SHA-256 of the fields that apply, as rbd.suite.config.RunConfig.id has it."""
     applying = {name: value for name, value in config.items() if value is not None}
     return sha256(json.dumps(applying, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 

@@ -6,6 +6,7 @@ NES is left out: the few updates that seconds allow leave it at chance.
 from __future__ import annotations
 
 from benchmarks._measure import SET, expected
+from benchmarks._suite import suite
 
 METHODS = ("sgd", "rbd normal", "rbd uniform", "rbd rademacher", "fpd rademacher")
 LR = {"sgd": 0.125, "rbd": 4.0, "fpd": 4.0}
@@ -25,13 +26,11 @@ class Error:
             expected(0.5)
 
     def track_validation(self, method: str) -> float:
-        from rbd.config import RunConfig
-        from rbd.train import train
-
         name, distribution = (*method.split(), None)[:2]
         epochs = 1 if SET == "quick" else 4
         used = {} if distribution is None else {"dim": 250, "distribution": distribution}
-        made = train(RunConfig("fc", "mnist-embedded", name, lr=LR[name], epochs=epochs, **used))
+        config = suite("config").RunConfig("fc", "mnist-embedded", name, lr=LR[name], epochs=epochs, **used)
+        made = suite("train").train(config)
         assert made.outcome == "finished", f"{method}: {made.outcome}"
         return 100 - _last(made)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks._measure import DEVICES, alone, on_device
+from benchmarks._suite import suite
 
 SHAPES = {"grey 28x28": (1, 28, 28), "colour 32x32": (3, 32, 32)}
 IMAGES, BATCH = 2048, 32
@@ -22,8 +23,7 @@ class Batches:
     def track_time(self, device: str, images: str, what: str) -> float:
         import torch
 
-        from rbd import data
-
+        data = suite("data")
         device, generator = on_device(device), torch.Generator().manual_seed(0)
         pixels = torch.randint(256, (IMAGES, *SHAPES[images]), dtype=torch.uint8, generator=generator)
         split = data.Split(pixels, torch.randint(10, (IMAGES,), generator=generator)).to(device)

@@ -1,6 +1,6 @@
-"""Make rbd/embedded/*.npz, the first 7,000 images of the training files of MNIST and Fashion-MNIST.
+"""Make rbd/suite/embedded/*.npz, the first 7,000 images of the training files of MNIST and Fashion-MNIST.
 
-    python benchmarks/make_embedded.py [FOLDER]     # reads the full sets from RBD_DATA_DIR; FOLDER: rbd/embedded
+    python benchmarks/make_embedded.py [FOLDER]     # reads the full sets from RBD_DATA_DIR; FOLDER: rbd/suite/embedded
 
 The same input gives the same bytes (with the same liblzma). Prints the md5 of each file for the table in rbd/data.py.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rbd import data
+from rbd.suite import data
 
 COUNT = 7_000  # images: 5,000 to train on and 2,000 to validate
 EMBEDDED = Path(data.__file__).parent / "embedded"

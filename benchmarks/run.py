@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks._suite import suite
+
 HERE = Path(__file__).parent
 COLUMNS = ("result", "params", "version", "started_at", "duration")
 
@@ -149,9 +151,7 @@ def _write(path: Path, value: dict) -> None:
 
 def this_machine() -> dict[str, str]:
     """As `asv machine` describes one; a GPU stands in its name and beside the processor."""
-    from rbd.record import _cpu_name
-
-    name, cpu = platform.node() or "unknown", _cpu_name()
+    name, cpu = platform.node() or "unknown", suite("record")._cpu_name()
     if gpu := _gpu():
         name, cpu = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-").lower(), f"{cpu} with {gpu}"
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks._measure import DEVICES, alone, alternate, attempt, captured, expected, found, on_device
+from benchmarks._suite import suite
 
 NETWORKS = {"fc": (1, 28, 28), "cnn": (1, 28, 28), "resnet8": (3, 32, 32), "resnet32": (3, 32, 32)}
 METHODS = ("sgd", "rbd normal", "rbd uniform", "rbd rademacher", "rbd rademacher by_layer", "fpd rademacher",
@@ -40,7 +41,7 @@ def _pair(device: str, network: str, method: str):
     elif network == "resnet32":
         expected(0.3)
     before = torch.get_num_threads()
-    _threads(1 if network == "fc" else before, before)  # as rbd.train does: the FC net's operations are too small to share
+    _threads(1 if network == "fc" else before, before)  # as the suite does: the FC net's operations are too small to share
     try:
         ours, sgd = _step(network, method, device), _step(network, "sgd", device)
         if "nes" in method:  # hundreds of SGD's steps: no need to take turns
@@ -73,8 +74,7 @@ def _step(network: str, method: str, device: str) -> Callable[[], object]:
     """
     import torch
 
-    from rbd import models
-
+    models = suite("models")
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(BATCH, *NETWORKS[network], generator=generator).to(device)
     y = torch.randint(10, (BATCH,), generator=generator).to(device)

@@ -198,7 +198,7 @@ def tables(folder: Path) -> str:
 
 def written(text: str, folder: Path) -> str:
     """A page with the tables between its marks."""
-    from rbd.report import insert  # here, so that asv can import this module beside an rbd that has no such function
+    from rbd.suite.report import insert  # here, so that asv can import this module beside an rbd that has no such function
 
     return insert(text, "asv", tables(folder))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import product
 
-from rbd.config import PAPER_LR, RunConfig
-from rbd.sweep import LAW, SEEDS
+from rbd.suite.config import PAPER_LR, RunConfig
+from rbd.suite.sweep import LAW, SEEDS
 
 PARTS = (None, "none", "brightness", "crop")  # None: both
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rbd.sweep import LAW, SEEDS
+from rbd.suite.sweep import LAW, SEEDS
 
 CUTS = {"quick": (2, 4, 16, 64), "paper": (2, 4, 8, 16, 32, 64, 125)}  # K; d = 250 leaves 2 directions to each of 125
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rbd.sweep import script
+from rbd.suite.sweep import script
 
 
 def configs(profile, tuned):  # the runs of two other sweeps, whose records have the cosines

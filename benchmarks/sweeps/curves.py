@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rbd.sweep import LAW, SEEDS
+from rbd.suite.sweep import LAW, SEEDS
 
 
 def configs(profile, tuned):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rbd.sweep import LAW, SEEDS
+from rbd.suite.sweep import LAW, SEEDS
 
 DIMS = {"quick": (2, 10, 50, 250, 1000, 2500), "paper": (2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)}
 LARGE = 1000  # above it one seed in the paper profile: hours a run

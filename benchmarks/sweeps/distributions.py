@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rbd.config import DISTRIBUTIONS
-from rbd.sweep import SEEDS
+from rbd.suite.config import DISTRIBUTIONS
+from rbd.suite.sweep import SEEDS
 
 
 def configs(profile, tuned):

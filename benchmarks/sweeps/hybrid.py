@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rbd.sweep import LAW, SEEDS
+from rbd.suite.sweep import LAW, SEEDS
 
 SWITCHES = {"quick": (5, 10, 15), "paper": (10, 50, 90)}  # epochs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rbd.config import PAPER_LR
+from rbd.suite.config import PAPER_LR
 
 DATA = {"quick": "mnist-embedded", "paper": "mnist"}
 EPOCHS = {"quick": 5, "paper": 20}
@@ -18,7 +18,7 @@ def measure(profile, data_dir=None):
     θ is the FC net (D = 101,770), at the start and after SGD of 5 epochs of the embedded MNIST, or 20 of the whole, at the
     paper's rate.
     """
-    from rbd import data, models
+    from rbd.suite import data, models
 
     sets = data.load(DATA[profile], data_dir)
     model = models.build("fc", (1, 28, 28), SEED)
@@ -39,7 +39,7 @@ def trained(model, sets, epochs):
     import torch
     from torch.nn.functional import cross_entropy
 
-    from rbd import data
+    from rbd.suite import data
 
     optimizer = torch.optim.SGD(model.parameters(), PAPER_LR["fc", "mnist"]["sgd"])
     for epoch in range(epochs):
@@ -55,7 +55,8 @@ def around(model, sets, count):
     from torch.nn.functional import cross_entropy
     from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-    from rbd import Basis, data
+    from rbd import Basis
+    from rbd.suite import data
 
     x, y = next(data.evaluation(sets.train, IMAGES))
     theta = parameters_to_vector(model.parameters()).detach()  # (D,)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rbd import rates, runner, sweep
-from rbd.config import RunConfig
+from rbd.suite import rates, runner, sweep
+from rbd.suite.config import RunConfig
 
 SEEDS = (100, 101)  # of no reported run
 OCTAVES = 9

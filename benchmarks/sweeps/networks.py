@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rbd.sweep import LAW, SEEDS
+from rbd.suite.sweep import LAW, SEEDS
 
 RATIOS = {"quick": (10, 75, 500), "paper": (10, 25, 75, 250)}
 

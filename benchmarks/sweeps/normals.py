@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rbd.sweep import table1_configs
+from rbd.suite.sweep import table1_configs
 
 
 def configs(profile, tuned):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import mean, stdev
 
-from rbd.config import DISTRIBUTIONS
+from rbd.suite.config import DISTRIBUTIONS
 
 SIZES = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)  # D
 PAIRS = {"quick": 400, "paper": 4000}

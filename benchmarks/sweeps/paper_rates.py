@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rbd.config import PAPER_LR, RunConfig
-from rbd.sweep import LAW, SEEDS
+from rbd.suite.config import PAPER_LR, RunConfig
+from rbd.suite.sweep import LAW, SEEDS
 
 
 def configs(profile, tuned):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rbd.sweep import LAW, SEEDS
+from rbd.suite.sweep import LAW, SEEDS
 
 INTERVALS = {"quick": (1, 4, 16, 64, 256, 1024), "paper": (1, 10, 100, 1000, 10_000)}  # steps
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from rbd.sweep import table1_configs as configs
+from rbd.suite.sweep import table1_configs as configs
 
 __all__ = ["configs"]

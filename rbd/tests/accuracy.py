@@ -31,11 +31,12 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from tqdm import tqdm
 
-from rbd import data, distributed, models, record
-from rbd import train as loop
-from rbd.config import RunConfig
+from rbd import distributed
 from rbd.distribution import distribution
 from rbd.partition import Partition, partition
+from rbd.suite import data, models, record
+from rbd.suite import train as loop
+from rbd.suite.config import RunConfig
 
 FILE = Path(__file__).parent / "expected" / "accuracy.json"
 SEEDS = (0, 1)  # of the check

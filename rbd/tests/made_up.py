@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rbd import record
-from rbd.config import RunConfig
-from rbd.record import Point, Record
-from rbd.sweep import Sweep, manifest_path
+from rbd.suite import record
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Point, Record
+from rbd.suite.sweep import Sweep, manifest_path
 
 SEEDS = (0, 1, 2)
 SIGNS = {"distribution": "rademacher"}

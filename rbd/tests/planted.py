@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rbd import kernels, optim
-from rbd import train as loop
 from rbd.partition import Partition
+from rbd.suite import train as loop
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

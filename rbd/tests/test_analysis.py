@@ -22,10 +22,10 @@ import tables
 import worker_time
 from scipy.stats import trim_mean
 
-from rbd import config, models, record, report, sweep
-from rbd.config import RunConfig
+from rbd.suite import config, models, record, report, sweep
+from rbd.suite.config import RunConfig
 
-ROOT = Path(report.__file__).parents[1]
+ROOT = Path(report.__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
 SWEEPS = [name for name in made_up.RUNS if name not in ("paper_rates", "normals")]
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#777777"}  # and a grey

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import rbd
-from rbd import data, rates, record, report, runner, sweep
-from rbd.__main__ import main
-from rbd.config import DEFAULTS, RunConfig
+from rbd.suite import data, rates, record, report, runner, sweep
+from rbd.suite.cli import main
+from rbd.suite.config import DEFAULTS, RunConfig
 
 ROOT = Path(rbd.__file__).parents[1]
 SMALL = ["train", "--method", "sgd", "--epochs", "2", "--batch-size", "500"]  # 20 steps on the embedded MNIST
@@ -115,11 +115,11 @@ def test_no_command_is_refused(here, capsys):
 
 @pytest.mark.parametrize("script", [
     "import rbd",
-    "import rbd.__main__, rbd.config, rbd.record, rbd.sweep, rbd.report",
-    "import sys; sys.argv = ['rbd', '--help']\nfrom rbd.__main__ import main\ntry: main()\nexcept SystemExit: pass",
-    "from rbd.__main__ import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
-    "from rbd.__main__ import main\ntry: main(['train', '--model', 'none'])\nexcept SystemExit: pass",
-    "from rbd.__main__ import main\nmain(['report'])",  # there is nothing to report
+    "import rbd.suite.cli, rbd.suite.config, rbd.suite.record, rbd.suite.sweep, rbd.suite.report",
+    "import sys; sys.argv = ['rbd', '--help']\nfrom rbd.suite.cli import main\ntry: main()\nexcept SystemExit: pass",
+    "from rbd.suite.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
+    "from rbd.suite.cli import main\ntry: main(['train', '--model', 'none'])\nexcept SystemExit: pass",
+    "from rbd.suite.cli import main\nmain(['report'])",  # there is nothing to report
 ])  # fmt: skip
 def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
     heavy = ("torch", "torchvision", "numba", "numpy", "matplotlib")
@@ -342,7 +342,7 @@ def test_divergence_is_a_result_with_status_1(here, few, capsys):
 
 def interrupted_once(monkeypatch) -> None:
     """Ctrl-C in the second validation from now on, and never after."""
-    import rbd.train as loop
+    import rbd.suite.train as loop
 
     real, calls = loop.accuracy, []
 
@@ -400,7 +400,7 @@ def test_reproduce_runs_reports_and_the_second_time_only_reports(here, tiny, cap
     content = picture.read_bytes()
     assert content.startswith(b"\x89PNG")
 
-    monkeypatch.setattr("rbd.train.train", lambda *args, **kwargs: pytest.fail("it trained again"))
+    monkeypatch.setattr("rbd.suite.train.train", lambda *args, **kwargs: pytest.fail("it trained again"))
     began = time.perf_counter()
     assert main(["reproduce"]) == 0
     assert time.perf_counter() - began < 5  # s; reading and drawing take half a second on a quiet machine
@@ -435,7 +435,7 @@ def test_reproduce_interrupted_goes_on(here, tiny, capsys, monkeypatch):
 
 
 def test_reproduce_stops_at_a_damaged_record_before_any_training(here, tiny, capsys, monkeypatch):
-    monkeypatch.setattr("rbd.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
+    monkeypatch.setattr("rbd.suite.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
     path = Path("results/runs/table1-quick") / f"{tiny.configs[-1].id}.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
@@ -494,7 +494,7 @@ def test_report_into_a_file_without_marks_leaves_it(here, tiny, capsys):
 
 
 SCRIPTS = {
-    "demo": '"""What?"""\nfrom rbd.config import RunConfig\ndef configs(profile, tuned):\n'
+    "demo": '"""What?"""\nfrom rbd.suite.config import RunConfig\ndef configs(profile, tuned):\n'
             '    for seed in (0, 1) if profile == "quick" else ():\n'
             '        yield RunConfig(method="sgd", epochs=2, batch_size=500, seed=seed)\n'
             '    yield tuned(method="rbd", dim=3)\n',
@@ -546,8 +546,8 @@ def done(*configs: RunConfig) -> None:
 
 
 SEARCH = """'Which rate?'
-from rbd import rates
-from rbd.config import RunConfig
+from rbd.suite import rates
+from rbd.suite.config import RunConfig
 conclude = rates.conclude
 def configs(profile, tuned):
     return [RunConfig(method="sgd", epochs=1, lr=lr, seed=100) for lr in (0.5, 0.25)]
@@ -619,9 +619,9 @@ class Cluster:
     (["--gpus", "2"], 2.0),
 ])  # fmt: skip
 def test_share_of_a_gpu(words, share, scripts, monkeypatch):
-    from rbd.__main__ import _parser, _workers
+    from rbd.suite.cli import _parser, _workers
 
-    monkeypatch.setattr("rbd.cluster.Cluster", Cluster)
+    monkeypatch.setattr("rbd.suite.cluster.Cluster", Cluster)
     Cluster.made.clear()
     given = _parser().parse_args(["sweep", "demo", "--ray", "auto", *words])
     assert _workers(given, 1, False)[1:] == (3, 1) and Cluster.made == [("auto", 1, share)]
@@ -629,16 +629,16 @@ def test_share_of_a_gpu(words, share, scripts, monkeypatch):
 
 def test_on_ray_the_data_sets_are_the_nodes_affair(scripts, monkeypatch):
     """The driver may be a laptop without them; a node that lacks them says so, in a failure."""
-    (scripts / "full.py").write_text('"""Full?"""\nfrom rbd.config import RunConfig\ndef configs(profile, tuned):\n'
+    (scripts / "full.py").write_text('"""Full?"""\nfrom rbd.suite.config import RunConfig\ndef configs(profile, tuned):\n'
                                      '    yield RunConfig(data="mnist", method="sgd")\n')  # fmt: skip
-    monkeypatch.setattr("rbd.cluster.Cluster", Cluster)
+    monkeypatch.setattr("rbd.suite.cluster.Cluster", Cluster)
     monkeypatch.setattr(runner, "perform", lambda *args: [])
     assert main(["sweep", "full", "--data-dir", "empty"]) == 2
     assert main(["sweep", "full", "--data-dir", "empty", "--ray", "auto"]) == 0
 
 
 def test_sweep_dry_run_writes_the_list_and_runs_nothing(scripts, capsys, monkeypatch):
-    monkeypatch.setattr("rbd.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
+    monkeypatch.setattr("rbd.suite.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
     assert main(["sweep", "demo", "--dry-run"]) == 1  # a rate is missing
     said = capsys.readouterr()
     first, *runs = said.out.splitlines()
@@ -685,7 +685,7 @@ def test_bad_input_of_sweep_is_refused(arguments, message, scripts, capsys):
 
 def test_reproduce_counts_records_of_other_sweeps(here, tiny, capsys, monkeypatch):
     """And prints each run only when it is news."""
-    monkeypatch.setattr("rbd.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
+    monkeypatch.setattr("rbd.suite.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
     point = record.Point(1, 1, 1, 1, 2.0, 50.0, None)
     for c in tiny.configs:
         record.save(record.Record(c, "finished", (point,), (1.0,), {}), "results/runs/other")

@@ -1,4 +1,4 @@
-"""rbd.cluster: a sweep on a real Ray cluster of two nodes on this machine, one of which is killed while it works."""
+"""rbd.suite.cluster: a sweep on a real Ray cluster of two nodes on this machine, one of which is killed while it works."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import rbd
-from rbd import record, runner, sweep
-from rbd.cluster import Cluster
-from rbd.config import RunConfig
+from rbd.suite import record, runner, sweep
+from rbd.suite.cluster import Cluster
+from rbd.suite.config import RunConfig
 
 ROOT = Path(rbd.__file__).parents[1]
 SCRIPT = '''"""Does it work elsewhere?"""
-from rbd.config import RunConfig
+from rbd.suite.config import RunConfig
 
 def configs(profile, tuned):
     runs = [RunConfig(method="sgd", epochs=20, batch_size=500, seed=seed) for seed in range(4)]
@@ -70,10 +70,10 @@ def test_without_ray_the_message_says_what_to_install(tmp_path):
 
 
 def test_remote_uses_checkpoints_only_on_a_shared_disk(tmp_path, monkeypatch):
-    from rbd import cluster
+    from rbd.suite import cluster
 
     seen = []
-    monkeypatch.setattr("rbd.train.train", lambda config, checkpoints, **options: seen.append((checkpoints, options)))
+    monkeypatch.setattr("rbd.suite.train.train", lambda config, checkpoints, **options: seen.append((checkpoints, options)))
     for folder in (tmp_path, tmp_path / "elsewhere"):
         cluster.remote(RunConfig(), str(folder), {"threads": 1})
     assert seen == [(str(tmp_path), {"threads": 1}), (None, {"threads": 1})]

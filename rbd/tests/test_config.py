@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rbd import config, distributed, distribution, models
-from rbd.config import RunConfig
+from rbd import distributed, distribution
+from rbd.suite import config, models
+from rbd.suite.config import RunConfig
 
 NAMES = [f.name for f in fields(RunConfig)]
 

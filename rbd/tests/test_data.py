@@ -1,4 +1,4 @@
-"""rbd.data: what is read, what is drawn, what is said when a file is missing, damaged or out of reach."""
+"""rbd.suite.data: what is read, what is drawn, what is said when a file is missing, damaged or out of reach."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 import torch
 
-from rbd import data
+from rbd.suite import data
 
-MAKE_EMBEDDED = Path(data.__file__).parent.parent / "benchmarks" / "make_embedded.py"
+MAKE_EMBEDDED = Path(data.__file__).parents[2] / "benchmarks" / "make_embedded.py"
 
 
 def random_split(count: int, channels: int, seed: int = 0) -> data.Split:
@@ -85,17 +85,17 @@ def test_embedded_files_say_their_licences():
 
 def test_embedded_need_no_torchvision():
     code = (
-        "import sys, rbd.data as d; d.load('mnist-embedded'); d.status('nowhere'); print('torchvision' in sys.modules)"
+        "import sys, rbd.suite.data as d; d.load('mnist-embedded'); d.status('nowhere'); print('torchvision' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(data.__file__).parent.parent
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(data.__file__).parents[2]
     )
     assert done.stdout.strip() == "False"
 
 
 @pytest.fixture
 def copied_package(tmp_path, monkeypatch):
-    """rbd.data reads its embedded files beside itself; let it stand beside copies that may be damaged."""
+    """rbd.suite.data reads its embedded files beside itself; let it stand beside copies that may be damaged."""
     shutil.copytree(Path(data.__file__).parent / "embedded", tmp_path / "embedded")
     monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
     return tmp_path / "embedded"

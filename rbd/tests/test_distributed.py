@@ -27,13 +27,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import rbd
-from rbd import FPD, RBD, Basis, distributed, kernels, optim, record
-from rbd.config import RunConfig
+from rbd import FPD, RBD, Basis, distributed, kernels, optim
 from rbd.distributed import OWN_BATCH, VARIANTS, Part, Workers, in_turn, share
 from rbd.distribution import DISTRIBUTIONS, distribution
 from rbd.optim import rbd_direction
 from rbd.partition import Compartment, partition
-from rbd.train import train
+from rbd.suite import record
+from rbd.suite.config import RunConfig
+from rbd.suite.train import train
 
 ROOT = Path(rbd.__file__).parents[1]
 MOST = 4  # workers
@@ -678,8 +679,8 @@ def test_dead_and_hung_workers(tmp_path, hook):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import rbd.train as loop
-from rbd.config import RunConfig
+import rbd.suite.train as loop
+from rbd.suite.config import RunConfig
 config = RunConfig(epochs=4, batch_size=500, dim=20, distribution="rademacher", lr=4.0, workers=2, variant="bases")
 calls, real = [], loop._update
 def update(*args):

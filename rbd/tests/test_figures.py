@@ -1,4 +1,4 @@
-"""rbd.figures: notebooks run by the command as a user types it, and the index of the evidence."""
+"""rbd.suite.figures: notebooks run by the command as a user types it, and the index of the evidence."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import made_up
 import pytest
 from test_analysis import execute
 
-from rbd import figures
-from rbd.__main__ import main
+from rbd.suite import figures
+from rbd.suite.cli import main
 
 ROOT = figures.ANALYSIS.parent
 EVIDENCE = {

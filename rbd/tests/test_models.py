@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rbd import models
+from rbd.suite import models
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 SIZES = [  # D as the paper states it; a ResNet stem of 1 channel has 2 · 9 · 16 = 288 kernel entries less

@@ -1,4 +1,4 @@
-"""rbd.rates: which runs share a rate, how it is chosen, and that nobody trains without one."""
+"""rbd.suite.rates: which runs share a rate, how it is chosen, and that nobody trains without one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import rbd
-from rbd import rates
-from rbd.config import RunConfig
-from rbd.record import Point, Record
+from rbd.suite import rates
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Point, Record
 
 ROOT = Path(rbd.__file__).parents[1]
 SGD = RunConfig(method="sgd", epochs=1)
@@ -132,7 +132,7 @@ def test_damaged_choice_is_named(content, tmp_path):
 @pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="results/ is in the repository only")
 @pytest.mark.parametrize("profile", ["quick", "paper"])
 def test_package_ships_the_committed_choice(profile):
-    """Equal bytes; after a new choice: cp results/learning_rate-*.json rbd/embedded/."""
+    """Equal bytes; after a new choice: cp results/learning_rate-*.json rbd/suite/embedded/."""
     ours = rates.path(profile, ROOT / "results")
     if ours.exists():
         assert rates.path(profile, rates.SHIPPED).read_bytes() == ours.read_bytes()
@@ -140,7 +140,7 @@ def test_package_ships_the_committed_choice(profile):
 
 @pytest.mark.skipif(not (ROOT / "results" / "runs" / "learning_rate-quick").is_dir(), reason="not run yet")
 def test_committed_choice_follows_from_the_committed_records(tmp_path):
-    from rbd import sweep
+    from rbd.suite import sweep
 
     made = sweep.plan("learning_rate", "quick", ROOT / "results", ROOT / "benchmarks" / "sweeps")
     shutil.copytree(ROOT / "results" / "runs" / made.name, made.directory(tmp_path))

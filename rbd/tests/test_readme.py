@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rbd import report, sweep
-from rbd.__main__ import _parser, main
+from rbd.suite import report, sweep
+from rbd.suite.cli import _parser, main
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="README.md is in the repository only")

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rbd import philox, record
-from rbd.config import RunConfig
-from rbd.record import Point, Record, find, load, load_all, save
+from rbd import philox
+from rbd.suite import record
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Point, Record, find, load, load_all, save
 
-ROOT = Path(record.__file__).parents[1]
+ROOT = Path(record.__file__).parents[2]
 POINTS = (
     Point(1, 1562, 49_984, 1562, 0.1 + 0.2, 93.28, 0.0497),
     Point(2, 3124, 99_968, 3124, 5e-324, 100.0, None),
@@ -228,7 +229,7 @@ def test_commit_is_that_of_the_package(tmp_path, monkeypatch):
     package, stranger = tmp_path / "rbd", tmp_path / "venv" / "rbd"
     for folder in (package, stranger):
         folder.mkdir(parents=True)
-        (folder / "record.py").write_text("a = 1\n")
+        (folder / "__init__.py").write_text("a = 1\n")
     outside = {"commit": None, "dirty": None}
     assert record._checkout(package) == outside
     git(tmp_path, "init", "-q")
@@ -245,14 +246,15 @@ def test_commit_is_that_of_the_package(tmp_path, monkeypatch):
     (package / "extra.py").write_text("")
     assert record._checkout(package)["dirty"] is True
     (package / "extra.py").unlink()
-    (package / "record.py").write_text("a = 2\n")
+    (package / "__init__.py").write_text("a = 2\n")
     assert record._checkout(package) == {"commit": head, "dirty": True}
     monkeypatch.setenv("PATH", str(tmp_path))
     assert record._checkout(package) == outside  # no git
 
 
 def test_import_loads_neither_torch_nor_numpy():
-    code = "import sys, rbd.config; before = set(sys.modules); import rbd.record; print(*set(sys.modules) - before)"
+    code = ("import sys, rbd.suite.config; before = set(sys.modules); import rbd.suite.record; "
+            "print(*set(sys.modules) - before)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "rbd.record" in loaded and not {"torch", "numpy", "numba", "rbd.philox"} & loaded
+    assert "rbd.suite.record" in loaded and not {"torch", "numpy", "numba", "rbd.philox"} & loaded

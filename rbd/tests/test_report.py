@@ -1,4 +1,4 @@
-"""rbd.report: a table and a picture that can be checked by hand."""
+"""rbd.suite.report: a table and a picture that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from rbd import report
-from rbd.config import RunConfig
-from rbd.record import Point, Record
+from rbd.suite import report
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Point, Record
 
-ROOT = Path(report.__file__).parents[1]
+ROOT = Path(report.__file__).parents[2]
 TABLE1 = """
 FC, MNIST:      22.5 ± 1.7, 80 ± 0.4,   93.893 ± 0.024, 98.27 ± 0.09
 FC, F-MNIST:    45 ± 6,     77.3 ± 0.29, 85.65 ± 0.2,   87.32 ± 0.21
@@ -228,7 +228,7 @@ def test_picture_that_cannot_be_written(tmp_path):
 
 
 def test_report_does_without_torch():
-    code = "import sys, rbd.report; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    code = "import sys, rbd.suite.report; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]  # matplotlib only for a picture
 

@@ -1,4 +1,4 @@
-"""rbd.runner: many runs side by side, in real processes that are killed, interrupted, and set against each other."""
+"""rbd.suite.runner: many runs side by side, in real processes that are killed, interrupted, and set against each other."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import pytest
 from tqdm import tqdm
 
 import rbd
-from rbd import models, record, runner, sweep
-from rbd.config import RunConfig
-from rbd.record import Point, Record
+from rbd.suite import models, record, runner, sweep
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Point, Record
 
 ROOT = Path(rbd.__file__).parents[1]
 RUN = RunConfig(method="sgd", epochs=1, batch_size=500)
 SCRIPT = '''"""Does it work?"""
-from rbd.config import RunConfig
+from rbd.suite.config import RunConfig
 
 def configs(profile, tuned):
     return [RunConfig(method="sgd", epochs={epochs}, batch_size=500, seed=seed) for seed in range({runs})]{more}

@@ -1,4 +1,4 @@
-"""rbd.sweep: what table 1 consists of, and that only what is not there yet is run, after a look at the way."""
+"""rbd.suite.sweep: what table 1 consists of, and that only what is not there yet is run, after a look at the way."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import rbd
-from rbd import rates, record, sweep
-from rbd.config import RunConfig
-from rbd.record import Point, Record
+from rbd.suite import rates, record, sweep
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Point, Record
 
 ROOT = Path(rbd.__file__).parents[1]
 RUN = RunConfig(method="sgd", epochs=1, batch_size=500)
@@ -38,7 +38,7 @@ class Trainer:
 @pytest.fixture
 def trained_by(monkeypatch):
     def put(trainer: Trainer) -> Trainer:
-        monkeypatch.setattr("rbd.train.train", trainer)
+        monkeypatch.setattr("rbd.suite.train.train", trainer)
         return trainer
 
     return put
@@ -232,7 +232,7 @@ def test_errors_of_the_run_leave_no_record(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise FileNotFoundError("mnist: missing")
 
-    monkeypatch.setattr("rbd.train.train", fail)
+    monkeypatch.setattr("rbd.suite.train.train", fail)
     with pytest.raises(FileNotFoundError, match="mnist: missing"):
         sweep.run(RUN, tmp_path / "runs", tmp_path)
     assert list((tmp_path / "runs").iterdir()) == []
@@ -314,7 +314,7 @@ def test_script_that_is_not_there_or_not_whole_is_named(tmp_path):
 
 def test_plan_has_every_run_once_and_tells_what_waits_for_a_rate(tmp_path):
     (tmp_path / "demo.py").write_text(
-        '"""Why?"""\nfrom rbd.config import RunConfig\ndef configs(profile, tuned):\n'
+        '"""Why?"""\nfrom rbd.suite.config import RunConfig\ndef configs(profile, tuned):\n'
         "    yield from [RunConfig(seed=1), RunConfig(seed=1), tuned(method='rbd', dim=3), RunConfig(seed=2)]\n"
         "    yield tuned(method='rbd', dim=3)\n"
     )
@@ -394,7 +394,7 @@ def test_the_papers_own_rates_are_inside_the_search():
 @in_repository
 def test_budgets_of_nes_meet_those_of_rbd():
     """Equal images, or equal forward passes, over an epoch of 156 (quick) or 1,562 (paper) batches."""
-    from rbd.train import budget
+    from rbd.suite.train import budget
 
     for profile, images in (("quick", 5000), ("paper", 50_000)):
         made = {(c.method, c.epochs): budget(c, images) for c in whole("nes", profile)}

@@ -1,4 +1,4 @@
-"""rbd.train: the loop against an independent one, bit-exact reruns and resumption, divergence, checkpoints, learning."""
+"""rbd.suite.train: the loop against an independent one, bit-exact reruns, resuming, divergence, checkpoints, learning."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-import rbd.train as loop
-from rbd import data, models, optim, record
+import rbd.suite.train as loop
+from rbd import optim
 from rbd.basis import Basis
-from rbd.config import RunConfig
 from rbd.kernels import cpu
-from rbd.record import Point, Record
-from rbd.train import train
+from rbd.suite import data, models, record
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Point, Record
+from rbd.suite.train import train
 
-ROOT = Path(loop.__file__).parents[1]
+ROOT = Path(loop.__file__).parents[2]
 METHODS = ("sgd", "rbd", "fpd", "nes", "rbd-nes")
 SIZE = 101_770  # D of the FC net on 28×28 images
 IMAGES, BATCH, PER_EPOCH = 320, 32, 10  # of the fixture `few`

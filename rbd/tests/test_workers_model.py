@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rbd import distributed
-from rbd.config import RunConfig
+from rbd.suite.config import RunConfig
 
 ROOT = Path(distributed.__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "analysis").is_dir(), reason="analysis is in the repository only")

@@ -7,16 +7,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rbd.config import RunConfig
-from rbd.record import Record
-from rbd.runner import attempt
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Record
+from rbd.suite.runner import attempt
 
 RETRIES = 5  # of a run whose node or process died
 
 
 def remote(config: RunConfig, checkpoints: str, options: dict) -> Record:
     """On a node, which needs rbd installed: train, with checkpoints if the driver's directory is there (a shared disk)."""
-    from rbd.train import train
+    from rbd.suite.train import train
 
     return train(config, checkpoints if Path(checkpoints).is_dir() else None, **options)
 

@@ -23,9 +23,9 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from rbd import record, sweep
-from rbd.config import RunConfig
-from rbd.record import Record
+from rbd.suite import record, sweep
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Record
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rbd import record
-from rbd.config import RunConfig
-from rbd.record import Record
-from rbd.report import final
+from rbd.suite import record
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Record
+from rbd.suite.report import final
 
 SHIPPED = Path(__file__).parent / "embedded"  # copies for a package without a results directory
 SCALE = ("model", "data", "method", "dim", "partition", "redraw")  # what the best rate depends on

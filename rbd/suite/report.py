@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
-from rbd.record import Record
+from rbd.suite.record import Record
 
 METHODS = ("nes", "fpd", "rbd", "sgd")
 MODELS = {"fc": "FC", "cnn": "CNN"}

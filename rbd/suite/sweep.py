@@ -14,9 +14,9 @@ from types import ModuleType
 
 from filelock import FileLock, Timeout
 
-from rbd import rates, record
-from rbd.config import RunConfig
-from rbd.record import Record
+from rbd.suite import rates, record
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Record
 
 PROFILES = ("quick", "paper")
 SEEDS = (0, 1, 2)  # n = 3, as in the paper
@@ -38,7 +38,7 @@ class Sweep:
         configs: the runs.
         question: what they answer.
         waiting: runs that have no learning rate yet, with a default one; so their ids are not known.
-        untuned: the keys (see rbd.rates) that lack a learning rate.
+        untuned: the keys (see rbd.suite.rates) that lack a learning rate.
     """
 
     name: str
@@ -218,14 +218,14 @@ def place(config: RunConfig, directory: str | os.PathLike[str], results: str | o
     return next((path for path in (own, *others) if path.exists() and record.load(path).outcome != "interrupted"), own)
 
 
-Train = Callable[..., Record]  # takes what rbd.train.train takes
+Train = Callable[..., Record]  # takes what rbd.suite.train.train takes
 
 
 def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: float = -1, train: Train | None = None,
         **options) -> Record:  # fmt: skip
     """The record of a configuration: one that is there, or a new one saved in directory.
 
-    It comes from train(config, checkpoints, **options), by default rbd.train.train.
+    It comes from train(config, checkpoints, **options), by default rbd.suite.train.train.
 
     Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
     runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
@@ -254,7 +254,7 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
 
 
 def _here() -> Train:
-    from rbd import train  # torch: not to be waited for by those who only read records
+    from rbd.suite import train  # torch: not to be waited for by those who only read records
 
     return train.train
 

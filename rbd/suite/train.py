@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from rbd import data, distributed, models
-from rbd.config import DEFAULTS, RunConfig
+from rbd import distributed
 from rbd.distributed import OWN_BATCH, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
-from rbd.record import Point, Record, environment
+from rbd.suite import data, models
+from rbd.suite.config import DEFAULTS, RunConfig
+from rbd.suite.record import Point, Record, environment
 
 SAMPLE = 50  # steps between two cosines of update and gradient: often enough for a mean, too rare to cost anything
 
@@ -98,7 +99,7 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
     Args:
         config: what to run.
         checkpoints: directory for <config.id>.safetensors, written at the end of every epoch; None: no checkpoints.
-        data_dir: root of the full data sets, see rbd.data.data_dir.
+        data_dir: root of the full data sets, see rbd.suite.data.data_dir.
         device: where tensors live, "cpu" or "cuda".
         threads: CPU threads for the run, shared out over the workers started here, or of this one of torchrun's; None: as
             many as torch uses now, or the workers' shares of the cores.

@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rbd import record, report
+from rbd.suite import record, report
 
-ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
+ANALYSIS = Path(__file__).resolve().parents[2] / "analysis"
 NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas")
 ONE = ("schematic", "speed", "memory")  # these know no profiles
 INDEX = "index"  # the name that stands for the index alone
@@ -43,7 +43,7 @@ def available(analysis: Path = ANALYSIS) -> list[str]:
     """The names of the notebooks. Raises ValueError where there are none, as outside a clone of the repository."""
     names = sorted(p.stem for p in analysis.glob("*.ipynb"))
     if not names:
-        raise ValueError(f"{analysis}: no notebooks; a clone of the repository has them: `pip install -e .[figures]` in it")
+        raise ValueError(f"{analysis}: no notebooks; a clone of the repository has them: `pip install -e .[suite]` in it")
     return names
 
 
@@ -58,7 +58,7 @@ def chosen(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
     if unknown := [n for n in wanted if n not in (*there, INDEX)]:
         raise ValueError(f"NAME: got {', '.join(map(repr, unknown))}, allowed {', '.join((*there, INDEX))}")
     if lacking := [name for name in NEEDED if find_spec(name) is None]:
-        raise RuntimeError(f"notebooks need {', '.join(lacking)}: run `pip install -e .[figures]` in the clone")
+        raise RuntimeError(f"notebooks need {', '.join(lacking)}: run `pip install -e .[suite]` in the clone")
     return [n for n in wanted if n != INDEX] if wanted else there
 
 

@@ -19,12 +19,12 @@ from secrets import token_hex
 from typing import Any
 
 from rbd import __version__
-from rbd.config import RunConfig, check_keys
+from rbd.suite.config import RunConfig, check_keys
 
 FORMAT = 1
 OUTCOMES = ("finished", "diverged", "interrupted")
 SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for these
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]  # all of rbd: edits of the kernels are edits too
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _cpu_name() -> str:
 
 def _checkout(package: Path) -> dict[str, str | bool | None]:
     """Commit of the checkout that tracks `package`, and whether files under `package` differ; None outside one."""
-    commit = _git(package, "ls-files", "--error-unmatch", "record.py") and _git(package, "rev-parse", "HEAD")
+    commit = _git(package, "ls-files", "--error-unmatch", "__init__.py") and _git(package, "rev-parse", "HEAD")
     changes = _git(package, "status", "--porcelain", "--untracked-files=normal", "--", ".") if commit else None
     return {"commit": commit, "dirty": None if changes is None else changes != ""}
 

@@ -1,0 +1,1 @@
+"""The experiment suite: runs of the paper's networks, their records, sweeps over them, and the command `rbd`."""
