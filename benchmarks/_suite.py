@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-BEFORE = {"batches": "data"}  # module -> the one that it was a part of before
+BEFORE = {"batches": "data", "datasets": "data"}  # module -> the one that it was a part of before
 
 
 def suite(name: str) -> ModuleType:

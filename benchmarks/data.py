@@ -23,7 +23,7 @@ class Batches:
     def track_time(self, device: str, images: str, what: str) -> float:
         import torch
 
-        data = suite("data")
+        data = suite("batches")
         device, generator = on_device(device), torch.Generator().manual_seed(0)
         pixels = torch.randint(256, (IMAGES, *SHAPES[images]), dtype=torch.uint8, generator=generator)
         split = data.Split(pixels, torch.randint(10, (IMAGES,), generator=generator)).to(device)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rbd.suite import data
+from rbd.suite import datasets
 
 COUNT = 7_000  # images: 5,000 to train on and 2,000 to validate
-EMBEDDED = Path(data.__file__).parent / "embedded"
+EMBEDDED = Path(datasets.__file__).parent / "embedded"
 
 
 def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
@@ -34,7 +34,7 @@ def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 def main(folder: Path) -> None:
     for name in ("mnist", "fmnist"):
-        train = data.load(name).train
+        train = datasets.load(name).train
         path = folder / f"{name}.npz"
         write(path, train.images[:COUNT, 0].numpy(), train.labels[:COUNT].numpy().astype(np.uint8))
         print(f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.stat().st_size:,} bytes  {path}")

@@ -18,9 +18,9 @@ def measure(profile, data_dir=None):
     θ is the FC net (D = 101,770), at the start and after SGD of 5 epochs of the embedded MNIST, or 20 of the whole, at the
     paper's rate.
     """
-    from rbd.suite import data, models
+    from rbd.suite import datasets, models
 
-    sets = data.load(DATA[profile], data_dir)
+    sets = datasets.load(DATA[profile], data_dir)
     model = models.build("fc", (1, 28, 28), SEED)
     start = around(model, sets, DIRECTIONS[profile])
     trained(model, sets, EPOCHS[profile])
@@ -39,11 +39,11 @@ def trained(model, sets, epochs):
     import torch
     from torch.nn.functional import cross_entropy
 
-    from rbd.suite import data
+    from rbd.suite import datasets
 
     optimizer = torch.optim.SGD(model.parameters(), PAPER_LR["fc", "mnist"]["sgd"])
     for epoch in range(epochs):
-        for x, y in data.batches(sets.train, 32, SEED, epoch):
+        for x, y in datasets.batches(sets.train, 32, SEED, epoch):
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
             optimizer.step()
@@ -56,9 +56,9 @@ def around(model, sets, count):
     from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
     from rbd import Basis
-    from rbd.suite import data
+    from rbd.suite import datasets
 
-    x, y = next(data.evaluation(sets.train, IMAGES))
+    x, y = next(datasets.evaluation(sets.train, IMAGES))
     theta = parameters_to_vector(model.parameters()).detach()  # (D,)
     g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(cross_entropy(model(x), y), model.parameters())])  # (D,)
 

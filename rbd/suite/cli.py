@@ -275,10 +275,10 @@ def _list(given: argparse.Namespace) -> int:
 
 def _require_data(configs: tuple[config.RunConfig, ...], given: argparse.Namespace) -> None:
     """Raise now, rather than hours later, if a data set is missing or damaged."""
-    from rbd.suite import data
+    from rbd.suite import datasets
 
     for name in dict.fromkeys(c.data for c in configs):
-        data.load(name, given.data_dir)
+        datasets.load(name, given.data_dir)
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -319,12 +319,12 @@ def _figures(given: argparse.Namespace) -> int:
 
 
 def _data(given: argparse.Namespace) -> int:
-    from rbd.suite import data
+    from rbd.suite import datasets
 
     if given.download:
-        data.download(given.download, given.data_dir)
-    print(f"directory of the full data sets: {data.data_dir(given.data_dir)}")
-    files = data.status(given.data_dir)
+        datasets.download(given.download, given.data_dir)
+    print(f"directory of the full data sets: {datasets.data_dir(given.data_dir)}")
+    files = datasets.status(given.data_dir)
     print(*files, sep="\n")
     if any(file.state == "missing" for file in files):
         print("fetch a missing set with `rbd data --download NAME`; the embedded ones come with the package")

@@ -25,7 +25,7 @@ from rbd.distributed import OWN_BATCH, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
-from rbd.suite import data, models
+from rbd.suite import datasets, models
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.record import Point, Record, environment
 
@@ -99,7 +99,7 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
     Args:
         config: what to run.
         checkpoints: directory for <config.id>.safetensors, written at the end of every epoch; None: no checkpoints.
-        data_dir: root of the full data sets, see rbd.suite.data.data_dir.
+        data_dir: root of the full data sets, see rbd.suite.datasets.data_dir.
         device: where tensors live, "cpu" or "cuda".
         threads: CPU threads for the run, shared out over the workers started here, or of this one of torchrun's; None: as
             many as torch uses now, or the workers' shares of the cores.
@@ -152,7 +152,7 @@ def _cores(config: RunConfig, threads: int) -> Iterator[None]:
 
 
 def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | None) -> Record:
-    where, sets = environment(device), data.load(config.data, data_dir)
+    where, sets = environment(device), datasets.load(config.data, data_dir)
     split, held_out = sets.train.to(device), sets.validation.to(device)
     allowed = budget(config, len(split))
     workers = Workers(config.variant) if config.workers and config.variant else None
@@ -299,23 +299,23 @@ def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(model(x), y)
 
 
-def _stream(split: data.Split, config: RunConfig, start: int, per_epoch: int,
+def _stream(split: datasets.Split, config: RunConfig, start: int, per_epoch: int,
             every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Training batches number start, start + every, ... epoch after epoch without end."""
     while True:
         epoch, first = divmod(start, per_epoch)
-        yield from data.batches(split, config.batch_size, config.seed, epoch, first, every, config.augment)
+        yield from datasets.batches(split, config.batch_size, config.seed, epoch, first, every, config.augment)
         start += -(-(per_epoch - first) // every) * every  # the first one of the next epochs
 
 
-def accuracy(model: nn.Module, split: data.Split, workers: Workers | None = None) -> float:
+def accuracy(model: nn.Module, split: datasets.Split, workers: Workers | None = None) -> float:
     """Share of right answers, %; workers share out the batches, and take batch norm's buffers from worker 0."""
     rank, size = (workers.rank, workers.size) if workers else (0, 1)
     if workers:
         workers.copy(model.buffers())
     model.eval()
     with torch.no_grad():
-        parts = islice(data.evaluation(split), rank, None, size)
+        parts = islice(datasets.evaluation(split), rank, None, size)
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in parts)
     model.train()
     if workers:

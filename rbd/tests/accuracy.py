@@ -34,7 +34,7 @@ from tqdm import tqdm
 from rbd import distributed
 from rbd.distribution import distribution
 from rbd.partition import Partition, partition
-from rbd.suite import data, models, record
+from rbd.suite import datasets, models, record
 from rbd.suite import train as loop
 from rbd.suite.config import RunConfig
 
@@ -144,8 +144,8 @@ def step_length(config: RunConfig, seen: float) -> float:
 
 
 @lru_cache(maxsize=4)
-def _dataset(name: str) -> data.Dataset:
-    return data.load(name)
+def _dataset(name: str) -> datasets.Dataset:
+    return datasets.load(name)
 
 
 def _network(config: RunConfig) -> nn.Module:
@@ -164,7 +164,7 @@ def gradients(config: RunConfig) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     Batches are a function of (seed, epoch) and the gradient is taken here, apart from the loop under test.
     """
     model, split = _network(config), _dataset(config.data).train
-    batches = (batch for epoch in count() for batch in data.batches(split, config.batch_size, config.seed, epoch))
+    batches = (batch for epoch in count() for batch in datasets.batches(split, config.batch_size, config.seed, epoch))
 
     def of(theta: Tensor) -> tuple[Tensor, Tensor]:
         vector_to_parameters(theta, model.parameters())

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import rbd
-from rbd.suite import data, rates, record, report, runner, sweep
+from rbd.suite import datasets, rates, record, report, runner, sweep
 from rbd.suite.cli import main
 from rbd.suite.config import DEFAULTS, RunConfig
 
@@ -44,14 +44,14 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def few(monkeypatch) -> None:
     """Every data set cut to 320 training and 200 validation images."""
-    real = data.load
+    real = datasets.load
 
-    def load(name: str, data_dir=None) -> data.Dataset:
+    def load(name: str, data_dir=None) -> datasets.Dataset:
         sets = real(name, data_dir)
         parts = ((sets.train, 320), (sets.validation, 200))
-        return data.Dataset(name, *(data.Split(split.images[:n], split.labels[:n]) for split, n in parts))
+        return datasets.Dataset(name, *(datasets.Split(split.images[:n], split.labels[:n]) for split, n in parts))
 
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(datasets, "load", load)
 
 
 def refused(arguments: list[str], capsys) -> str:

@@ -1,4 +1,4 @@
-"""rbd.suite.data: what is read, what is drawn, what is said when a file is missing, damaged or out of reach."""
+"""rbd.suite.datasets: what is read, what is drawn, what is said when a file is missing, damaged or out of reach."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ import numpy as np
 import pytest
 import torch
 
-from rbd.suite import data
+from rbd.suite import datasets
 
-MAKE_EMBEDDED = Path(data.__file__).parents[2] / "benchmarks" / "make_embedded.py"
+MAKE_EMBEDDED = Path(datasets.__file__).parents[2] / "benchmarks" / "make_embedded.py"
 
 
-def random_split(count: int, channels: int, seed: int = 0) -> data.Split:
+def random_split(count: int, channels: int, seed: int = 0) -> datasets.Split:
     """Random images; the label of an image is its position."""
     size = {1: 28, 3: 32}[channels]
     images = np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
-    return data.Split(torch.from_numpy(images), torch.arange(count))
+    return datasets.Split(torch.from_numpy(images), torch.arange(count))
 
 
 def joined(pairs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +48,7 @@ def md5(content: bytes) -> str:
 
 @pytest.mark.parametrize("name", ["mnist-embedded", "fmnist-embedded"])
 def test_embedded_sizes_and_types(name):
-    dataset = data.load(name, "a directory that is not there")  # none is needed
+    dataset = datasets.load(name, "a directory that is not there")  # none is needed
     assert dataset.name == name
     for split, count in ((dataset.train, 5000), (dataset.validation, 2000)):
         assert split.images.shape == (count, 1, 28, 28)
@@ -66,7 +66,7 @@ def test_embedded_sizes_and_types(name):
 
 def test_embedded_are_the_first_of_the_published_files():
     """The first labels of both training files are well known; the pixel sums pin the images."""
-    mnist, fmnist = data.load("mnist-embedded"), data.load("fmnist-embedded")
+    mnist, fmnist = datasets.load("mnist-embedded"), datasets.load("fmnist-embedded")
     assert mnist.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert fmnist.train.labels[:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
     assert mnist.train.images[0].sum() == 27525
@@ -74,30 +74,30 @@ def test_embedded_are_the_first_of_the_published_files():
 
 
 def test_embedded_files_say_their_licences():
-    text = (Path(data.__file__).parent / "embedded" / "README.md").read_text(encoding="utf-8")
+    text = (Path(datasets.__file__).parent / "embedded" / "README.md").read_text(encoding="utf-8")
     assert "ShareAlike 3.0" in text
     assert "Copyright (c) 2017 Zalando SE" in text
     for name in ("mnist-embedded", "fmnist-embedded"):
-        ((file, digest),) = data._MD5[name].items()
+        ((file, digest),) = datasets._MD5[name].items()
         assert file in text
         assert digest in text
 
 
 def test_embedded_need_no_torchvision():
     code = (
-        "import sys, rbd.suite.data as d; d.load('mnist-embedded'); d.status('nowhere'); print('torchvision' in sys.modules)"
+        "import sys, rbd.suite.datasets as d; d.load('mnist-embedded'); d.status('nowhere'); print('torchvision' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(data.__file__).parents[2]
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(datasets.__file__).parents[2]
     )
     assert done.stdout.strip() == "False"
 
 
 @pytest.fixture
 def copied_package(tmp_path, monkeypatch):
-    """rbd.suite.data reads its embedded files beside itself; let it stand beside copies that may be damaged."""
-    shutil.copytree(Path(data.__file__).parent / "embedded", tmp_path / "embedded")
-    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    """rbd.suite.datasets reads its embedded files beside itself; let it stand beside copies that may be damaged."""
+    shutil.copytree(Path(datasets.__file__).parent / "embedded", tmp_path / "embedded")
+    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "data.py"))
     return tmp_path / "embedded"
 
 
@@ -107,15 +107,15 @@ def test_damaged_embedded_file_is_named(copied_package):
     content[500_000] ^= 1  # one bit
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"mnist-embedded: damaged.*mnist\.npz; install the package again"):
-        data.load("mnist-embedded")
-    states = {file.dataset: file.state for file in data.status() if file.dataset.endswith("embedded")}
+        datasets.load("mnist-embedded")
+    states = {file.dataset: file.state for file in datasets.status() if file.dataset.endswith("embedded")}
     assert states == {"mnist-embedded": "damaged", "fmnist-embedded": "ok"}
 
 
 def test_missing_embedded_file_is_named(copied_package):
     (copied_package / "fmnist.npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"fmnist-embedded: missing.*fmnist\.npz; install the package again$"):
-        data.load("fmnist-embedded")
+        datasets.load("fmnist-embedded")
 
 
 @pytest.mark.skipif(not MAKE_EMBEDDED.exists(), reason="the package is installed without benchmarks/")
@@ -137,15 +137,15 @@ def test_make_embedded_writes_the_same_bytes_and_the_shipped_arrays(tmp_path):
 def test_split_refuses_other_shapes_and_types():
     good = random_split(3, 1)
     with pytest.raises(ValueError, match=r"images: got float32 \(3, 1, 28, 28\), allowed uint8"):
-        data.Split(good.images.float(), good.labels)
+        datasets.Split(good.images.float(), good.labels)
     with pytest.raises(ValueError, match=r"images: got uint8 \(3, 28, 28\)"):
-        data.Split(good.images[:, 0], good.labels)
+        datasets.Split(good.images[:, 0], good.labels)
     with pytest.raises(ValueError, match=r"images: got uint8 \(3, 2, 28, 28\), allowed .* C = 1 or 3"):
-        data.Split(good.images.repeat(1, 2, 1, 1), good.labels)
+        datasets.Split(good.images.repeat(1, 2, 1, 1), good.labels)
     with pytest.raises(ValueError, match=r"labels: got int64 \(2,\), allowed int64 \(3,\)"):
-        data.Split(good.images, good.labels[:2])
+        datasets.Split(good.images, good.labels[:2])
     with pytest.raises(ValueError, match=r"labels: got int32"):
-        data.Split(good.images, good.labels.int())
+        datasets.Split(good.images, good.labels.int())
 
 
 # ---------------------------------------------------------------- draws, against obvious twins
@@ -164,7 +164,7 @@ def philox4x64(key: tuple[int, int], blocks: int) -> list[int]:
     return words
 
 
-def slow_epoch(split: data.Split, seed: int, epoch: int) -> tuple[np.ndarray, list[int]]:
+def slow_epoch(split: datasets.Split, seed: int, epoch: int) -> tuple[np.ndarray, list[int]]:
     """The definition of an epoch, one image after the other, in plain integers and NumPy float32."""
     count, channels, height, width = split.images.shape
     words = philox4x64((seed, epoch), count // 2 + 1)
@@ -199,7 +199,7 @@ def slow_standardise(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 3), (2**64 - 1, 2**63)])
 def test_epoch_is_the_slow_twin_bit_for_bit(channels, seed, epoch):
     split = random_split(101, channels)
-    x, y = joined(data.batches(split, 1, seed, epoch))
+    x, y = joined(datasets.batches(split, 1, seed, epoch))
     slow_x, slow_y = slow_epoch(split, seed, epoch)
     assert y.tolist() == slow_y
     assert x.dtype == torch.float32
@@ -210,15 +210,15 @@ def test_epoch_is_the_slow_twin_bit_for_bit(channels, seed, epoch):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_bits_depend_on_neither_block_nor_batch_nor_threads_nor_consumption(channels, monkeypatch):
     split = random_split(200, channels)
-    x, y = joined(data.batches(split, 20, seed=1, epoch=2))
+    x, y = joined(datasets.batches(split, 20, seed=1, epoch=2))
     threads = torch.get_num_threads()
     try:
         for block, batch_size, used_threads in ((1, 8, 1), (7, 8, 2), (64, 50, 3), (10**6, 200, 1)):
-            monkeypatch.setattr(data, "_BLOCK", block)
+            monkeypatch.setattr(datasets, "_BLOCK", block)
             torch.set_num_threads(used_threads)
-            other = data.batches(split, 100, seed=5, epoch=0)
+            other = datasets.batches(split, 100, seed=5, epoch=0)
             next(other)  # another epoch half consumed in between
-            again_x, again_y = joined(data.batches(split, batch_size, seed=1, epoch=2))
+            again_x, again_y = joined(datasets.batches(split, batch_size, seed=1, epoch=2))
             assert torch.equal(again_x, x)
             assert torch.equal(again_y, y)
     finally:
@@ -230,10 +230,10 @@ def test_parts_of_the_augmentation(channels):
     """Each part alone does what it says, with the draws that it has among all of them; none leaves the images alone."""
     split = random_split(50, channels)
     parts = (None, "none", "crop", "mirror", "brightness")
-    made = {part: joined(data.batches(split, 50, 3, 4, augment=part)) for part in parts}
+    made = {part: joined(datasets.batches(split, 50, 3, 4, augment=part)) for part in parts}
     assert all(torch.equal(y, made[None][1]) for _, y in made.values())
-    plain = data.Split(split.images[torch.tensor(order_of(split, 3, 4))], made[None][1])
-    (seen, _), = data.evaluation(plain)
+    plain = datasets.Split(split.images[torch.tensor(order_of(split, 3, 4))], made[None][1])
+    (seen, _), = datasets.evaluation(plain)
     x = {part: images for part, (images, _) in made.items()}
     assert torch.equal(x["none"], seen)
     if channels == 1:
@@ -247,11 +247,11 @@ def test_parts_of_the_augmentation(channels):
     moved = (x["crop"] != seen).flatten(1).any(1)
     assert 40 < moved.sum() <= 50
     with pytest.raises(ValueError, match="augment: got 'crops', allowed None, none, crop, mirror, brightness"):
-        data.batches(split, 50, 3, 4, augment="crops")
+        datasets.batches(split, 50, 3, 4, augment="crops")
 
 
-def order_of(split: data.Split, seed: int, epoch: int) -> list[int]:
-    return data._draws(split, seed, epoch).order.tolist()
+def order_of(split: datasets.Split, seed: int, epoch: int) -> list[int]:
+    return datasets._draws(split, seed, epoch).order.tolist()
 
 
 def test_no_global_generator_is_used():
@@ -260,13 +260,13 @@ def test_no_global_generator_is_used():
     first = torch.rand(1), np.random.rand()  # noqa: NPY002
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
-    list(data.batches(random_split(10, 1), 5, 0, 0))
+    list(datasets.batches(random_split(10, 1), 5, 0, 0))
     assert (torch.rand(1), np.random.rand()) == first  # noqa: NPY002
 
 
 def test_seeds_and_epochs_differ():
     split = random_split(64, 1)
-    drawn = {key: joined(data.batches(split, 64, *key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
+    drawn = {key: joined(datasets.batches(split, 64, *key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
     for a in drawn:
         for b in drawn:
             assert (a == b) == torch.equal(drawn[a][0], drawn[b][0]) == torch.equal(drawn[a][1], drawn[b][1])
@@ -275,7 +275,7 @@ def test_seeds_and_epochs_differ():
 @pytest.mark.parametrize(("batch_size", "count"), [(32, 3), (100, 1), (33, 3), (1, 100)])
 def test_every_image_once_less_the_dropped(batch_size, count):
     split = random_split(100, 1)
-    pairs = list(data.batches(split, batch_size, 0, 0))
+    pairs = list(datasets.batches(split, batch_size, 0, 0))
     assert len(pairs) == count
     assert all(x.shape == (batch_size, 1, 28, 28) and y.shape == (batch_size,) for x, y in pairs)
     seen = torch.cat([y for _, y in pairs]).tolist()
@@ -284,17 +284,17 @@ def test_every_image_once_less_the_dropped(batch_size, count):
 
 def test_channels_last_images_give_the_same_batches():
     split = random_split(40, 3)
-    last = data.Split(split.images.to(memory_format=torch.channels_last), split.labels)
-    assert torch.equal(joined(data.batches(last, 8, 0, 0))[0], joined(data.batches(split, 8, 0, 0))[0])
-    assert torch.equal(joined(data.evaluation(last))[0], joined(data.evaluation(split))[0])
+    last = datasets.Split(split.images.to(memory_format=torch.channels_last), split.labels)
+    assert torch.equal(joined(datasets.batches(last, 8, 0, 0))[0], joined(datasets.batches(split, 8, 0, 0))[0])
+    assert torch.equal(joined(datasets.evaluation(last))[0], joined(datasets.evaluation(split))[0])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_draws_follow_their_law(channels):
     """5 sigma about the expected counts and moments of 20,000 draws: a false alarm in 3 million runs."""
     count, positions = 20_000, {1: 7, 3: 9}[channels]
-    split = data.Split(torch.zeros(count, channels, 1, 1, dtype=torch.uint8), torch.arange(count))
-    draws = data._draws(split, seed=0, epoch=0)
+    split = datasets.Split(torch.zeros(count, channels, 1, 1, dtype=torch.uint8), torch.arange(count))
+    draws = datasets._draws(split, seed=0, epoch=0)
     assert draws.order.sort().values.tolist() == list(range(count))
     for offsets in (draws.row, draws.column):
         seen = offsets.bincount().double()
@@ -311,7 +311,7 @@ def test_draws_follow_their_law(channels):
 
 
 def test_brightness_is_not_clipped():
-    x, _ = joined(data.batches(data.load("mnist-embedded").train, 1000, 0, 0))
+    x, _ = joined(datasets.batches(datasets.load("mnist-embedded").train, 1000, 0, 0))
     assert -0.5 <= x.min() < -0.49
     assert 1.49 < x.max() < 1.5
 
@@ -321,7 +321,7 @@ def test_brightness_is_not_clipped():
 
 def test_evaluation_of_grey_images_is_a_255th():
     split = random_split(25, 1)
-    pairs = list(data.evaluation(split, 10))
+    pairs = list(datasets.evaluation(split, 10))
     assert [len(y) for _, y in pairs] == [10, 10, 5]
     x, y = joined(pairs)
     assert x.dtype == torch.float32
@@ -335,7 +335,7 @@ def test_standardisation_is_the_naive_formula():
     split = random_split(20, 3)
     split.images[3] //= 50  # little contrast
     split.images[4] = 128 + (split.images[4] > 250)
-    x, y = joined(data.evaluation(split, 7))
+    x, y = joined(datasets.evaluation(split, 7))
     v = split.images.double().numpy() / 255
     mean, std = v.mean((1, 2, 3), keepdims=True), v.std((1, 2, 3), keepdims=True)
     assert std.flatten()[4] < 1 / math.sqrt(3072)  # so that the floor is at work once
@@ -347,8 +347,8 @@ def test_standardisation_is_the_naive_formula():
 
 @pytest.mark.parametrize("value", [0, 1, 255])
 def test_a_constant_image_standardises_to_zero(value):
-    split = data.Split(torch.full((2, 3, 32, 32), value, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
-    (x, _), *rest = data.evaluation(split)
+    split = datasets.Split(torch.full((2, 3, 32, 32), value, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    (x, _), *rest = datasets.evaluation(split)
     assert torch.equal(x, torch.zeros(2, 3, 32, 32))
     assert not rest
 
@@ -357,13 +357,13 @@ def test_arguments_out_of_range_are_named():
     split = random_split(10, 1)
     for batch_size in (0, 11, -3):
         with pytest.raises(ValueError, match=f"batch_size: got {batch_size}, allowed 1 ... 10"):
-            data.batches(split, batch_size, 0, 0)
+            datasets.batches(split, batch_size, 0, 0)
     with pytest.raises(ValueError, match=r"seed: got -1, allowed 0 ... 18446744073709551615"):
-        data.batches(split, 5, -1, 0)
+        datasets.batches(split, 5, -1, 0)
     with pytest.raises(ValueError, match=r"epoch: got 18446744073709551616, allowed 0 ..."):
-        data.batches(split, 5, 0, 2**64)
+        datasets.batches(split, 5, 0, 2**64)
     with pytest.raises(ValueError, match=r"batch_size: got 0, allowed 1 ..."):
-        data.evaluation(split, 0)
+        datasets.evaluation(split, 0)
 
 
 # ---------------------------------------------------------------- directories, names, missing and damaged files
@@ -371,36 +371,36 @@ def test_arguments_out_of_range_are_named():
 
 def test_data_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("RBD_DATA_DIR", str(tmp_path / "a"))
-    assert data.data_dir(tmp_path / "b") == tmp_path / "b"
-    assert data.data_dir() == tmp_path / "a"
+    assert datasets.data_dir(tmp_path / "b") == tmp_path / "b"
+    assert datasets.data_dir() == tmp_path / "a"
     monkeypatch.delenv("RBD_DATA_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
-    assert data.data_dir() == tmp_path / "c" / "rbd" / "data"
+    assert datasets.data_dir() == tmp_path / "c" / "rbd" / "data"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "d"))
-    assert data.data_dir() == tmp_path / "d" / "rbd" / "data"
+    assert datasets.data_dir() == tmp_path / "d" / "rbd" / "data"
     monkeypatch.delenv("LOCALAPPDATA")
-    assert data.data_dir() == Path.home() / ".cache" / "rbd" / "data"
-    assert data.data_dir("~/x") == Path.home() / "x"
+    assert datasets.data_dir() == Path.home() / ".cache" / "rbd" / "data"
+    assert datasets.data_dir("~/x") == Path.home() / "x"
 
 
 @pytest.mark.parametrize("name", ["MNIST", "cifar100", ""])
 def test_unknown_name(name):
     with pytest.raises(ValueError, match=f"name: got {name!r}, allowed mnist, fmnist, cifar10, mnist-embedded, fm"):
-        data.load(name)
+        datasets.load(name)
 
 
 def test_embedded_are_not_downloaded():
     with pytest.raises(ValueError, match="name: got 'mnist-embedded', allowed mnist, fmnist, cifar10"):
-        data.download("mnist-embedded")
+        datasets.download("mnist-embedded")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fmnist", "cifar10"])
 def test_missing_set(name, tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
-        data.load(name, tmp_path / "nowhere")
+        datasets.load(name, tmp_path / "nowhere")
     message = str(caught.value)
-    for file in data._MD5[name]:
+    for file in datasets._MD5[name]:
         assert str(Path(file)) in message
     for part in (str(tmp_path / "nowhere"), f"`rbd data --download {name}`", "`--data mnist-embedded`"):
         assert part in message
@@ -408,7 +408,7 @@ def test_missing_set(name, tmp_path):
 
 
 def test_status_has_a_line_for_every_file(tmp_path):
-    files = data.status(tmp_path)
+    files = datasets.status(tmp_path)
     assert [file.dataset for file in files] == ["mnist"] * 4 + ["fmnist"] * 4 + ["cifar10"] * 7 + [
         "mnist-embedded",
         "fmnist-embedded",
@@ -421,7 +421,7 @@ def test_md5_of_cifar10_are_those_of_torchvision():
     from torchvision.datasets import CIFAR10
 
     published = dict(CIFAR10.train_list + CIFAR10.test_list + [[CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
-    assert data._MD5["cifar10"] == {f"cifar-10-batches-py/{file}": digest for file, digest in published.items()}
+    assert datasets._MD5["cifar10"] == {f"cifar-10-batches-py/{file}": digest for file, digest in published.items()}
 
 
 # ---------------------------------------------------------------- small sets in place of the published ones
@@ -504,22 +504,22 @@ def small(request, server, monkeypatch):
     source = getattr(torchvision.datasets, folder)
     monkeypatch.setattr(source, "mirrors", [server.url])
     monkeypatch.setattr(source, "resources", [(file, md5(content)) for file, content in server.files.items()])
-    monkeypatch.setitem(data._MD5, name, {f"{folder}/raw/{file}": md5(content) for file, content in files.items()})
+    monkeypatch.setitem(datasets._MD5, name, {f"{folder}/raw/{file}": md5(content) for file, content in files.items()})
     return name, folder, files
 
 
 def states(name: str, root: Path) -> set[str]:
-    return {file.state for file in data.status(root) if file.dataset == name}
+    return {file.state for file in datasets.status(root) if file.dataset == name}
 
 
 def test_download_and_load(small, server, tmp_path, capsys):
     name, _, files = small
     root = tmp_path / "new" / "folder"
-    data.download(name, root)
+    datasets.download(name, root)
     assert set(server.asked) == set(server.files)
     assert states(name, root) == {"ok"}
     assert "removing" not in capsys.readouterr().err
-    dataset = data.load(name, root)
+    dataset = datasets.load(name, root)
     assert (len(dataset.train), len(dataset.validation)) == (TRAIN, HELD_OUT)
     images = torch.cat([dataset.train.images, dataset.validation.images])
     assert images.shape == (TRAIN + HELD_OUT, 1, 4, 4)
@@ -528,13 +528,13 @@ def test_download_and_load(small, server, tmp_path, capsys):
     assert labels.to(torch.uint8).numpy().tobytes() == files["train-labels-idx1-ubyte"][8:]
 
     server.asked.clear()
-    data.download(name, root)
+    datasets.download(name, root)
     assert server.asked == []
 
 
 def test_interrupted_download_goes_on(small, server, tmp_path, capsys):
     name, folder, _ = small
-    data.download(name, tmp_path)
+    datasets.download(name, tmp_path)
     raw = tmp_path / folder / "raw"
     # Broken off: the first archive half there; an unpacked file half there; another file whole without its archive.
     archive = raw / "train-images-idx3-ubyte.gz"
@@ -545,29 +545,29 @@ def test_interrupted_download_goes_on(small, server, tmp_path, capsys):
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
     assert states(name, tmp_path) == {"ok", "missing", "damaged"}
     with pytest.raises(FileNotFoundError, match=r"missing.*train-images-idx3-ubyte; run"):
-        data.load(name, tmp_path)
+        datasets.load(name, tmp_path)
     server.asked.clear()
     capsys.readouterr()
 
-    data.download(name, tmp_path)
+    datasets.download(name, tmp_path)
     said = capsys.readouterr().err
     assert said.count("removing") == 2
     for path in (archive, unpacked):
         assert f"{name}: removing {path}, which is damaged or incomplete\n" in said
     assert set(server.asked) == {"train-images-idx3-ubyte.gz"}  # the other archive was whole
     assert states(name, tmp_path) == {"ok"}
-    data.load(name, tmp_path)
+    datasets.load(name, tmp_path)
 
 
 def test_transfer_cut_half_way(small, server, tmp_path):
     name, folder, _ = small
     server.cut = {"train-labels-idx1-ubyte.gz"}
     with pytest.raises(OSError, match=f"{name}: download into .* failed: .*; run the same command again to go on"):
-        data.download(name, tmp_path)
+        datasets.download(name, tmp_path)
     assert (tmp_path / folder / "raw" / "train-labels-idx1-ubyte.gz").exists()  # the half that came
     server.cut = set()
     server.asked.clear()
-    data.download(name, tmp_path)
+    datasets.download(name, tmp_path)
     assert "train-images-idx3-ubyte.gz" not in server.asked  # came whole the first time
     assert states(name, tmp_path) == {"ok"}
 
@@ -580,28 +580,28 @@ def test_server_gone(small, server, tmp_path, monkeypatch):
     gone.stop()
     monkeypatch.setattr(getattr(torchvision.datasets, folder), "mirrors", [gone.url])
     with pytest.raises(OSError, match="download") as caught:
-        data.download(name, tmp_path)
+        datasets.download(name, tmp_path)
     for part in (name, str(tmp_path), gone.url, "run the same command again to go on"):
         assert part in str(caught.value)
     monkeypatch.setattr(getattr(torchvision.datasets, folder), "mirrors", [gone.url, server.url])
-    data.download(name, tmp_path)  # the second mirror serves
+    datasets.download(name, tmp_path)  # the second mirror serves
     assert states(name, tmp_path) == {"ok"}
 
 
 def test_target_that_is_a_file(small, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match=r"download into .*file failed"):
-        data.download(small[0], tmp_path / "file")
+        datasets.download(small[0], tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_damaged_full_file_is_named(small, server, tmp_path):
     name, folder, files = small
-    data.download(name, tmp_path)
+    datasets.download(name, tmp_path)
     path = tmp_path / folder / "raw" / "train-labels-idx1-ubyte"
     path.write_bytes(files["train-labels-idx1-ubyte"][:-1] + b"\x0b")
     with pytest.raises(ValueError, match="damaged") as caught:
-        data.load(name, tmp_path)
+        datasets.load(name, tmp_path)
     for part in (f"{name}: damaged", str(path), f"run `rbd data --download {name}` with RBD_DATA_DIR={tmp_path}"):
         assert part in str(caught.value)
 
@@ -613,8 +613,8 @@ def test_files_of_old_torchvision_are_not_read(small, server, tmp_path):
     wrong = (torch.zeros(10_050, 4, 4, dtype=torch.uint8), torch.zeros(10_050, dtype=torch.int64))
     for file in ("training.pt", "test.pt"):
         torch.save(wrong, tmp_path / folder / "processed" / file)
-    data.download(name, tmp_path)
-    assert len(data.load(name, tmp_path).train) == TRAIN
+    datasets.download(name, tmp_path)
+    assert len(datasets.load(name, tmp_path).train) == TRAIN
 
 
 @pytest.fixture
@@ -635,13 +635,13 @@ def small_cifar(server, monkeypatch):
     monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", digests[f"data_batch_{i}"]] for i in range(1, 6)])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", digests["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": digests["batches.meta"]})
-    monkeypatch.setitem(data._MD5, "cifar10", {f"cifar-10-batches-py/{f}": digest for f, digest in digests.items()})
+    monkeypatch.setitem(datasets._MD5, "cifar10", {f"cifar-10-batches-py/{f}": digest for f, digest in digests.items()})
     return files
 
 
 def test_download_cifar10(small_cifar, server, tmp_path, capsys):
-    data.download("cifar10", tmp_path)
-    dataset = data.load("cifar10", tmp_path)
+    datasets.download("cifar10", tmp_path)
+    dataset = datasets.load("cifar10", tmp_path)
     assert dataset.train.images.shape == (10, 3, 32, 32)
     assert dataset.validation.images.shape == (HELD_OUT, 3, 32, 32)
     position = torch.arange(10 + HELD_OUT)
@@ -655,8 +655,8 @@ def test_download_cifar10(small_cifar, server, tmp_path, capsys):
     meta = tmp_path / "cifar-10-batches-py" / "batches.meta"
     meta.write_bytes(b"half")
     with pytest.raises(ValueError, match=r"cifar10: damaged.*batches.meta; run `rbd data --download cifar10`"):
-        data.load("cifar10", tmp_path)
-    data.download("cifar10", tmp_path)
+        datasets.load("cifar10", tmp_path)
+    datasets.download("cifar10", tmp_path)
     assert f"cifar10: removing {meta}" in capsys.readouterr().err
     assert server.asked == []
     assert states("cifar10", tmp_path) == {"ok"}
@@ -665,7 +665,7 @@ def test_download_cifar10(small_cifar, server, tmp_path, capsys):
     archive = tmp_path / "cifar-10-python.tar.gz"
     archive.write_bytes(archive.read_bytes()[:5000])
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
-    data.download("cifar10", tmp_path)
+    datasets.download("cifar10", tmp_path)
     assert f"cifar10: removing {archive}" in capsys.readouterr().err
     assert set(server.asked) == {archive.name}
     assert states("cifar10", tmp_path) == {"ok"}
@@ -678,7 +678,7 @@ def test_cifar10_server_gone(small_cifar, server, tmp_path, monkeypatch):
     gone.stop()
     monkeypatch.setattr(CIFAR10, "url", gone.url + "cifar-10-python.tar.gz")
     with pytest.raises(OSError, match=r"cifar10: download into .* failed: .*refused.*; run the same command again"):
-        data.download("cifar10", tmp_path)
+        datasets.download("cifar10", tmp_path)
 
 
 # ---------------------------------------------------------------- the published sets, where they are
@@ -689,12 +689,12 @@ def test_cifar10_server_gone(small_cifar, server, tmp_path, monkeypatch):
     [("mnist", (50_000, 1, 28, 28)), ("fmnist", (50_000, 1, 28, 28)), ("cifar10", (40_000, 3, 32, 32))],
 )
 def test_full_sets(name, train):
-    if "RBD_DATA_DIR" not in os.environ or any(file.state != "ok" for file in data._files(name, data.data_dir())):
+    if "RBD_DATA_DIR" not in os.environ or any(file.state != "ok" for file in datasets._files(name, datasets.data_dir())):
         pytest.skip(f"{name} is not in RBD_DATA_DIR")
-    dataset = data.load(name)
+    dataset = datasets.load(name)
     assert dataset.train.images.shape == train
     assert dataset.validation.images.shape == (10_000, *train[1:])
     if name != "cifar10":  # the embedded images are its first
-        embedded = data.load(f"{name}-embedded")
+        embedded = datasets.load(f"{name}-embedded")
         assert torch.equal(dataset.train.images[:5000], embedded.train.images)
         assert torch.equal(dataset.train.labels[5000:7000], embedded.validation.labels)

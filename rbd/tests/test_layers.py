@@ -18,7 +18,7 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.kernels.reference": 2, "rbd.kernels.cpu": 2, "rbd.kernels.gpu": 2,
     "rbd.basis": 3, "rbd.partition": 3,
     "rbd.distributed": 4, "rbd.optim": 4,
-    "rbd.suite": 5, "rbd.suite.models": 5, "rbd.suite.data": 5, "rbd.suite.config": 5, "rbd.suite.record": 5,
+    "rbd.suite": 5, "rbd.suite.models": 5, "rbd.suite.datasets": 5, "rbd.suite.config": 5, "rbd.suite.record": 5,
     "rbd.suite.train": 6, "rbd.suite.report": 6,
     "rbd.suite.rates": 7, "rbd.suite.sweep": 7, "rbd.suite.runner": 7, "rbd.suite.cluster": 7, "rbd.suite.figures": 7,
     "rbd.suite.cli": 8, "rbd.__main__": 8,
@@ -87,13 +87,13 @@ from .simd import fma
 from . import reference
 def f():
     from rbd.optim import RBD
-    import_module("rbd.suite.data")
+    import_module("rbd.suite.datasets")
     importlib.import_module(f"rbd.kernels.{backend}")
 if TYPE_CHECKING:
     from rbd.suite.train import train
 """
     assert imported(source, "rbd.kernels") == {
-        "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.suite.data",
+        "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.suite.datasets",
         "rbd.kernels.cpu", "rbd.kernels.compartments", "rbd.kernels.gpu", "rbd.suite.train",
     }  # fmt: skip
 

@@ -27,7 +27,7 @@ import rbd.suite.train as loop
 from rbd import optim
 from rbd.basis import Basis
 from rbd.kernels import cpu
-from rbd.suite import data, models, record
+from rbd.suite import datasets, models, record
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record
 from rbd.suite.train import train
@@ -55,14 +55,14 @@ def config(method: str, **changes) -> RunConfig:
 @pytest.fixture
 def few(monkeypatch) -> None:
     """Every data set cut to 320 training and 200 validation images, 10 batches of 32 an epoch."""
-    real = data.load
+    real = datasets.load
 
-    def load(name: str, data_dir=None) -> data.Dataset:
+    def load(name: str, data_dir=None) -> datasets.Dataset:
         sets = real(name, data_dir)
         parts = ((sets.train, IMAGES), (sets.validation, 200))
-        return data.Dataset(name, *(data.Split(split.images[:n], split.labels[:n]) for split, n in parts))
+        return datasets.Dataset(name, *(datasets.Split(split.images[:n], split.labels[:n]) for split, n in parts))
 
-    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(datasets, "load", load)
 
 
 def checkpoint(directory: Path, of: RunConfig) -> Path:
@@ -101,8 +101,8 @@ def test_one_epoch_is_the_papers_formula(method, few, tmp_path, set_threads):
     run = config(method, epochs=1, **({} if method == "sgd" else {"dim": 6}))
     (point,) = train(run, tmp_path).curve
     model = models.build("fc", (1, 28, 28), run.seed)
-    split, losses = data.load(run.data).train, []
-    for step, (x, y) in enumerate(data.batches(split, run.batch_size, run.seed, epoch=0)):
+    split, losses = datasets.load(run.data).train, []
+    for step, (x, y) in enumerate(datasets.batches(split, run.batch_size, run.seed, epoch=0)):
         loss = cross_entropy(model(x), y)
         g = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
         if method != "sgd":
@@ -116,7 +116,7 @@ def test_one_epoch_is_the_papers_formula(method, few, tmp_path, set_threads):
         # Ten float32 updates of entries below 1: rounding stays near 1e-7, one wrong update would be above 1e-4.
         torch.testing.assert_close(kept[name], parameter.detach(), rtol=0, atol=2e-6)
     assert point.loss == pytest.approx(sum(losses) / 10, rel=1e-5)
-    assert point.accuracy == loop.accuracy(model, data.load(run.data).validation)
+    assert point.accuracy == loop.accuracy(model, datasets.load(run.data).validation)
 
 
 @pytest.mark.parametrize(("method", "d", "steps", "batches", "passes"), [
@@ -159,10 +159,10 @@ def test_loss_is_the_mean_over_the_epoch_and_accuracy_that_of_the_model(few):
     """A step of 1e-30 changes nothing: both are those of the initial network, on the augmented images of epoch 0."""
     run = config("sgd", lr=1e-30, epochs=1)
     (point,) = train(run).curve
-    model, sets = models.build("fc", (1, 28, 28), run.seed), data.load(run.data)
+    model, sets = models.build("fc", (1, 28, 28), run.seed), datasets.load(run.data)
     with torch.no_grad():
-        losses = [float(cross_entropy(model(x), y)) for x, y in data.batches(sets.train, 32, run.seed, epoch=0)]
-        x, y = next(data.evaluation(sets.validation))
+        losses = [float(cross_entropy(model(x), y)) for x, y in datasets.batches(sets.train, 32, run.seed, epoch=0)]
+        x, y = next(datasets.evaluation(sets.validation))
         right = int((model(x).argmax(1) == y).sum())
     assert point.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     assert point.accuracy == 100 * right / 200
@@ -172,7 +172,7 @@ def test_validation_neither_trains_nor_changes_the_network(few):
     """Batch norm takes its running mean then, and moves it only in training."""
     model = models.build("resnet8", (1, 28, 28), 0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    loop.accuracy(model, data.load("mnist-embedded").validation)
+    loop.accuracy(model, datasets.load("mnist-embedded").validation)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
 
@@ -196,7 +196,7 @@ def test_cosine_in_every_epoch_of_a_method_with_gradients(few):
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 10, 11, 25])
 def test_workers_share_out_the_batches(every, few):
     """Worker r's batches are number r, r + W, ... of the one stream, over the ends of epochs and from any step on."""
-    split, run = data.load("mnist-embedded").train, config("rbd")
+    split, run = datasets.load("mnist-embedded").train, config("rbd")
     whole = list(itertools.islice(loop._stream(split, run, 0, PER_EPOCH), 60))
     for start in range(0, 30, 7):
         mine = itertools.islice(loop._stream(split, run, start, PER_EPOCH, every), (60 - start) // every)
@@ -323,7 +323,7 @@ def test_sgd_that_diverged_shows_its_loss(few):
 
 def between_batches(patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C when the 17th batch is asked for: in epoch 2, and for NES between two of an update's perturbations."""
-    real, count = data.batches, itertools.count(1)
+    real, count = datasets.batches, itertools.count(1)
 
     def batches(*args):
         for batch in real(*args):
@@ -331,7 +331,7 @@ def between_batches(patch: pytest.MonkeyPatch) -> None:
                 raise KeyboardInterrupt
             yield batch
 
-    patch.setattr(data, "batches", batches)
+    patch.setattr(datasets, "batches", batches)
 
 
 def while_validating(patch: pytest.MonkeyPatch) -> None:
@@ -437,8 +437,8 @@ def test_after_the_switch_it_is_the_other_method_from_there(method, few, tmp_pat
     named = list(model.named_parameters())
     sgd, rbd = torch.optim.SGD(named, 0.125), optim.RBD(named, 4.0, 20, "whole", "rademacher", seed=7)
     optimizer, losses = (sgd if method == "rbd" else rbd), []
-    sets = data.load("mnist-embedded")
-    for x, y in data.batches(sets.train, BATCH, 7, 1):
+    sets = datasets.load("mnist-embedded")
+    for x, y in datasets.batches(sets.train, BATCH, 7, 1):
         optimizer.zero_grad()
         loss = cross_entropy(model(x), y)
         loss.backward()
