@@ -39,11 +39,11 @@ def trained(model, sets, epochs):
     import torch
     from torch.nn.functional import cross_entropy
 
-    from rbd.suite import datasets
+    from rbd.suite import batches
 
     optimizer = torch.optim.SGD(model.parameters(), PAPER_LR["fc", "mnist"]["sgd"])
     for epoch in range(epochs):
-        for x, y in datasets.batches(sets.train, 32, SEED, epoch):
+        for x, y in batches.batches(sets.train, 32, SEED, epoch):
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
             optimizer.step()
@@ -56,9 +56,9 @@ def around(model, sets, count):
     from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
     from rbd import Basis
-    from rbd.suite import datasets
+    from rbd.suite import batches
 
-    x, y = next(datasets.evaluation(sets.train, IMAGES))
+    x, y = next(batches.evaluation(sets.train, IMAGES))
     theta = parameters_to_vector(model.parameters()).detach()  # (D,)
     g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(cross_entropy(model(x), y), model.parameters())])  # (D,)
 

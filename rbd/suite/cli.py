@@ -155,11 +155,11 @@ def _run_together(wanted: config.RunConfig, directory: Path, results: Path, time
 
 
 def _reproduce(given: argparse.Namespace) -> int:
-    from rbd.suite import record, sweep
+    from rbd.suite import record, store, sweep
 
     table1 = sweep.table1(given.profile, given.results_dir)
     directory = table1.directory(given.results_dir)
-    record.write(sweep.manifest_path(table1.name, given.results_dir), table1.manifest(), "a list of runs")
+    store.write(sweep.manifest_path(table1.name, given.results_dir), table1.manifest(), "a list of runs")
     missing = len(table1.configs) - len(table1.records(given.results_dir))
     print(f"{table1.name}: {len(table1.configs)} runs, {missing} to do, records in {directory}", flush=True)
     if table1.waiting:
@@ -207,14 +207,14 @@ def _tell(lines: Iterable[str]) -> None:
 
 def _experiment(name: str, given: argparse.Namespace) -> list[str]:
     """Do the runs, or the measurement, of one experiment; a line for everything that is wrong at the end."""
-    from rbd.suite import record, runner, sweep
+    from rbd.suite import runner, store, sweep
 
     results, profile, module = given.results_dir, given.profile or "quick", sweep.script(name, given.sweeps_dir)
     if hasattr(module, "measure"):
         print(runner.measured(module, f"{name}-{profile}", profile, results, given.data_dir, given.dry_run), flush=True)
         return []
     made = sweep.plan(name, profile, results, given.sweeps_dir)
-    record.write(sweep.manifest_path(made.name, results), made.manifest(), "a list of runs")
+    store.write(sweep.manifest_path(made.name, results), made.manifest(), "a list of runs")
     wanted = made if given.seeds is None else made.with_seeds(given.seeds)
     records, problems = wanted.look(results)
     missing = wanted.missing(records)  # damaged ones too, whose runs fail and say why

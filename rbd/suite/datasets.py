@@ -1,25 +1,21 @@
-"""Data sets as tensors: MNIST, Fashion-MNIST and CIFAR-10, whole or as a small part that the package carries.
+"""Data sets as tensors: MNIST, Fashion-MNIST and CIFAR-10, complete or as a small part that the package carries.
 
-Splits and preprocessing are those of "Improving Neural Network Training in Low Dimensional Random Bases"
-(NeurIPS 2020, arXiv 2011.04720). A training batch is a pure function of (split, batch_size, seed, epoch).
+Every file is checked by its md5. Splits are those of arXiv 2011.04720.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import math
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 _FULL = {"mnist": "MNIST", "fmnist": "FashionMNIST", "cifar10": "CIFAR10"}  # name: class in torchvision.datasets
 _EMBEDDED = ("mnist-embedded", "fmnist-embedded")
@@ -53,9 +49,6 @@ _MD5: dict[str, dict[str, str]] = {
 }
 _HELD_OUT = {"mnist": 10_000, "fmnist": 10_000, "cifar10": 10_000, "mnist-embedded": 2_000, "fmnist-embedded": 2_000}
 
-_PADDING = {1: 3, 3: 4}  # channels: zeros on each side, 28 -> 34 and 32 -> 40 pixels
-_BLOCK = 1024  # images prepared at a time: bounds memory, amortises calls; the bits do not depend on it
-
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -73,7 +66,7 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] not in _PADDING:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
             raise ValueError(f"images: got {_kind(self.images)}, allowed uint8 (N, C, H, W) with C = 1 or 3")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels: got {_kind(self.labels)}, allowed int64 ({len(self.images)},)")
@@ -82,7 +75,7 @@ class Split:
         return len(self.labels)
 
     def to(self, device: str | torch.device) -> Split:
-        """The same split on another device; `batches` and `evaluation` then make their batches there."""
+        """The same split on another device; `batches.batches` and `batches.evaluation` then make their batches there."""
         return Split(self.images.to(device), self.labels.to(device))
 
 
@@ -176,142 +169,6 @@ def download(name: str, data_dir: str | Path | None = None) -> None:
     _verify(name, root)
 
 
-def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0, every: int = 1,
-            augment: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """One epoch of training batches: shuffled, augmented, the last incomplete batch dropped.
-
-    Grey images: / 255, zero-padded by 3, cropped at random to their size, brightness + U[-0.5, 0.5) per image, not
-    clipped. Colour images: mirrored with probability 1/2, zero-padded by 4, cropped at random to their size, then
-    standardised one by one (see `evaluation`). Preprocessing of arXiv 2011.04720.
-
-    All randomness comes from raw words of Philox4x64-10 with key (seed, epoch), whose values are fixed for good
-    (NumPy's Generator methods are not, see NEP 19): words 0 ... N-1 are the sort keys of the images; the bits of
-    word N + i are the draws for the i-th image of the epoch. So batches depend neither on threads, nor on the device,
-    nor on what was consumed before.
-
-    Args:
-        split: the images; batches are made on their device.
-        batch_size: 1 ... N images.
-        seed: 0 ... 2^64 - 1.
-        epoch: 0 ... 2^64 - 1.
-        first, every: make only the batches number first, first + every, ... of the floor(N / batch_size) of the epoch.
-        augment: the one part of the augmentation to keep, "crop", "brightness" or "mirror", or "none"; None: all of it.
-
-    Returns:
-        Pairs of x, (batch_size, C, H, W) float32, and y, (batch_size,) int64.
-
-    Raises:
-        ValueError: an argument is out of its range.
-    """
-    _check_range("batch_size", batch_size, 1, len(split))
-    draws = _kept(_draws(split, seed, epoch), augment, _PADDING[split.images.shape[1]])
-    used = len(split) // batch_size * batch_size
-    places = torch.arange(used, device=split.images.device).view(-1, batch_size)[first::every].flatten()
-    parts = places.split(max(_BLOCK // batch_size, 1) * batch_size) if len(places) else ()
-    blocks = ((_training_inputs(split, draws, part), split.labels[draws.order[part]]) for part in parts)
-    return (batch for x, y in blocks for batch in zip(x.split(batch_size), y.split(batch_size), strict=True))
-
-
-def evaluation(split: Split, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order, not augmented; the last batch may be smaller.
-
-    Grey images: / 255. Colour images: (v - mean) / max(std, 1 / sqrt(n)), mean and (population) standard deviation
-    over the n = C H W values v in 0 ... 1 of the image itself.
-
-    Returns:
-        Pairs of x, (batch_size, C, H, W) float32, and y, (batch_size,) int64, on the split's device.
-
-    Raises:
-        ValueError: batch_size is below 1.
-    """
-    _check_range("batch_size", batch_size, 1, sys.maxsize)
-    parts = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
-    return ((_normalise(images), labels) for images, labels in parts)
-
-
-@dataclass(frozen=True, eq=False)
-class _Draws:
-    """What an epoch draws, each (N,), in the order in which the images are visited."""
-
-    order: Tensor  # int64, image
-    row: Tensor  # int64, upper edge of the crop in the padded image, 0 ... 2 padding
-    column: Tensor  # int64, left edge
-    mirror: Tensor  # int64, 0 or 1
-    brightness: Tensor  # float32, U[-0.5, 0.5)
-
-
-def _draws(split: Split, seed: int, epoch: int) -> _Draws:
-    _check_range("seed", seed, 0, 2**64 - 1)
-    _check_range("epoch", epoch, 0, 2**64 - 1)
-    philox = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
-    sort_keys, words = philox.random_raw(2 * len(split)).reshape(2, -1)  # (N,) uint64 each
-    positions = 2 * _PADDING[split.images.shape[1]] + 1
-    integers = (
-        np.argsort(sort_keys, kind="stable"),
-        (words & 0xFFFF) * positions >> 16,  # bits 0-15
-        (words >> 16 & 0xFFFF) * positions >> 16,  # bits 16-31
-        words >> 32 & 1,  # bit 32
-    )
-    order, row, column, mirror = (torch.from_numpy(c.astype(np.int64)).to(split.images.device) for c in integers)
-    brightness = ((words >> 40) * 2.0**-24 - 0.5).astype(np.float32)  # bits 40-63, exact
-    return _Draws(order, row, column, mirror, torch.from_numpy(brightness).to(split.images.device))
-
-
-def _kept(draws: _Draws, part: str | None, padding: int) -> _Draws:
-    """The draws with those of all other parts of the augmentation at rest; None keeps all."""
-    centre = torch.full_like(draws.row, padding)
-    at_rest = {"crop": {"row": centre, "column": centre}, "mirror": {"mirror": torch.zeros_like(draws.mirror)},
-               "brightness": {"brightness": torch.zeros_like(draws.brightness)}}  # fmt: skip
-    if part not in (None, "none", *at_rest):
-        raise ValueError(f"augment: got {part!r}, allowed None, none, {', '.join(at_rest)}")
-    still = {} if part is None else {n: v for name, rest in at_rest.items() if name != part for n, v in rest.items()}
-    return replace(draws, **still)
-
-
-def _training_inputs(split: Split, draws: _Draws, part: Tensor) -> Tensor:
-    images = split.images.index_select(0, draws.order[part])  # (B, C, H, W) uint8
-    if images.shape[1] == 3:
-        mirrored = torch.cat([images, images.flip(-1)])  # image i of 2B is the original, B + i its mirror image
-        chosen = torch.arange(len(images), device=images.device) + len(images) * draws.mirror[part]
-        return _normalise(_crop(mirrored, chosen, draws.row[part], draws.column[part]))
-    chosen = torch.arange(len(images), device=images.device)
-    cropped = _crop(images, chosen, draws.row[part], draws.column[part])
-    return _normalise(cropped).add_(draws.brightness[part, None, None, None])
-
-
-def _crop(images: Tensor, chosen: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """out[b] = padded[chosen[b], :, row[b] : row[b] + H, column[b] : column[b] + W], copied by runs of W pixels."""
-    _, channels, height, width = images.shape
-    padded = functional.pad(images, (_PADDING[channels],) * 4)
-    runs = padded.flatten().unfold(0, width, 1)  # every run of W successive pixels, a view
-    c = torch.arange(channels, device=images.device)[:, None]
-    y = torch.arange(height, device=images.device)
-    corner = chosen * padded.stride(0) + row * padded.stride(2) + column  # (B,)
-    start = corner[:, None, None] + c * padded.stride(1) + y * padded.stride(2)  # (B, C, H)
-    return runs.index_select(0, start.flatten()).view(len(chosen), channels, height, width)
-
-
-def _normalise(images: Tensor) -> Tensor:
-    """(B, C, H, W) uint8 -> float32, the same bits on every device, with any number of threads and any B."""
-    x = images.float()
-    if images.shape[1] == 3:
-        return _standardise(x)
-    return x.mul_(1 / 255)  # not div_, which CUDA turns into this, other bits than on a CPU
-
-
-def _standardise(x: Tensor) -> Tensor:
-    """(v - mean) / max(std, 1 / sqrt(n)) times n / n, on values 0 ... 255: (n v - S) / sqrt(max(n Q - S^2, 255^2 n)).
-
-    S = sum of v and Q = sum of v^2 are integers, exact in whatever order they are added (a row in float32, below 2^24,
-    rows in float64), and so is n v - S; only the root and the quotient are rounded.
-    """
-    n = math.prod(x.shape[1:])
-    s = x.sum(dim=-1).sum(dim=(1, 2), dtype=torch.float64)  # (B,)
-    q = x.square().sum(dim=-1).sum(dim=(1, 2), dtype=torch.float64)  # (B,)
-    root = (n * q - s.square()).clamp_(min=255**2 * n).sqrt_()  # (B,) n times the standard deviation
-    return x.mul_(n).sub_(s.float()[:, None, None, None]).div_(root.float()[:, None, None, None])
-
-
 def _root(name: str, explicit: str | Path | None) -> Path:
     if name not in NAMES:
         raise ValueError(f"name: got {name!r}, allowed {', '.join(NAMES)}")
@@ -393,11 +250,6 @@ def _fetch(name: str, root: Path, lacking: set[str]) -> None:
         reason = " ".join(str(error).split())  # torchvision's runs over several lines
         hint = "run the same command again to go on; complete files are kept"
         raise OSError(f"{name}: download into {root} failed: {reason}; {hint}") from error
-
-
-def _check_range(argument: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{argument}: got {value}, allowed {low} ... {high}")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rbd.suite import record, report
+from rbd.suite import report, store
 
 ANALYSIS = Path(__file__).resolve().parents[2] / "analysis"
 NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas")
@@ -89,7 +89,7 @@ def written(name: str, profile: str) -> str:
 
 def _mark_stale(path: Path) -> None:
     if path.exists():
-        record.write(path, json.dumps(_evidence(path) | {"stale": True}, indent=1, ensure_ascii=False) + "\n")
+        store.write(path, json.dumps(_evidence(path) | {"stale": True}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _execute(path: Path, parameters: dict[str, Any]) -> None:
@@ -162,5 +162,5 @@ def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path |
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if made != text:
-        record.write(path, made)
+        store.write(path, made)
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rbd.suite import record
+from rbd.suite import store
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 from rbd.suite.report import final
@@ -78,7 +78,7 @@ def conclude(
     kept = {name: c for name, c in _choices(path(profile, results), profile).items() if name in waiting}
     if chosen:
         content = {"profile": profile, "rates": kept | chosen}
-        record.write(path(profile, results), json.dumps(content, indent=1, sort_keys=True) + "\n")
+        store.write(path(profile, results), json.dumps(content, indent=1, sort_keys=True) + "\n")
     edges = [f"{name}: the best rate, {c['lr']:g}, is at the edge of the grid" for name, c in chosen.items() if c["at_edge"]]
     lacking = {True: "runs are missing, the rate chosen before stays", False: "not chosen yet, runs are missing"}
     return [f"{name}: {lacking[name in kept]}" for name in sorted(waiting)] + edges

@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import distributions
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from rbd import __version__
+from rbd.suite import store
 from rbd.suite.config import RunConfig, check_keys
 
 FORMAT = 1
@@ -88,39 +88,7 @@ def save(record: Record, directory: str | os.PathLike[str]) -> Path:
     find(record.config, directory)  # raises where a damaged file is in the way
     content = {"format": FORMAT, **asdict(record), "curve": [_encoded(point) for point in record.curve]}
     text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-    return write(Path(directory) / f"{record.config.id}.json", text + "\n", "a record")
-
-
-def write(path: Path, text: str, what: str = "a file") -> Path:
-    """Put text into the file, whole or not at all; make its directory; return the path.
-
-    Raises OSError naming the directory if that cannot be made or written.
-    """
-    temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot save {what}: {error.strerror}", str(path.parent)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    return path
-
-
-def check_writable(directory: str | os.PathLike[str]) -> None:
-    """Make the directory. Raises OSError naming it if records cannot be saved there, before hours of work are lost."""
-    probe = Path(directory) / f".{token_hex(8)}.tmp"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(error.errno, f"cannot save a record: {error.strerror}", str(directory)) from error
+    return store.write(Path(directory) / f"{record.config.id}.json", text + "\n", "a record")
 
 
 def summary(record: Record) -> str:

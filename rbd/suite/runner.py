@@ -23,7 +23,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from rbd.suite import record, sweep
+from rbd.suite import record, store, sweep
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 
@@ -43,7 +43,7 @@ class Failure:
     def save(self, results: str | os.PathLike[str]) -> None:
         """Write it."""
         content = {"config": json.loads(self.config.canonical()), "message": self.message, "traceback": self.traceback}
-        record.write(self.path(results), json.dumps(content, indent=1, sort_keys=True) + "\n", "a failure")
+        store.write(self.path(results), json.dumps(content, indent=1, sort_keys=True) + "\n", "a failure")
 
 
 Ended = Record | Failure | None  # None: another process is at it
@@ -316,5 +316,5 @@ def measured(module: ModuleType, name: str, profile: str, results: Path,
         return f"{path}: to be measured"
     began, values = perf_counter(), module.measure(profile, data_dir)
     content = {"name": name, "question": str(module.__doc__).strip(), "values": values, "environment": record.environment()}
-    record.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
+    store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
     return f"{path}: measured in {duration(perf_counter() - began)}"

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from filelock import FileLock, Timeout
 
-from rbd.suite import rates, record
+from rbd.suite import rates, record, store
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 
@@ -242,7 +242,7 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
     found = find(config, directory, results)
     if not found or found.outcome == "interrupted":
         for needed in (directory, checkpoint.parent, Path(results) / "locks"):
-            record.check_writable(needed)
+            store.check_writable(needed)
         with claim(config, results, wait):
             found = find(config, directory, results)  # another process may have ended it meanwhile
             if not found or found.outcome == "interrupted":

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from secrets import token_hex
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -25,25 +21,12 @@ from rbd.distributed import OWN_BATCH, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
-from rbd.suite import datasets, models
+from rbd.suite import batches, checkpoint, datasets, models
+from rbd.suite.checkpoint import Progress
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.record import Point, Record, environment
 
 SAMPLE = 50  # steps between two cosines of update and gradient: often enough for a mean, too rare to cost anything
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: optimizer steps done, the curve and its wall seconds so far, the commits that made them."""
-
-    step: int = 0
-    curve: tuple[Point, ...] = ()
-    seconds: tuple[float, ...] = ()
-    commits: tuple[str, ...] = ()
-
-    @property
-    def diverged(self) -> bool:
-        return bool(self.curve) and not math.isfinite(self.curve[-1].loss)
 
 
 @dataclass(frozen=True)
@@ -80,8 +63,8 @@ def budget(config: RunConfig, images: int) -> Budget:
         raise ValueError(f"batch_size: got {config.batch_size}, allowed 1 ... {images} (the training images)")
     if config.variant in OWN_BATCH and workers > config.epochs * per_epoch:
         raise ValueError(f"workers: got {workers}, allowed 1 ... {config.epochs * per_epoch} (the batches of all epochs)")
-    batches = d if config.method == "nes" else workers if config.variant in OWN_BATCH else 1
-    made = Budget(config.epochs, per_epoch, batches, d if "nes" in config.method else workers)
+    taken = d if config.method == "nes" else workers if config.variant in OWN_BATCH else 1
+    made = Budget(config.epochs, per_epoch, taken, d if "nes" in config.method else workers)
     if made.steps == 0:
         least = -(-d // per_epoch)
         raise ValueError(f"epochs: got {config.epochs}, allowed {least} and above: nes takes {d} batches a step")
@@ -193,7 +176,7 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | No
                 if epoch == config.switch:
                     optimizer = build_optimizer(config.at(epoch), model)
                 if path and rank == 0:
-                    save_checkpoint(path, config, model, optimizer, progress)
+                    checkpoint.save(path, config, model, optimizer, progress)
                 sent = _sent(workers)
     except FloatingPointError:
         outcome = "diverged"
@@ -220,7 +203,7 @@ def _begun(path: Path | None, config: RunConfig, model: nn.Module,
     """Where the checkpoint left off, or the start; worker 0 reads it and tells the others, who need not see the file."""
     optimizer, progress = build_optimizer(config.at(0), model), Progress()
     if path and path.exists() and (workers is None or workers.rank == 0):
-        optimizer, progress = load_checkpoint(path, config, model)
+        optimizer, progress = checkpoint.load(path, config, model, build_optimizer)
     if workers:
         progress = workers.tell(progress)
         workers.copy(model.state_dict().values())
@@ -304,7 +287,7 @@ def _stream(split: datasets.Split, config: RunConfig, start: int, per_epoch: int
     """Training batches number start, start + every, ... epoch after epoch without end."""
     while True:
         epoch, first = divmod(start, per_epoch)
-        yield from datasets.batches(split, config.batch_size, config.seed, epoch, first, every, config.augment)
+        yield from batches.batches(split, config.batch_size, config.seed, epoch, first, every, config.augment)
         start += -(-(per_epoch - first) // every) * every  # the first one of the next epochs
 
 
@@ -315,7 +298,7 @@ def accuracy(model: nn.Module, split: datasets.Split, workers: Workers | None = 
         workers.copy(model.buffers())
     model.eval()
     with torch.no_grad():
-        parts = islice(datasets.evaluation(split), rank, None, size)
+        parts = islice(batches.evaluation(split), rank, None, size)
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in parts)
     model.train()
     if workers:
@@ -325,46 +308,3 @@ def accuracy(model: nn.Module, split: datasets.Split, workers: Workers | None = 
 
 def _vector(tensors) -> Tensor:
     return torch.cat([t.detach().reshape(-1) for t in tensors])
-
-
-def save_checkpoint(path: Path, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer,
-                    progress: Progress) -> None:  # fmt: skip
-    """Write parameters as tensors and the rest as JSON in the header, whole or not at all (safetensors: no pickle)."""
-    known = {"config": config.canonical(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    content = save(tensors, {name: json.dumps(value) for name, value in known.items()})
-    temporary = path.with_name(f".{path.stem}.{token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot save a checkpoint: {error.strerror}", str(path.parent)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def load_checkpoint(path: Path, config: RunConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Progress]:
-    """Put the model where the checkpoint left it, with the optimizer of that time.
-
-    Raises:
-        ValueError: the file is damaged, or of another configuration or stream version; it is left as it is.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            known = {name: json.loads(text) for name, text in file.metadata().items()}
-            if known["config"] != config.canonical():
-                raise ValueError(f"made by {known['config']}")
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        stored = known["progress"]
-        points = tuple(Point(**point) for point in stored["curve"])
-        progress = Progress(stored["step"], points, tuple(stored["seconds"]), tuple(stored.get("commits", ())))
-        optimizer = build_optimizer(config.at(points[-1].epoch), model)
-        optimizer.load_state_dict(known["optimizer"])
-        return optimizer, progress
-    except (SafetensorError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this run: {error}; remove it to start the run again") from error

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from rbd import distributed
 from rbd.distribution import distribution
 from rbd.partition import Partition, partition
-from rbd.suite import datasets, models, record
+from rbd.suite import batches, datasets, models, record
 from rbd.suite import train as loop
 from rbd.suite.config import RunConfig
 
@@ -164,11 +164,11 @@ def gradients(config: RunConfig) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     Batches are a function of (seed, epoch) and the gradient is taken here, apart from the loop under test.
     """
     model, split = _network(config), _dataset(config.data).train
-    batches = (batch for epoch in count() for batch in datasets.batches(split, config.batch_size, config.seed, epoch))
+    stream = (batch for epoch in count() for batch in batches.batches(split, config.batch_size, config.seed, epoch))
 
     def of(theta: Tensor) -> tuple[Tensor, Tensor]:
         vector_to_parameters(theta, model.parameters())
-        x, y = next(batches)
+        x, y = next(stream)
         loss = cross_entropy(model(x), y)
         return loss.detach(), parameters_to_vector(torch.autograd.grad(loss, list(model.parameters())))
 

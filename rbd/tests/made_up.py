@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rbd.suite import record
+from rbd.suite import record, store
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record
 from rbd.suite.sweep import Sweep, manifest_path
@@ -130,7 +130,7 @@ def save(config: dict[str, Any], folder: Path) -> Path:
 def manifest(results: Path, name: str, profile: str, wanted: Iterable[dict[str, Any]]) -> None:
     """results/sweeps/<name>-<profile>.json, as the suite writes it."""
     made = Sweep(f"{name}-{profile}", tuple(RunConfig(**config) for config in wanted), "?")
-    record.write(manifest_path(made.name, results), made.manifest())
+    store.write(manifest_path(made.name, results), made.manifest())
 
 
 def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:

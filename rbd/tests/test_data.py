@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from rbd.suite import datasets
+from rbd.suite import batches, datasets
 
 MAKE_EMBEDDED = Path(datasets.__file__).parents[2] / "benchmarks" / "make_embedded.py"
 
@@ -85,7 +85,8 @@ def test_embedded_files_say_their_licences():
 
 def test_embedded_need_no_torchvision():
     code = (
-        "import sys, rbd.suite.datasets as d; d.load('mnist-embedded'); d.status('nowhere'); print('torchvision' in sys.modules)"
+        "import sys, rbd.suite.datasets as d; d.load('mnist-embedded'); d.status('nowhere'); "
+        "print('torchvision' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(datasets.__file__).parents[2]
@@ -199,7 +200,7 @@ def slow_standardise(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 3), (2**64 - 1, 2**63)])
 def test_epoch_is_the_slow_twin_bit_for_bit(channels, seed, epoch):
     split = random_split(101, channels)
-    x, y = joined(datasets.batches(split, 1, seed, epoch))
+    x, y = joined(batches.batches(split, 1, seed, epoch))
     slow_x, slow_y = slow_epoch(split, seed, epoch)
     assert y.tolist() == slow_y
     assert x.dtype == torch.float32
@@ -210,15 +211,15 @@ def test_epoch_is_the_slow_twin_bit_for_bit(channels, seed, epoch):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_bits_depend_on_neither_block_nor_batch_nor_threads_nor_consumption(channels, monkeypatch):
     split = random_split(200, channels)
-    x, y = joined(datasets.batches(split, 20, seed=1, epoch=2))
+    x, y = joined(batches.batches(split, 20, seed=1, epoch=2))
     threads = torch.get_num_threads()
     try:
         for block, batch_size, used_threads in ((1, 8, 1), (7, 8, 2), (64, 50, 3), (10**6, 200, 1)):
-            monkeypatch.setattr(datasets, "_BLOCK", block)
+            monkeypatch.setattr(batches, "_BLOCK", block)
             torch.set_num_threads(used_threads)
-            other = datasets.batches(split, 100, seed=5, epoch=0)
+            other = batches.batches(split, 100, seed=5, epoch=0)
             next(other)  # another epoch half consumed in between
-            again_x, again_y = joined(datasets.batches(split, batch_size, seed=1, epoch=2))
+            again_x, again_y = joined(batches.batches(split, batch_size, seed=1, epoch=2))
             assert torch.equal(again_x, x)
             assert torch.equal(again_y, y)
     finally:
@@ -230,10 +231,10 @@ def test_parts_of_the_augmentation(channels):
     """Each part alone does what it says, with the draws that it has among all of them; none leaves the images alone."""
     split = random_split(50, channels)
     parts = (None, "none", "crop", "mirror", "brightness")
-    made = {part: joined(datasets.batches(split, 50, 3, 4, augment=part)) for part in parts}
+    made = {part: joined(batches.batches(split, 50, 3, 4, augment=part)) for part in parts}
     assert all(torch.equal(y, made[None][1]) for _, y in made.values())
     plain = datasets.Split(split.images[torch.tensor(order_of(split, 3, 4))], made[None][1])
-    (seen, _), = datasets.evaluation(plain)
+    (seen, _), = batches.evaluation(plain)
     x = {part: images for part, (images, _) in made.items()}
     assert torch.equal(x["none"], seen)
     if channels == 1:
@@ -247,11 +248,11 @@ def test_parts_of_the_augmentation(channels):
     moved = (x["crop"] != seen).flatten(1).any(1)
     assert 40 < moved.sum() <= 50
     with pytest.raises(ValueError, match="augment: got 'crops', allowed None, none, crop, mirror, brightness"):
-        datasets.batches(split, 50, 3, 4, augment="crops")
+        batches.batches(split, 50, 3, 4, augment="crops")
 
 
 def order_of(split: datasets.Split, seed: int, epoch: int) -> list[int]:
-    return datasets._draws(split, seed, epoch).order.tolist()
+    return batches._draws(split, seed, epoch).order.tolist()
 
 
 def test_no_global_generator_is_used():
@@ -260,13 +261,13 @@ def test_no_global_generator_is_used():
     first = torch.rand(1), np.random.rand()  # noqa: NPY002
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
-    list(datasets.batches(random_split(10, 1), 5, 0, 0))
+    list(batches.batches(random_split(10, 1), 5, 0, 0))
     assert (torch.rand(1), np.random.rand()) == first  # noqa: NPY002
 
 
 def test_seeds_and_epochs_differ():
     split = random_split(64, 1)
-    drawn = {key: joined(datasets.batches(split, 64, *key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
+    drawn = {key: joined(batches.batches(split, 64, *key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
     for a in drawn:
         for b in drawn:
             assert (a == b) == torch.equal(drawn[a][0], drawn[b][0]) == torch.equal(drawn[a][1], drawn[b][1])
@@ -275,7 +276,7 @@ def test_seeds_and_epochs_differ():
 @pytest.mark.parametrize(("batch_size", "count"), [(32, 3), (100, 1), (33, 3), (1, 100)])
 def test_every_image_once_less_the_dropped(batch_size, count):
     split = random_split(100, 1)
-    pairs = list(datasets.batches(split, batch_size, 0, 0))
+    pairs = list(batches.batches(split, batch_size, 0, 0))
     assert len(pairs) == count
     assert all(x.shape == (batch_size, 1, 28, 28) and y.shape == (batch_size,) for x, y in pairs)
     seen = torch.cat([y for _, y in pairs]).tolist()
@@ -285,8 +286,8 @@ def test_every_image_once_less_the_dropped(batch_size, count):
 def test_channels_last_images_give_the_same_batches():
     split = random_split(40, 3)
     last = datasets.Split(split.images.to(memory_format=torch.channels_last), split.labels)
-    assert torch.equal(joined(datasets.batches(last, 8, 0, 0))[0], joined(datasets.batches(split, 8, 0, 0))[0])
-    assert torch.equal(joined(datasets.evaluation(last))[0], joined(datasets.evaluation(split))[0])
+    assert torch.equal(joined(batches.batches(last, 8, 0, 0))[0], joined(batches.batches(split, 8, 0, 0))[0])
+    assert torch.equal(joined(batches.evaluation(last))[0], joined(batches.evaluation(split))[0])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -294,7 +295,7 @@ def test_draws_follow_their_law(channels):
     """5 sigma about the expected counts and moments of 20,000 draws: a false alarm in 3 million runs."""
     count, positions = 20_000, {1: 7, 3: 9}[channels]
     split = datasets.Split(torch.zeros(count, channels, 1, 1, dtype=torch.uint8), torch.arange(count))
-    draws = datasets._draws(split, seed=0, epoch=0)
+    draws = batches._draws(split, seed=0, epoch=0)
     assert draws.order.sort().values.tolist() == list(range(count))
     for offsets in (draws.row, draws.column):
         seen = offsets.bincount().double()
@@ -311,7 +312,7 @@ def test_draws_follow_their_law(channels):
 
 
 def test_brightness_is_not_clipped():
-    x, _ = joined(datasets.batches(datasets.load("mnist-embedded").train, 1000, 0, 0))
+    x, _ = joined(batches.batches(datasets.load("mnist-embedded").train, 1000, 0, 0))
     assert -0.5 <= x.min() < -0.49
     assert 1.49 < x.max() < 1.5
 
@@ -321,7 +322,7 @@ def test_brightness_is_not_clipped():
 
 def test_evaluation_of_grey_images_is_a_255th():
     split = random_split(25, 1)
-    pairs = list(datasets.evaluation(split, 10))
+    pairs = list(batches.evaluation(split, 10))
     assert [len(y) for _, y in pairs] == [10, 10, 5]
     x, y = joined(pairs)
     assert x.dtype == torch.float32
@@ -335,7 +336,7 @@ def test_standardisation_is_the_naive_formula():
     split = random_split(20, 3)
     split.images[3] //= 50  # little contrast
     split.images[4] = 128 + (split.images[4] > 250)
-    x, y = joined(datasets.evaluation(split, 7))
+    x, y = joined(batches.evaluation(split, 7))
     v = split.images.double().numpy() / 255
     mean, std = v.mean((1, 2, 3), keepdims=True), v.std((1, 2, 3), keepdims=True)
     assert std.flatten()[4] < 1 / math.sqrt(3072)  # so that the floor is at work once
@@ -348,7 +349,7 @@ def test_standardisation_is_the_naive_formula():
 @pytest.mark.parametrize("value", [0, 1, 255])
 def test_a_constant_image_standardises_to_zero(value):
     split = datasets.Split(torch.full((2, 3, 32, 32), value, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
-    (x, _), *rest = datasets.evaluation(split)
+    (x, _), *rest = batches.evaluation(split)
     assert torch.equal(x, torch.zeros(2, 3, 32, 32))
     assert not rest
 
@@ -357,13 +358,13 @@ def test_arguments_out_of_range_are_named():
     split = random_split(10, 1)
     for batch_size in (0, 11, -3):
         with pytest.raises(ValueError, match=f"batch_size: got {batch_size}, allowed 1 ... 10"):
-            datasets.batches(split, batch_size, 0, 0)
+            batches.batches(split, batch_size, 0, 0)
     with pytest.raises(ValueError, match=r"seed: got -1, allowed 0 ... 18446744073709551615"):
-        datasets.batches(split, 5, -1, 0)
+        batches.batches(split, 5, -1, 0)
     with pytest.raises(ValueError, match=r"epoch: got 18446744073709551616, allowed 0 ..."):
-        datasets.batches(split, 5, 0, 2**64)
+        batches.batches(split, 5, 0, 2**64)
     with pytest.raises(ValueError, match=r"batch_size: got 0, allowed 1 ..."):
-        datasets.evaluation(split, 0)
+        batches.evaluation(split, 0)
 
 
 # ---------------------------------------------------------------- directories, names, missing and damaged files

@@ -27,7 +27,7 @@ import rbd.suite.train as loop
 from rbd import optim
 from rbd.basis import Basis
 from rbd.kernels import cpu
-from rbd.suite import datasets, models, record
+from rbd.suite import batches, datasets, models, record
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record
 from rbd.suite.train import train
@@ -102,7 +102,7 @@ def test_one_epoch_is_the_papers_formula(method, few, tmp_path, set_threads):
     (point,) = train(run, tmp_path).curve
     model = models.build("fc", (1, 28, 28), run.seed)
     split, losses = datasets.load(run.data).train, []
-    for step, (x, y) in enumerate(datasets.batches(split, run.batch_size, run.seed, epoch=0)):
+    for step, (x, y) in enumerate(batches.batches(split, run.batch_size, run.seed, epoch=0)):
         loss = cross_entropy(model(x), y)
         g = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
         if method != "sgd":
@@ -161,8 +161,8 @@ def test_loss_is_the_mean_over_the_epoch_and_accuracy_that_of_the_model(few):
     (point,) = train(run).curve
     model, sets = models.build("fc", (1, 28, 28), run.seed), datasets.load(run.data)
     with torch.no_grad():
-        losses = [float(cross_entropy(model(x), y)) for x, y in datasets.batches(sets.train, 32, run.seed, epoch=0)]
-        x, y = next(datasets.evaluation(sets.validation))
+        losses = [float(cross_entropy(model(x), y)) for x, y in batches.batches(sets.train, 32, run.seed, epoch=0)]
+        x, y = next(batches.evaluation(sets.validation))
         right = int((model(x).argmax(1) == y).sum())
     assert point.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     assert point.accuracy == 100 * right / 200
@@ -323,15 +323,15 @@ def test_sgd_that_diverged_shows_its_loss(few):
 
 def between_batches(patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C when the 17th batch is asked for: in epoch 2, and for NES between two of an update's perturbations."""
-    real, count = datasets.batches, itertools.count(1)
+    real, count = batches.batches, itertools.count(1)
 
-    def batches(*args):
+    def interrupted(*args):
         for batch in real(*args):
             if next(count) == 17:
                 raise KeyboardInterrupt
             yield batch
 
-    patch.setattr(datasets, "batches", batches)
+    patch.setattr(batches, "batches", interrupted)
 
 
 def while_validating(patch: pytest.MonkeyPatch) -> None:
@@ -438,7 +438,7 @@ def test_after_the_switch_it_is_the_other_method_from_there(method, few, tmp_pat
     sgd, rbd = torch.optim.SGD(named, 0.125), optim.RBD(named, 4.0, 20, "whole", "rademacher", seed=7)
     optimizer, losses = (sgd if method == "rbd" else rbd), []
     sets = datasets.load("mnist-embedded")
-    for x, y in datasets.batches(sets.train, BATCH, 7, 1):
+    for x, y in batches.batches(sets.train, BATCH, 7, 1):
         optimizer.zero_grad()
         loss = cross_entropy(model(x), y)
         loss.backward()
