@@ -1,4 +1,7 @@
-"""Sweep: named sets of runs. Only what the results directory does not hold yet is run, and by one process at a time."""
+"""Experiments: a question, and the runs or the measurement that answer it. What has been done already stands in records.
+
+No torch: `rbd sweep --list` looks at every experiment.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,117 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
-from filelock import FileLock, Timeout
-
-from rbd.suite import rates, record, store
+from rbd.suite import cost, rates, record, store
 from rbd.suite.config import RunConfig
+from rbd.suite.rates import Request
 from rbd.suite.record import Record
 
 PROFILES = ("quick", "paper")
 SEEDS = (0, 1, 2)  # n = 3, as in the paper
-QUICK_EPOCHS = {"fc": 20, "cnn": 10}
-QUICK_SEEDS = {"fc": SEEDS, "cnn": SEEDS[:2]}  # what fits into ten minutes on two cores
-LAW = "rademacher"  # signs: a tenth of the cost of normals on a CPU, and no worse (the distributions sweep)
-SCRIPTS = Path("benchmarks") / "sweeps"
-ALL = "all"  # the name that stands for every script, in this order, then the others
+PACKAGED = Path(__file__).parent / "experiments"
 ORDER = ("learning_rate", "table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw",
          "augmentation", "correlation", "orthogonality", "workers", "hybrid", "landscape")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """Runs that answer one question; their records stand in <results>/runs/<name>/, or in the folder of another sweep.
+class Experiment:
+    """A question and what answers it: runs, or a measurement.
+
+    Attributes:
+        name: also the name of its script.
+        question: in one sentence.
+        runs: profile -> the runs, at learning rates of their own or at those that have been chosen (rates.tuned).
+        measure: (profile, directory of the full data sets) -> values for JSON.
+        conclude: (profile, configs, records, results directory) -> warnings; called when its runs have ended or stopped.
+        cost: profile -> about how many seconds `measure` takes.
+        alone: whether it has one run at a time, because the seconds of its runs count.
+
+    Raises:
+        ValueError: there is no question, or not exactly one of runs and measure.
+    """
+
+    name: str
+    question: str
+    runs: Callable[[str], Iterable[RunConfig | Request]] | None = None
+    measure: Callable[[str, str | os.PathLike[str] | None], Any] | None = None
+    conclude: Callable[[str, Iterable[RunConfig], Iterable[Record], str | os.PathLike[str]], list[str]] | None = None
+    cost: Callable[[str], float] | None = None
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.question:
+            raise ValueError(f"experiment {self.name}: it needs a question")
+        if (self.runs is None) == (self.measure is None):
+            raise ValueError(f"experiment {self.name}: it needs either runs or measure")
+
+    def plan(self, profile: str, results: str | os.PathLike[str]) -> Plan:
+        """Its runs in a profile, at the learning rates that have been chosen so far; none if it measures.
+
+        Raises:
+            ValueError: an unknown profile, or the file of the learning rates is damaged (it is named).
+        """
+        _check(profile)
+        wanted = self.runs(profile) if self.runs else ()
+        found = rates.resolve(wanted, rates.load(profile, results))
+        return Plan(f"{self.name}-{profile}", found.configs, self.question, found.waiting, found.untuned)
+
+
+def _check(profile: str) -> None:
+    if profile not in PROFILES:
+        raise ValueError(f"profile: got {profile!r}, allowed {', '.join(PROFILES)}")
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def list_names(folder: str | os.PathLike[str] | None = None) -> list[str]:
+    """The experiments of a folder of scripts, by default those of the package, in the order in which they are done.
+
+    Those of ORDER come first: learning rates before whatever is trained at them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    names = sorted(path.stem for path in Path(folder or PACKAGED).glob("[!_]*.py"))
+    if not names:
+        raise ValueError(f"sweeps-dir: there are no experiment scripts (*.py) in {folder or PACKAGED}")
+    return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def load(name: str, folder: str | os.PathLike[str] | None = None) -> Experiment:
+    """The EXPERIMENT of the script <folder>/<name>.py, which is executed.
+
+    Raises:
+        ValueError: there is no such script, or it does not define an Experiment of that name.
+    """
+    if name not in (names := list_names(folder)):
+        raise ValueError(f"name: got {name!r}, allowed {', '.join(names)}")
+    path = Path(folder or PACKAGED) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"rbd_experiment_{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = vars(module).get("EXPERIMENT")
+    if not isinstance(found, Experiment) or found.name != name:
+        raise ValueError(f"{path}: define EXPERIMENT = Experiment({name!r}, ...), see rbd.suite.experiment")
+    return found
+
+
+def experiments(folder: str | os.PathLike[str] | None = None) -> list[Experiment]:
+    """All experiments of a folder, by default those of the package, in order. Raises ValueError as `load` does."""
+    return [load(name, folder) for name in list_names(folder)]
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of an experiment in a profile. Their records stand in <results>/runs/<name>/, or in that of another one.
 
     Attributes:
         name: experiment and profile, such as "table1-quick".
@@ -76,11 +164,11 @@ class Sweep:
         return records, damaged
 
     def missing(self, records: Iterable[Record]) -> tuple[RunConfig, ...]:
-        """The runs that the records lack."""
+        """The runs that the records lack, and whose learning rates are known."""
         there = {r.config.id for r in records}
         return tuple(c for c in self.configs if c.id not in there)
 
-    def with_seeds(self, seeds: Iterable[int]) -> Sweep:
+    def with_seeds(self, seeds: Iterable[int]) -> Plan:
         """The same runs with these seeds, every one with each of them."""
         return replace(self, configs=tuple(dict.fromkeys(replace(c, seed=seed) for c in self.configs for seed in seeds)))
 
@@ -93,183 +181,56 @@ class Sweep:
         return "{" + ",\n".join([*lines, f'"waiting": [\n{waiting}\n]', f'"runs": [\n{runs}\n]']) + "}\n"
 
 
-def manifest_path(name: str, results: str | os.PathLike[str]) -> Path:
-    """Where the list of a sweep's runs is."""
-    return Path(results) / "sweeps" / f"{name}.json"
-
-
-def grid(**axes) -> Iterator[dict]:
-    """All combinations of the values of the axes, the last axis fastest."""
-    return (dict(zip(axes, values)) for values in product(*axes.values()))
-
-
-def table1(profile: str, results: str | os.PathLike[str] = "results") -> Sweep:
-    """NES, FPD, RBD and SGD with the FC net and the CNN (arXiv 2011.04720, table 1), at learning rates found by a sweep.
-
-    quick: the embedded images, few epochs. paper: full data sets, 100 epochs. Both with signs for entries.
-
-    Raises:
-        ValueError: an unknown profile, or no learning rate is known for any of the runs.
-    """
-    tuned = rates.load(_checked(profile), results)
-    made = _planned(f"table1-{profile}", str(table1_configs.__doc__), table1_configs(profile, tuned), tuned)
-    if not made.configs:
-        raise ValueError(f"{made.name}: {untuned(made.untuned, profile)}")
-    return made
-
-
-def table1_configs(profile: str, tuned: Callable[..., RunConfig | None]) -> Iterator[RunConfig | None]:
-    """How accurate are NES, FPD, RBD and SGD on each pair of network and data (table 1)?"""
-    names = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist", "cifar10")
-    for model, data, method, seed in product(("fc", "cnn"), names, ("nes", "fpd", "rbd", "sgd"), SEEDS):
-        if profile == "paper" or seed in QUICK_SEEDS[model]:
-            law = {} if method == "sgd" else {"distribution": LAW}
-            epochs = QUICK_EPOCHS[model] if profile == "quick" else 100
-            yield tuned(model=model, data=data, method=method, **law, epochs=epochs, seed=seed)
-
-
-def _checked(profile: str) -> str:
-    if profile not in PROFILES:
-        raise ValueError(f"profile: got {profile!r}, allowed {', '.join(PROFILES)}")
-    return profile
-
-
-def untuned(keys: Iterable[str], profile: str) -> str:
-    """What is to be done about keys without a learning rate."""
-    lacking = ", ".join(map(repr, dict.fromkeys(keys)))
-    return f"no learning rate yet for {lacking}: run `rbd sweep learning_rate --profile {profile}`"
-
-
-# ---------------------------------------------------------------- scripts
-
-
-def experiments(folder: str | os.PathLike[str] = SCRIPTS) -> list[str]:
-    """The names of the scripts in the folder.
-
-    Raises:
-        ValueError: there is none.
-    """
-    names = sorted(path.stem for path in Path(folder).glob("*.py"))
-    if not names:
-        raise ValueError(f"sweeps-dir: got {folder}, allowed a folder of sweep scripts, as benchmarks/sweeps in a clone")
-    return names
-
-
-def ordered(folder: str | os.PathLike[str] = SCRIPTS) -> list[str]:
-    """The experiments, those of ORDER first: rates before all that trains at them. Raises as `experiments` does."""
-    return sorted(experiments(folder), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-
-
-def script(name: str, folder: str | os.PathLike[str] = SCRIPTS) -> ModuleType:
-    """The script of an experiment, run: its docstring is the question.
-
-    The work is configs(profile, tuned) or measure(profile, data_dir).
-    `tuned` makes a RunConfig with the learning rate chosen for it, or None where there is none yet. conclude(profile,
-    configs, records, results), if there, runs at the end of the sweep and returns warnings; cost(profile), if there, is
-    about how many seconds measure takes; alone = True makes it one run at a time, because its seconds count.
-
-    Raises:
-        ValueError: there is no such script, or it lacks what it should have.
-    """
-    if name not in (names := experiments(folder)):
-        raise ValueError(f"name: got {name!r}, allowed {', '.join(names)}")
-    path = Path(folder) / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"rbd_sweep_{name}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not module.__doc__ or not (hasattr(module, "configs") or hasattr(module, "measure")):
-        raise ValueError(f"{path}: got no docstring or neither of configs and measure, allowed a question and one of them")
-    return module
-
-
-def plan(name: str, profile: str, results: str | os.PathLike[str], folder: str | os.PathLike[str] = SCRIPTS) -> Sweep:
-    """The sweep of an experiment in a profile. Raises ValueError as `script` does."""
-    module, tuned = script(name, folder), rates.load(_checked(profile), results)
-    return _planned(f"{name}-{profile}", str(module.__doc__).strip(), module.configs(profile, tuned), tuned)
-
-
-def _planned(name: str, question: str, configs: Iterable[RunConfig | None], tuned: rates.Tuned) -> Sweep:
-    """Each run once, also of those that wait, which `tuned` knows when the configurations have been made."""
-    ready = tuple(dict.fromkeys(c for c in configs if c))
-    return Sweep(name, ready, question, tuple(dict.fromkeys(tuned.waiting)), tuple(tuned.untuned))
-
-
-# ---------------------------------------------------------------- one run
-
-
-class Busy(RuntimeError):
-    """Another process is at this run."""
-
-
 def find(config: RunConfig, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Record | None:
-    """The record of a configuration in the directory; one that has ended there or under any <results>/runs/*/ comes first.
+    """The record of a run: one that has ended, in the directory or in any <results>/runs/*/; else the directory's own.
 
     Raises:
         ValueError: a record is damaged (the file is named).
     """
-    return record.find(config, place(config, directory, results).parent)
+    own, *others = store.record_paths(config, directory, results)
+    found = record.find(config, own.parent)
+    if found and found.outcome != "interrupted":
+        return found
+    return next((other for other in map(record.load, others) if other.outcome != "interrupted"), found)
 
 
-def place(config: RunConfig, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Path:
-    """The file of the record that counts, there or not: see `find`."""
-    own = Path(directory) / f"{config.id}.json"
-    others = sorted(Path(results).glob(f"runs/*/{config.id}.json"))
-    return next((path for path in (own, *others) if path.exists() and record.load(path).outcome != "interrupted"), own)
+def place(found: Record, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Path:
+    """The file in which a record stands that `find` gave."""
+    paths = store.record_paths(found.config, directory, results)
+    return next(path for path in paths if path.exists() and record.load(path).outcome == found.outcome)
 
 
-Train = Callable[..., Record]  # takes what rbd.suite.train.train takes
+# ---------------------------------------------------------------- overview
 
 
-def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: float = -1, train: Train | None = None,
-        **options) -> Record:  # fmt: skip
-    """The record of a configuration: one that is there, or a new one saved in directory.
+def survey(results: str | os.PathLike[str], profiles: Iterable[str] = PROFILES,
+           folder: str | os.PathLike[str] | None = None) -> Iterator[str]:  # fmt: skip
+    """Lines for a person: each experiment, its question, and how far it is in the profiles. Raises ValueError as `load`."""
+    seconds = cost.calibrate(cost.load_readable(results))
+    for experiment in experiments(folder):
+        yield f"{experiment.name}: {experiment.question}"
+        for profile in profiles:
+            yield f"    {profile}: {summarise(experiment, profile, results, seconds)}"
 
-    It comes from train(config, checkpoints, **options), by default rbd.suite.train.train.
 
-    Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
-    runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
+def summarise(experiment: Experiment, profile: str, results: str | os.PathLike[str],
+              seconds: Callable[[RunConfig], float] = cost.estimate) -> str:  # fmt: skip
+    """How many runs an experiment has in a profile, how many are done, what the others cost, and what is wrong with them.
 
     Args:
-        wait: seconds to wait for another process that is at the run; below 0 as long as it takes.
-
-    Raises:
-        Busy: another process is at it, still after these seconds.
-        ValueError, OSError: what train, record.find and record.save raise; a directory that cannot be written is found
-            out before the run.
+        seconds: what a run costs on a core.
     """
-    checkpoint = Path(results) / "checkpoints" / f"{config.id}.safetensors"
-    found = find(config, directory, results)
-    if not found or found.outcome == "interrupted":
-        for needed in (directory, checkpoint.parent, Path(results) / "locks"):
-            store.check_writable(needed)
-        with claim(config, results, wait):
-            found = find(config, directory, results)  # another process may have ended it meanwhile
-            if not found or found.outcome == "interrupted":
-                found = (train or _here())(config, checkpoint.parent, **options)
-                record.save(found, directory)
-    if found.outcome != "interrupted":
-        checkpoint.unlink(missing_ok=True)  # also one left by a crash after the record was saved
-    return found
-
-
-def _here() -> Train:
-    from rbd.suite import train  # torch: not to be waited for by those who only read records
-
-    return train.train
-
-
-@contextmanager
-def claim(config: RunConfig, results: str | os.PathLike[str], wait: float = -1) -> Iterator[None]:
-    """Be the only process at a run. Raises Busy if another one is, still after `wait` seconds (below 0: never)."""
-    lock = FileLock(Path(results) / "locks" / f"{config.id}.lock", timeout=wait)
-    lock_file = Path(lock.lock_file)
-    try:
-        with lock:
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # Windows removes no open file; who waits for this one looks whether it is gone
-                    lock_file.unlink()
-    except Timeout as error:
-        raise Busy(f"{config.id}: another process is at this run") from error
+    if experiment.measure:
+        about = f", about {cost.format_duration(experiment.cost(profile))}" if experiment.cost else ""
+        there = store.measurement_path(f"{experiment.name}-{profile}", results).exists()
+        return "done" if there else "1 measurement missing" + about
+    plan = experiment.plan(profile, results)
+    records, damaged = plan.look(results)
+    missing = (*plan.missing(records), *plan.waiting)
+    text = f"{len(plan.configs) + len(plan.waiting)} runs, {len(records)} done, {len(missing)} missing"
+    if missing:
+        cores = cost.count_cores()
+        text += f", about {cost.format_duration(sum(map(seconds, missing)) / cores)} on {cores} cores"
+    waiting = [f"{len(plan.waiting)} of them wait for {len(plan.untuned)} learning rates"] if plan.waiting else []
+    failed = sum(store.failure_path(config, results).exists() for config in missing)
+    return "; ".join([text, *waiting, *([f"{failed} of them failed the last time"] if failed else []), *damaged])

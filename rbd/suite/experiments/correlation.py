@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
-from rbd.suite.sweep import script
+from rbd.suite.experiment import Experiment
+from rbd.suite.experiments import dimension, table1
+from rbd.suite.rates import Request
 
 
-def configs(profile, tuned):  # the runs of two other sweeps, whose records have the cosines
-    def of_rbd(**fields):
-        return tuned(**fields) if fields["method"] == "rbd" else None
+def runs(profile: str) -> Iterator[Request]:
+    """Those of two other experiments, whose records have the cosines."""
+    for request in (*dimension.runs(profile), *table1.runs(profile)):
+        if request.config.method == "rbd":
+            yield request
 
-    for name in ("dimension", "table1"):
-        yield from script(name, Path(__file__).parent).configs(profile, of_rbd)
+
+EXPERIMENT = Experiment("correlation", __doc__, runs)

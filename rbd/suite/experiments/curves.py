@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from rbd.suite.sweep import LAW, SEEDS
+from collections.abc import Iterator
+from typing import Any
+
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
 
 
-def configs(profile, tuned):
+def runs(profile: str) -> Iterator[Request]:
     quick = profile == "quick"
-    base = {"model": "resnet8", **({"data": "fmnist-embedded", "epochs": 5} if quick else {"data": "cifar10"})}
+    base: dict[str, Any] = {"data": "fmnist-embedded", "epochs": 5} if quick else {"data": "cifar10"}
     for seed in SEEDS:
-        yield tuned(**base, method="sgd", seed=seed)
-        yield tuned(**base, method="rbd", dim=500, distribution=LAW, seed=seed)
-        yield tuned(**base, method="fpd", dim=500, distribution=LAW, seed=seed)
-        yield tuned(**base, method="nes", dim=50 if quick else 500, distribution=LAW, seed=seed)  # 5 epochs: 780 batches
+        yield tuned(model="resnet8", **base, method="sgd", seed=seed)
+        yield tuned(model="resnet8", **base, method="rbd", dim=500, seed=seed)
+        yield tuned(model="resnet8", **base, method="fpd", dim=500, seed=seed)
+        yield tuned(model="resnet8", **base, method="nes", dim=50 if quick else 500, seed=seed)  # 5 epochs: 780 batches
+
+
+EXPERIMENT = Experiment("curves", __doc__, runs)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from rbd.suite.config import DISTRIBUTIONS
-from rbd.suite.sweep import SEEDS
+from collections.abc import Iterator
+from itertools import product
+
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
+
+DISTRIBUTIONS = ("normal", "uniform", "rademacher")
 
 
-def configs(profile, tuned):
-    small, full = (("mnist-embedded", "fmnist-embedded"), 10, range(10)), (("mnist", "fmnist"), 100, SEEDS)
-    sets, epochs, seeds = small if profile == "quick" else full
-    for seed in seeds:
-        for data in sets:
-            for law in DISTRIBUTIONS:
-                yield tuned(model="fc", data=data, method="rbd", distribution=law, epochs=epochs, seed=seed)
+def runs(profile: str) -> Iterator[Request]:
+    quick = profile == "quick"
+    sets = ("mnist-embedded", "fmnist-embedded") if quick else ("mnist", "fmnist")
+    seeds, epochs = (range(10), 10) if quick else (SEEDS, 100)
+    for seed, data, distribution in product(seeds, sets, DISTRIBUTIONS):
+        yield tuned(model="fc", data=data, method="rbd", distribution=distribution, epochs=epochs, seed=seed)
+
+
+EXPERIMENT = Experiment("distributions", __doc__, runs)

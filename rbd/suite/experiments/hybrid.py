@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from rbd.suite.sweep import LAW, SEEDS
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
 
 SWITCHES = {"quick": (5, 10, 15), "paper": (10, 50, 90)}  # epochs
 
 
-def configs(profile, tuned):
+def runs(profile: str) -> Iterator[Request]:
+    """Both pure methods, and every switch at their rates."""
     sets = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist")
-    for data in sets:
-        for seed in SEEDS:
-            base = {"model": "fc", "data": data, "epochs": 20 if profile == "quick" else 100, "seed": seed}
-            yield tuned(**base, method="sgd")
-            yield tuned(**base, method="rbd", distribution=LAW)
-            for switch in SWITCHES[profile]:  # at the rates of the pure methods
-                yield tuned(**base, method="rbd", distribution=LAW, switch=switch)
-                yield tuned(**base, method="sgd", distribution=LAW, switch=switch)
+    for data, seed in product(sets, SEEDS):
+        base: dict[str, Any] = {"data": data, "epochs": 20 if profile == "quick" else 100, "seed": seed}
+        yield tuned(model="fc", **base, method="sgd")
+        yield tuned(model="fc", **base, method="rbd")
+        for switch in SWITCHES[profile]:
+            yield tuned(model="fc", **base, method="rbd", switch=switch)
+            yield tuned(model="fc", **base, method="sgd", switch=switch)
+
+
+EXPERIMENT = Experiment("hybrid", __doc__, runs)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from rbd.suite.sweep import table1_configs
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rbd.suite.experiment import Experiment
+from rbd.suite.experiments import table1
+from rbd.suite.rates import Request
 
 
-def configs(profile, tuned):
-    def with_normals(**fields):
-        return tuned(**fields | {"distribution": "normal"}) if fields["seed"] == 0 and fields["method"] != "sgd" else None
+def runs(profile: str) -> Iterator[Request]:
+    for request in table1.runs(profile) if profile == "paper" else ():
+        if request.config.seed == 0 and request.config.method != "sgd":
+            yield Request(replace(request.config, distribution="normal"))
 
-    if profile == "paper":
-        yield from table1_configs(profile, with_normals)
+
+EXPERIMENT = Experiment("normals", __doc__, runs)

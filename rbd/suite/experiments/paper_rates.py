@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rbd.suite.config import PAPER_LR, RunConfig
-from rbd.suite.sweep import LAW, SEEDS
+from rbd.suite.experiment import SEEDS, Experiment
 
 
-def configs(profile, tuned):
-    if profile == "paper":
-        for (model, data), found in PAPER_LR.items():
-            for method, lr in found.items():
-                for seed in SEEDS:
-                    law = {} if method == "sgd" else {"distribution": LAW}
-                    yield RunConfig(model=model, data=data, method=method, **law, lr=lr, seed=seed)
+def runs(profile: str) -> Iterator[RunConfig]:
+    for (model, data), found in PAPER_LR.items() if profile == "paper" else ():
+        for method, lr in found.items():
+            for seed in SEEDS:
+                yield RunConfig(model=model, data=data, method=method, lr=lr, seed=seed)
+
+
+EXPERIMENT = Experiment("paper_rates", __doc__, runs)

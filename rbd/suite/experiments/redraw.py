@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from rbd.suite.sweep import LAW, SEEDS
+from collections.abc import Iterator
+from typing import Any
+
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
 
 INTERVALS = {"quick": (1, 4, 16, 64, 256, 1024), "paper": (1, 10, 100, 1000, 10_000)}  # steps
 
 
-def configs(profile, tuned):
-    base = {"model": "fc", **({"data": "mnist-embedded", "epochs": 20} if profile == "quick" else {"data": "mnist"})}
+def runs(profile: str) -> Iterator[Request]:
+    quick = profile == "quick"
+    base: dict[str, Any] = {"data": "mnist-embedded", "epochs": 20} if quick else {"data": "mnist"}
     for seed in SEEDS:
         for redraw in INTERVALS[profile]:
-            yield tuned(**base, method="rbd", redraw=redraw, distribution=LAW, seed=seed)
-        yield tuned(**base, method="fpd", distribution=LAW, seed=seed)
+            yield tuned(model="fc", **base, method="rbd", redraw=redraw, seed=seed)
+        yield tuned(model="fc", **base, method="fpd", seed=seed)
+
+
+EXPERIMENT = Experiment("redraw", __doc__, runs)
