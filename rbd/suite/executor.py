@@ -1,4 +1,4 @@
-"""Many runs side by side: worker processes, failures, what a run costs, and how long it will all take."""
+"""Many runs side by side: worker processes, what fails, how long it will all take, and what follows from the records."""
 
 from __future__ import annotations
 
@@ -6,60 +6,171 @@ import json
 import os
 import signal
 import sys
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from statistics import median
 from threading import Thread
 from time import perf_counter
-from types import ModuleType
 from typing import Protocol
 
 from tqdm import tqdm
 
-from rbd.suite import record, store, sweep
+from rbd.suite import cost, experiment, rates, record, store
 from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment, Plan
+from rbd.suite.job import Ended, Failure, attempt
 from rbd.suite.record import Record
+
+PATIENCE = 5.0  # s that a worker waits for a run of another process; then others have their turn, and who stops it can
+
+
+# ---------------------------------------------------------------- experiments
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A run that raised, or whose process died."""
+class Resources:
+    """With what runs are done; None: as many as the cores here, or the places of the cluster, allow.
 
-    config: RunConfig
-    message: str
-    traceback: str = ""
+    Attributes:
+        data_dir: root of the full data sets, see rbd.suite.datasets.data_dir.
+        device: where tensors live, "cpu" or "cuda".
+        jobs: runs at a time.
+        threads: CPU threads of a run.
+        ray: address of the Ray cluster to which runs are sent; None: they are done here.
+        gpus: GPUs of a run there, a fraction below 1; None: a quarter with "cuda", else 0.
+    """
 
-    def path(self, results: str | os.PathLike[str]) -> Path:
-        """Where it is noted until the run succeeds."""
-        return Path(results) / "failures" / f"{self.config.id}.json"
-
-    def save(self, results: str | os.PathLike[str]) -> None:
-        """Write it."""
-        content = {"config": json.loads(self.config.canonical()), "message": self.message, "traceback": self.traceback}
-        store.write(self.path(results), json.dumps(content, indent=1, sort_keys=True) + "\n", "a failure")
+    data_dir: Path | None = None
+    device: str = "cpu"
+    jobs: int | None = None
+    threads: int | None = None
+    ray: str | None = None
+    gpus: float | None = None
 
 
-Ended = Record | Failure | None  # None: another process is at it
-PATIENCE = 5.0  # s that a worker waits for such a one; then others have their turn, and who wants to stop can
+def perform_all(profile: str, results: Path, resources: Resources, seeds: Iterable[int] | None = None, dry: bool = False,
+                folder: str | os.PathLike[str] | None = None) -> Iterator[str]:  # fmt: skip
+    """`perform` every experiment of a folder, in order; one that raises, or cannot be loaded, does not stop the others.
+
+    With other seeds, those that conclude something are left out: their choice rests on seeds of their own.
+
+    Yields:
+        What `perform` yields, and a line for every experiment that raised.
+    """
+    for name in experiment.list_names(folder):
+        try:
+            wanted = experiment.load(name, folder)
+            if not (seeds and wanted.conclude):
+                yield from perform(wanted, profile, results, resources, seeds, dry)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            yield f"failed: {name}: {error}"
 
 
-def attempt(
-    config: RunConfig, directory: Path, results: Path, wait: float, options: dict, train: sweep.Train | None = None
-) -> Ended:
-    """What became of a run, for the process that asked for it: nothing is raised."""
+def perform(wanted: Experiment, profile: str, results: Path, resources: Resources, seeds: Iterable[int] | None = None,
+            dry: bool = False) -> Iterator[str]:  # fmt: skip
+    """Do the runs that an experiment lacks, or its measurement, with lines on stdout, and conclude from what is there.
+
+    The list of its runs is written first. Runs of other seeds are in no list, and nothing is concluded from them.
+
+    Args:
+        seeds: these instead of the experiment's own.
+        dry: show what is missing, and do none of it.
+
+    Yields:
+        A line for whatever is not as it should be: learning rates that lack, runs that failed, records that are damaged.
+
+    Raises:
+        ValueError, OSError: there is nothing to run with: a data set, a learning rate file, a cluster or a directory.
+    """
+    if wanted.measure:
+        print(measure(wanted, profile, results, resources.data_dir, dry), flush=True)
+        return
+    plan = wanted.plan(profile, results)
+    store.write(store.manifest_path(plan.name, results), plan.manifest(), "a list of runs")
+    if plan.untuned:
+        yield f"rbd: warning: {plan.name}: {rates.explain(plan.untuned, profile)}"
+    asked = plan if seeds is None else plan.with_seeds(seeds)
+    records, damaged = asked.look(results)
+    missing = asked.missing(records)  # damaged ones too: their runs fail before any training, and say why
+    print(f"{plan.name}: {len(asked.configs)} runs, {len(missing)} to do, records in {plan.directory(results)}", flush=True)
+    if dry:
+        print(*(f"{c.id} {describe(c)}" for c in missing), sep="\n", end="\n" * bool(missing))
+        yield from damaged
+        return
     try:
-        return sweep.run(config, directory, results, wait, train, **options)
-    except sweep.Busy:
-        return None
-    except Exception as error:
-        return Failure(config, f"{type(error).__name__}: {error}", traceback.format_exc())
+        failures = run_missing(asked, missing, results, resources, wanted.alone)
+    finally:  # also when interrupted: what has ended may be enough for some of it
+        conclude(wanted, profile, plan, results)
+    for failure in failures:
+        where = store.failure_path(failure.config, results)
+        yield f"failed: {describe(failure.config)}: {failure.message} ({where})"
+
+
+def conclude(wanted: Experiment, profile: str, plan: Plan, results: Path) -> None:
+    """Let an experiment conclude from its own runs, if it does; warnings on stderr."""
+    if wanted.conclude:
+        records, _ = plan.look(results)
+        for line in wanted.conclude(profile, plan.configs, records, results):
+            print(f"rbd: warning: {line}", file=sys.stderr)
+
+
+def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.PathLike[str] | None = None,
+            dry: bool = False) -> str:  # fmt: skip
+    """Measure, unless the file is there or the run is dry; write values, question and environment; say what was done."""
+    assert wanted.measure
+    name = f"{wanted.name}-{profile}"
+    path = store.measurement_path(name, results)
+    if path.exists():
+        return f"{path}: is there; remove it to measure again"
+    if dry:
+        return f"{path}: to be measured"
+    began, values = perf_counter(), wanted.measure(profile, data_dir)
+    content = {"name": name, "question": wanted.question, "values": values, "environment": record.environment()}
+    store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
+    return f"{path}: measured in {cost.format_duration(perf_counter() - began)}"
+
+
+def run_missing(plan: Plan, missing: tuple[RunConfig, ...], results: Path, resources: Resources, alone: bool = False,
+                ) -> list[Failure]:  # fmt: skip
+    """Run what a plan lacks, with a line on stdout for each run that ends and a bar on stderr if that is a terminal.
+
+    Args:
+        missing: the runs, of the plan's.
+        alone: one run at a time, unless resources say how many.
+
+    Returns:
+        The failures, each also noted under <results>/failures/.
+
+    Raises:
+        ValueError, FileNotFoundError: a data set is missing or damaged. ValueError, ConnectionError: see cluster.Cluster.
+    """
+    if not missing:
+        return []
+    if not resources.ray:  # the nodes have data sets of their own
+        _require_data(missing, resources.data_dir)
+    crew = hire(resources, len(missing), alone)
+    options = {"data_dir": resources.data_dir, "device": resources.device, "threads": crew.threads}
+    try:
+        with show_progress(plan, missing, results, crew.jobs) as progress:
+            return run_all(missing, plan.directory(results), results, crew.jobs, crew.workers, options, progress.tell)
+    finally:
+        crew.workers.stop()
+
+
+def _require_data(configs: Iterable[RunConfig], data_dir: Path | None) -> None:
+    """Raise now, rather than hours later, if a data set is missing or damaged."""
+    from rbd.suite import datasets
+
+    for name in dict.fromkeys(c.data for c in configs):
+        datasets.load(name, data_dir)
+
+
+# ---------------------------------------------------------------- workers
 
 
 class Workers(Protocol):
@@ -70,6 +181,28 @@ class Workers(Protocol):
 
     def stop(self) -> None:
         """End now, whatever is under way."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the runs: workers, how many runs at a time, and the threads of each."""
+
+    workers: Workers
+    jobs: int
+    threads: int
+
+
+def hire(resources: Resources, missing: int, alone: bool = False) -> Crew:
+    """Workers for a number of runs, here or on the cluster. Raises as cluster.Cluster does."""
+    if resources.ray:
+        from rbd.suite.cluster import Cluster
+
+        gpus = resources.gpus if resources.gpus is not None else 0.25 if resources.device == "cuda" else 0.0
+        cluster = Cluster(resources.ray, resources.threads or 1, gpus)
+        return Crew(cluster, resources.jobs or cluster.places, resources.threads or 1)
+    cores = cost.count_cores()
+    jobs = resources.jobs or (1 if alone else max(1, min(cores // (resources.threads or 1), missing)))
+    return Crew(Processes(), jobs, resources.threads or max(1, cores // jobs))
 
 
 class Processes:
@@ -135,7 +268,7 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
             patience = PATIENCE if config in busy else 0.0
             running[workers.submit(config, directory, results, patience, options)] = config
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            config, ended = running.pop(future), _result(future)
+            config, ended = running.pop(future), _get(future)
             if ended is None:
                 busy.add(config)
                 todo.append(config)
@@ -145,81 +278,17 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
                 ended.save(results)
                 failures.append(ended)
             else:
-                Failure(config, "").path(results).unlink(missing_ok=True)
+                store.failure_path(config, results).unlink(missing_ok=True)
             tell(config, ended)
     return failures
 
 
-def _result(future: Future) -> Ended | str:
+def _get(future: Future) -> Ended | str:
     error = future.exception()  # of the worker, not of the run
     return future.result() if error is None else f"{type(error).__name__}: the process died: {error}"
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# ---------------------------------------------------------------- cost
-
-IMAGES = {"mnist": 50_000, "fmnist": 50_000, "cifar10": 40_000, "mnist-embedded": 5_000, "fmnist-embedded": 5_000}
-SIZE = {  # D on grey and on colour images
-    "fc": (101_770, 394_634), "cnn": (93_322, 122_570), "resnet8": (78_042, 78_330), "resnet32": (466_906, 467_194),
-}  # fmt: skip
-BATCH = {"fc": (6e-4, 2e-3), "cnn": (1e-2, 2e-2), "resnet8": (5e-2, 7e-2), "resnet32": (0.25, 0.35)}  # s a batch of 32
-ENTRY = {"rademacher": 4e-11, "uniform": 3e-10, "normal": 4e-10, None: 0.0}  # s
-
-
-def cost(config: RunConfig) -> float:
-    """Seconds that a run takes on one core, roughly; where another method takes over, of both parts."""
-    return sum(map(_cost, parts(config)))
-
-
-def parts(config: RunConfig) -> tuple[RunConfig, ...]:
-    """A run as runs of one method each."""
-    if config.switch is None:
-        return (config,)
-    ends = config.switch, config.epochs - config.switch
-    return tuple(replace(config.at(start), epochs=length) for start, length in zip((0, config.switch), ends))
-
-
-def _cost(config: RunConfig) -> float:
-    """Passes × a pass + entries of Φ generated × an entry."""
-    colour, kind = config.data == "cifar10", str(config.partition).partition(":")
-    size, number = SIZE[config.model][colour], float(kind[2] or 1)
-    batches = config.epochs * (IMAGES[config.data] // config.batch_size)
-    passes = batches * (config.dim or 1) if config.method == "rbd-nes" else batches
-    rows = 0.0 if config.method == "sgd" else 1.0 if "nes" in config.method else config.dim or size / number
-    width = size / number if kind[0] in ("even", "by_ratio") else size  # a row spans one compartment
-    share = 0.4 if "nes" in config.method else 1.0  # of a pass, when only forward
-    pixels = passes * share * config.batch_size / 32 * BATCH[config.model][colour]
-    return pixels + 2 * passes * rows * width * ENTRY[config.distribution]  # project and expand; nes: disturb and move
-
-
-def calibrated(records: Iterable[Record]) -> Callable[[RunConfig], float]:
-    """`cost`, corrected by the seconds of records of the same network, method, law and workers (median), else of all.
-
-    Records from a GPU say nothing of cores, nor those of two methods of either.
-    """
-    ratios: dict[tuple, list[float]] = {}
-    for r in records:
-        on_cpu = r.environment.get("device") == r.environment.get("cpu")
-        if r.outcome == "finished" and r.seconds and on_cpu and r.config.switch is None:
-            for group in (_group(r.config), ()):
-                ratios.setdefault(group, []).append(r.seconds[-1] / cost(r.config))
-    typical = {group: median(values) for group, values in ratios.items()}
-    return lambda config: sum(_cost(part) * typical.get(_group(part), typical.get((), 1.0)) for part in parts(config))
-
-
-def _group(config: RunConfig) -> tuple:
-    return config.model, config.method, config.distribution, config.workers, config.variant
-
-
-def readable(results: Path) -> Iterator[Record]:
-    """All records under <results>/runs, to learn from; the sweep that asks for a damaged one tells of it."""
-    for path in sorted(results.glob("runs/*/[!.]*.json")):
-        with suppress(ValueError):
-            yield record.load(path)
+# ---------------------------------------------------------------- progress
 
 
 @dataclass
@@ -243,11 +312,22 @@ class Progress:
         """A run has ended."""
         self.done, self.left = self.done + self.seconds(config), self.left - self.seconds(config)
         what = f"failed: {ended.message}" if isinstance(ended, Failure) else record.summary(ended)
-        left = duration(self.remaining(perf_counter()))
+        left = cost.format_duration(self.remaining(perf_counter()))
         title = f"[{self.names[config.id]}/{len(self.names)}] {describe(config)}"
         self.bar.write(f"{title}: {what}; {left} left", file=sys.stdout)
+        sys.stdout.flush()
         self.bar.set_postfix_str(f"{left} left", refresh=False)
         self.bar.update()
+
+
+@contextmanager
+def show_progress(plan: Plan, missing: tuple[RunConfig, ...], results: Path, jobs: int) -> Iterator[Progress]:
+    """The progress of a plan, with a bar for as long as the block runs."""
+    seconds = cost.calibrate(cost.load_readable(results))
+    names = {c.id: number for number, c in enumerate(plan.configs, 1)}
+    with tqdm(total=len(names), initial=len(names) - len(missing), unit="run", disable=None,
+              bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}", desc=plan.name) as bar:  # fmt: skip
+        yield Progress(names, seconds, jobs, sum(map(seconds, missing)), bar, began=perf_counter())
 
 
 def describe(config: RunConfig) -> str:
@@ -257,64 +337,3 @@ def describe(config: RunConfig) -> str:
     parts = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in sorted(given.items())
              if name not in ("model", "data", "method", "seed") and value != getattr(usual, name)]  # fmt: skip
     return " ".join([config.model, config.data, config.method, *parts, f"seed={config.seed}"])
-
-
-def duration(seconds: float) -> str:
-    """About how long, for a person: "40 s", "12 min", "3.5 h", "2.1 days"."""
-    for unit, size, limit in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
-        if seconds < limit:
-            return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86_400:.1f} days"
-
-
-def perform(made: sweep.Sweep, results: Path, jobs: int, workers: Workers, options: dict) -> list[Failure]:
-    """Run what a sweep lacks, with a line on stdout for each run that ends and a bar on stderr if that is a terminal."""
-    missing = made.missing(made.look(results)[0])  # damaged ones too: to run them tells what is wrong, and trains nothing
-    seconds = calibrated(readable(results)) if missing else cost
-    names = {c.id: number for number, c in enumerate(made.configs, 1)}
-    with tqdm(total=len(names), initial=len(names) - len(missing), unit="run", disable=None,
-              bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}", desc=made.name) as bar:  # fmt: skip
-        progress = Progress(names, seconds, jobs, sum(map(seconds, missing)), bar, began=perf_counter())
-        try:
-            return run_all(missing, made.directory(results), results, jobs, workers, options, progress.tell)
-        finally:
-            workers.stop()
-
-
-def state(name: str, profile: str, results: Path, folder: Path, seconds: Callable[[RunConfig], float] = cost) -> str:
-    """How many runs an experiment has in a profile, how many are done, what the others cost, and what is wrong with them.
-
-    Args:
-        seconds: what a run costs on a core.
-    """
-    module = sweep.script(name, folder)
-    if hasattr(module, "measure"):
-        about = f", about {duration(module.cost(profile))}" if hasattr(module, "cost") else ""
-        return "done" if measurement_path(f"{name}-{profile}", results).exists() else "1 measurement missing" + about
-    made = sweep.plan(name, profile, results, folder)
-    records, damaged = made.look(results)
-    missing = (*made.missing(records), *made.waiting)
-    text = f"{len(made.configs) + len(made.waiting)} runs, {len(records)} done, {len(missing)} missing"
-    about = f", about {duration(sum(map(seconds, missing)) / cores())} on {cores()} cores" if missing else ""
-    keys = f"; {len(made.waiting)} of them wait for {len(made.untuned)} learning rates" if made.waiting else ""
-    failed = sum(Failure(c, "").path(results).exists() for c in missing)
-    return "; ".join([text + about + keys, *([f"{failed} of them failed the last time"] if failed else []), *damaged])
-
-
-def measurement_path(name: str, results: Path) -> Path:
-    """Where what a measurement found is."""
-    return results / "measurements" / f"{name}.json"
-
-
-def measured(module: ModuleType, name: str, profile: str, results: Path,
-             data_dir: str | os.PathLike[str] | None = None, dry: bool = False) -> str:  # fmt: skip
-    """Measure, unless the file is there or the run is dry; write values, question and environment; say what was done."""
-    path = measurement_path(name, results)
-    if path.exists():
-        return f"{path}: is there; remove it to measure again"
-    if dry:
-        return f"{path}: to be measured"
-    began, values = perf_counter(), module.measure(profile, data_dir)
-    content = {"name": name, "question": str(module.__doc__).strip(), "values": values, "environment": record.environment()}
-    store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
-    return f"{path}: measured in {duration(perf_counter() - began)}"
