@@ -21,11 +21,17 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.suite": 5, "rbd.suite.config": 5, "rbd.suite.record": 5, "rbd.suite.store": 5,
     "rbd.suite.models": 5, "rbd.suite.datasets": 5, "rbd.suite.batches": 5,
     "rbd.suite.train": 6, "rbd.suite.checkpoint": 6, "rbd.suite.report": 6,
-    "rbd.suite.rates": 7, "rbd.suite.sweep": 7, "rbd.suite.runner": 7, "rbd.suite.cluster": 7, "rbd.suite.figures": 7,
-    "rbd.suite.cli": 8, "rbd.__main__": 8,
+    "rbd.suite.rates": 7, "rbd.suite.cost": 7, "rbd.suite.experiment": 7, "rbd.suite.figures": 7,
+    "rbd.suite.job": 8, "rbd.suite.cluster": 8, "rbd.suite.executor": 8, "rbd.suite.experiments": 8,
+    "rbd.suite.cli": 9, "rbd.__main__": 9,
 }  # fmt: skip
+EXPERIMENTS = sorted(f"rbd.suite.experiments.{path.stem}" for path in (ROOT / "rbd/suite/experiments").glob("[!_]*.py"))
+LAYERS |= dict.fromkeys(EXPERIMENTS, LAYERS["rbd.suite.experiments"])
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
-NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.suite.config", "rbd.suite.report", "rbd.suite.figures")
+MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality")  # torch, when they measure
+NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.suite.config", "rbd.suite.report", "rbd.suite.figures", "rbd.suite.store",
+            "rbd.suite.rates", "rbd.suite.cost", "rbd.suite.experiment", "rbd.suite.executor", "rbd.suite.cli",
+            *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
 
 
@@ -105,7 +111,7 @@ def test_every_module_has_a_layer():
 
 def test_imports_go_down():
     up = [f"{name} imports {other}" for name, others in imports().items() if name != PUBLIC
-          for other in of_package(others) if other != PUBLIC and LAYERS.get(other, 9) > LAYERS[name]]  # fmt: skip
+          for other in of_package(others) if other != PUBLIC and LAYERS.get(other, 99) > LAYERS[name]]  # fmt: skip
     assert not up
 
 
@@ -124,6 +130,12 @@ def test_the_library_never_imports_the_suite():
     bad = [name for name, others in imports().items() if not name.startswith("rbd.suite") and name != "rbd.__main__"
            for other in others if other.startswith("rbd.suite")]  # fmt: skip
     assert not bad
+
+
+def test_experiments_say_what_is_run_and_know_nothing_of_how():
+    how = {"rbd.suite.job", "rbd.suite.executor", "rbd.suite.cluster", "rbd.suite.cli"}
+    found = imports()
+    assert len(EXPERIMENTS) > 15 and not [name for name in (*EXPERIMENTS, "rbd.suite.experiment") if found[name] & how]
 
 
 def test_backends_never_import_each_other():
@@ -167,6 +179,9 @@ def test_analysis_reads_files_only():
     ("import rbd; rbd.__version__", "torch numba numpy torchvision triton"),
     ("import rbd.philox, rbd.distribution", "torch numba torchvision triton"),
     ("import rbd.partition, rbd.suite.config", "torch numba numpy torchvision triton"),
+    ("import rbd.suite.record, rbd.suite.store, rbd.suite.rates, rbd.suite.experiment, rbd.suite.executor, rbd.suite.cli",
+     "torch numba numpy torchvision triton matplotlib ray"),
+    ("from rbd.suite import experiment; experiment.experiments()", "torch numba numpy torchvision triton matplotlib ray"),
     ("from rbd import RBD, FPD, NES, Basis", "numba torchvision ray matplotlib"),  # numba comes with the first product
 ])  # fmt: skip
 def test_what_an_import_loads(fresh_python, statement, absent):
