@@ -325,25 +325,29 @@ def test_killed_worker_costs_its_own_run_only(demo):
 
 
 @LINUX
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(number, demo):
-    """And ends with the very curves of runs that nobody disturbed."""
+def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(demo):
+    """Killed, and then interrupted; it ends with the very curves of runs that nobody disturbed."""
     here = demo(2, epochs=40)
-    running = start(here, "--jobs", "2")
-    wait_for(lambda: len(list((here / "results").rglob("checkpoints/*.safetensors"))) == 2)
-    workers = children(running.pid)
-    assert len(workers) == 2
-    os.kill(running.pid, number)
-    out, err = running.communicate(timeout=280)
-    assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    assert ("the same command goes on" in err) == (number == signal.SIGINT) and "Traceback" not in err
-    wait_for(lambda: not any(alive(pid) for pid in workers))
-    kept = list((here / "results" / "checkpoints").glob("*.safetensors"))
-    assert kept and not list((here / "results" / "runs").rglob("*.json"))
+    for number in (signal.SIGKILL, signal.SIGINT):
+        before = {path: path.stat().st_mtime_ns for path in checkpoints(here)}
+        running = start(here, "--jobs", "2")
+        wait_for(lambda before=before: sum(path.stat().st_mtime_ns != before.get(path) for path in checkpoints(here)) == 2)
+        workers = children(running.pid)
+        assert len(workers) == 2
+        os.kill(running.pid, number)
+        out, err = running.communicate(timeout=280)
+        assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert ("the same command goes on" in err) == (number == signal.SIGINT) and "Traceback" not in err
+        wait_for(lambda workers=workers: not any(alive(pid) for pid in workers))
+        assert len(checkpoints(here)) == 2 and not list((here / "results" / "runs").rglob("*.json"))
     out, _ = (again := start(here)).communicate(timeout=280)
     assert again.returncode == 0 and "2 runs, 2 to do" in out
     for found in record.load_all(here / "results" / "runs" / "demo-quick"):
         assert found.curve == job.run(found.config, here / "whole" / "runs", here / "whole", threads=1).curve
+
+
+def checkpoints(here: Path) -> list[Path]:
+    return list((here / "results" / "checkpoints").glob("*.safetensors"))
 
 
 def test_two_sweeps_at_once_share_the_work(demo):
