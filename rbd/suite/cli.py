@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--profile", choices=("quick", "paper"), help="which set-up (default: quick; with --list both)")
     each = "runs at a time, which share the cores (default: one for each core; one where seconds count)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
-    seeds = "these in place of the experiment's seeds (no list of runs has such runs, and no figure shows them)"
+    seeds = "these in place of the experiment's seeds (its list of runs stays, and no figure shows such runs)"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
     sweep.add_argument("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster, as auto or ray://host:10001")

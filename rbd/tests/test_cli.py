@@ -158,10 +158,10 @@ def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
     (["--threads", "0"], "argument --threads: got '0', allowed an integer >= 1"),
     (["--colour", "red"], "unrecognized arguments: --colour red"),
     # what does not fit together
-    (["--method", "sgd", "--dim", "5"], "rbd: error: dim: does not apply to method 'sgd'; got 5, allowed None"),
-    (["--method", "fpd", "--redraw", "2"], "redraw: does not apply to method 'fpd'"),
-    (["--method", "nes", "--partition", "whole"], "partition: does not apply to method 'nes'"),
-    (["--partition", "by_ratio:60", "--dim", "9"], "dim: got 9, allowed None with 'by_ratio:60', which decides it"),
+    (["--method", "sgd", "--dim", "5"], "rbd: error: dim=5 does not apply to method 'sgd'"),
+    (["--method", "fpd", "--redraw", "2"], "redraw=2 does not apply to method 'fpd'"),
+    (["--method", "nes", "--partition", "whole"], "partition='whole' does not apply to method 'nes'"),
+    (["--partition", "by_ratio:60", "--dim", "9"], "dim=9 is not supported with partition='by_ratio:60', which decides it"),
     # what does not fit the network or the data
     (["--dim", "101771"], "rbd: error: dim: got 101771, allowed 1 ... 101770"),
     (["--partition", "even:9", "--dim", "8"], "rbd: error: dim: got 8, allowed 9 ... 101770"),
