@@ -26,7 +26,7 @@ from rbd.suite.experiment import Experiment, Plan
 from rbd.suite.job import Ended, Failure, attempt
 from rbd.suite.record import Record
 
-PATIENCE = 5.0  # s that a worker waits for a run of another process; then others have their turn, and who stops it can
+PATIENCE = 5.0  # s that a worker waits for a run of another process; then other runs have their turn, and it can be stopped
 
 
 # ---------------------------------------------------------------- experiments
@@ -34,7 +34,7 @@ PATIENCE = 5.0  # s that a worker waits for a run of another process; then other
 
 @dataclass(frozen=True)
 class Resources:
-    """With what runs are done; None: as many as the cores here, or the places of the cluster, allow.
+    """What runs may use. None for jobs and threads: what the cores here, or the places of the cluster, allow.
 
     Attributes:
         data_dir: root of the full data sets, see rbd.suite.datasets.data_dir.
@@ -82,7 +82,7 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
         dry: show what is missing, and do none of it.
 
     Yields:
-        A line for whatever is not as it should be: learning rates that lack, runs that failed, records that are damaged.
+        A line for whatever is not as it should be: learning rates not chosen yet, runs that failed, records that are damaged.
 
     Raises:
         ValueError, OSError: there is nothing to run with: a data set, a learning rate file, a cluster or a directory.
@@ -267,7 +267,8 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
             config = todo.popleft()
             patience = PATIENCE if config in busy else 0.0
             running[workers.submit(config, directory, results, patience, options)] = config
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        done = wait(running, return_when=FIRST_COMPLETED).done
+        for future in [future for future in running if future in done]:  # in the order in which they began
             config, ended = running.pop(future), _get(future)
             if ended is None:
                 busy.add(config)
