@@ -6,11 +6,14 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as encode
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rbd.suite import store
@@ -39,9 +42,31 @@ def save(path: Path, config: RunConfig, model: nn.Module, optimizer: Optimizer, 
         OSError: the file cannot be written (names the directory).
     """
     known = {"config": config.canonical(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+    texts = {name: json.dumps(value) for name, value in known.items()}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    content = encode(tensors, {name: json.dumps(value) for name, value in known.items()})
-    store.write(path, content, "a checkpoint")
+    store.write(path, encode(tensors, texts | {"checksum": compute_checksum(tensors, texts)}), "a checkpoint")
+
+
+def compute_checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    """32 hex digits of names, dtypes, shapes and bits of the tensors, and of the texts (BLAKE2b)."""
+    total = blake2b(repr(sorted(texts.items())).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON values of a file whose checksum is right; files of rbd 0.1 have none."""
+    with safe_open(path, "pt") as file:
+        texts = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    checksum = texts.pop("checksum", None)
+    if unknown := texts.keys() - {"config", "optimizer", "progress"}:
+        raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
+    if checksum is not None and checksum != compute_checksum(tensors, texts):
+        raise ValueError("its checksum is wrong, so some of its bits have changed")
+    return tensors, {name: json.loads(text) for name, text in texts.items()}
 
 
 def load(path: Path, config: RunConfig, model: nn.Module, build_optimizer: Callable[[RunConfig, nn.Module], Optimizer],
@@ -52,11 +77,10 @@ def load(path: Path, config: RunConfig, model: nn.Module, build_optimizer: Calla
         ValueError: the file is damaged, or of another configuration or stream version; it is left as it is.
     """
     try:
-        with safe_open(path, "pt") as file:
-            known = {name: json.loads(text) for name, text in file.metadata().items()}
-            if known["config"] != config.canonical():
-                raise ValueError(f"made by {known['config']}")
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        tensors, known = _read(path)
+        if known["config"] != config.canonical():
+            raise ValueError(f"made by {known['config']}")
+        model.load_state_dict(tensors)
         stored = known["progress"]
         points = tuple(Point(**point) for point in stored["curve"])
         progress = Progress(stored["step"], points, tuple(stored["seconds"]), tuple(stored.get("commits", ())))

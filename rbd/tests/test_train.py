@@ -28,6 +28,7 @@ from rbd import optim
 from rbd.basis import Basis
 from rbd.kernels import cpu
 from rbd.suite import batches, datasets, models, record
+from rbd.suite import checkpoint as checkpoints
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record
 from rbd.suite.train import train
@@ -86,7 +87,9 @@ def same_checkpoints(a: Path, b: Path) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
-    first, second = ({k: json.loads(v) for k, v in header(path)[1]["__metadata__"].items()} for path in (a, b))
+    first, second = (header(path)[1]["__metadata__"] for path in (a, b))
+    assert first.pop("checksum") and second.pop("checksum")  # of the wall times too
+    first, second = ({k: json.loads(v) for k, v in texts.items()} for texts in (first, second))
     assert first["progress"].pop("seconds") and second["progress"].pop("seconds")
     assert first == second
 
@@ -467,7 +470,9 @@ def test_checkpoint_is_safetensors_of_the_parameters(few, tmp_path):
         train(config("rbd", dim=dim, epochs=1), tmp_path)
         path = checkpoint(tmp_path, config("rbd", dim=dim, epochs=1))
         length, content = header(path)
-        known = {name: json.loads(text) for name, text in content.pop("__metadata__").items()}
+        texts = content.pop("__metadata__")
+        assert len(texts.pop("checksum")) == 32
+        known = {name: json.loads(text) for name, text in texts.items()}
         assert {name: entry["shape"] for name, entry in content.items()} == {
             "1.weight": [128, 784], "1.bias": [128], "3.weight": [10, 128], "3.bias": [10],
         }  # fmt: skip
@@ -510,6 +515,33 @@ def test_damaged_checkpoint_is_named_and_left(how, few, tmp_path):
         train(run, tmp_path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(few, tmp_path):
+    run = config("rbd", epochs=1)
+    train(run, tmp_path)
+    path = checkpoint(tmp_path, run)
+    content, model = path.read_bytes(), models.build("fc", (1, 28, 28), 7)
+    length, _ = header(path)
+    places = [*range(8 + length), *range(8 + length, len(content), 9973)]  # all of the header, some of the parameters
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
+        with pytest.raises(ValueError, match="not a checkpoint of this run"):
+            checkpoints.load(path, run, model, loop.build_optimizer)
+    path.write_bytes(content)
+    checkpoints.load(path, run, model, loop.build_optimizer)
+
+
+def test_checkpoint_without_a_checksum_is_read(few, tmp_path):
+    """Those of rbd 0.1 have none."""
+    run = config("rbd", epochs=2)
+    whole = train(run, tmp_path)
+    path = checkpoint(tmp_path, run)
+    content, (length, known) = path.read_bytes(), header(path)
+    del known["__metadata__"]["checksum"]
+    older = json.dumps(known).encode()
+    path.write_bytes(struct.pack("<Q", len(older)) + older + content[8 + length :])
+    same(train(run, tmp_path), whole)
 
 
 def test_checkpoint_of_another_config_is_refused(few, tmp_path):
