@@ -27,8 +27,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
@@ -42,9 +43,9 @@ from torch.nn.functional import pad
 
 from rbd import kernels
 from rbd.basis import WORD, check_word
-from rbd.distribution import Distribution
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
-from rbd.partition import Compartment, by_tensor
+from rbd.partition import by_tensor
 from rbd.philox import STREAM_VERSION
 
 VARIANTS = ("common", "bases", "directions", "shares")  # what a user picks; FSDP2 parameters are always "sharded"
@@ -56,44 +57,56 @@ CHECK = 100  # steps between two comparisons of the workers' parameters, too dea
 T = TypeVar("T")
 
 
-class Part(NamedTuple):
-    """What a parameter group brings to a step: its gradient (D,), float32 or float64, and the names of its bases."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a parameter group brings to a step.
+
+    Attributes:
+        g: (D,) gradient, float32 or float64.
+        spec: names its bases, with stream 0; own bases have the worker's number there.
+    """
 
     g: Tensor
-    compartments: tuple[Compartment, ...]
-    distribution: Distribution
-    seed: int
-    step: int
+    spec: BasisSpec
 
 
 # ---------------------------------------------------------------- the equations, for any worker
 
 
-def share(compartments: Sequence[Compartment], worker: int, workers: int) -> tuple[Compartment, ...]:
+@lru_cache(maxsize=256)  # looked up every step
+def worker_rows(compartments: tuple[Compartment, ...], worker: int, workers: int) -> tuple[Compartment, ...]:
     """Worker r's rows of all compartments together: numbers ⌊r d / W⌋ ... ⌊(r+1) d / W⌋ - 1, so one more or less."""
     d, at, mine = sum(k.dim for k in compartments), 0, []
     low, high = worker * d // workers, (worker + 1) * d // workers
     for k in compartments:
         first, last = max(low - at, 0), min(high - at, k.dim)
         if first < last:
-            mine.append(k._replace(dim=last - first, row=k.row + first))
+            mine.append(replace(k, dim=last - first, row=k.row + first))
         at += k.dim
     return tuple(mine)
 
 
+@lru_cache(maxsize=256)
+def _shift_to_start(compartments: tuple[Compartment, ...]) -> tuple[Compartment, ...]:
+    """The same compartments in a vector that begins where the first of them does."""
+    start = compartments[0].start
+    return tuple(replace(k, start=k.start - start, stop=k.stop - start) for k in compartments)
+
+
 def project(part: Part, variant: str, worker: int, workers: int) -> Tensor:
-    """c_r, the coordinates that worker r finds and sends: (d,), or as many as its share has rows."""
-    mine = share(part.compartments, worker, workers) if variant == "shares" else part.compartments
+    """c_r, the coordinates that worker r finds and sends: (d,), or as many as it has rows with the variant shares."""
+    if variant != "shares":
+        return kernels.project(part.g, replace(part.spec, stream=worker if variant in OWN_BASIS else 0))
+    mine = worker_rows(part.spec.compartments, worker, workers)
     if not mine:  # more workers than directions
         return part.g.new_empty(0)
-    start, stream = mine[0].start, worker if variant in OWN_BASIS else 0
-    moved = tuple(k._replace(start=k.start - start, stop=k.stop - start) for k in mine)
-    return kernels.project(part.g[start : mine[-1].stop], moved, part.distribution, part.seed, stream, part.step)
+    spec = replace(part.spec, compartments=_shift_to_start(mine))
+    return kernels.project(part.g[mine[0].start : mine[-1].stop], spec)
 
 
 def expand(part: Part, c: Tensor, stream: int = 0) -> Tensor:
     """Φᵀ c, (d,) -> (D,)."""
-    return kernels.expand(c, part.compartments, part.distribution, part.seed, stream, part.step)
+    return kernels.expand(c, replace(part.spec, stream=stream))
 
 
 def update(part: Part, variant: str, c: Sequence[Tensor]) -> Tensor:
@@ -156,12 +169,12 @@ class Workers:
         """
         mine = [project(part, self.variant, self.rank, self.size) for part in parts]
         if self.variant == "common":
-            means = _split(self.mean(torch.cat(mine)), parts, [len(c) for c in mine])
+            means = _split_by_part(self.mean(torch.cat(mine)), parts, [len(c) for c in mine])
             return [(expand(part, c), [c]) for part, c in zip(parts, means)]
         lengths = [[self._length(part, r) for part in parts] for r in range(self.size)]  # (W, groups)
         arrived = self.gather(torch.cat(mine), [sum(each) for each in lengths])
         own = [expand(part, c, self.rank) for part, c in zip(parts, mine)] if self.variant in OWN_BASIS else []
-        theirs = [_split(c, parts, each) for c, each in zip(arrived(), lengths)]
+        theirs = [_split_by_part(c, parts, each) for c, each in zip(arrived(), lengths)]
         found = []
         for i, part in enumerate(parts):
             c = [of_worker[i] for of_worker in theirs]
@@ -171,11 +184,11 @@ class Workers:
     def sharded(self, parts: Sequence[Part], mine: Sequence[Columns]) -> list[tuple[Tensor, list[Tensor]]]:
         """As ``directions``, from and for this worker's values of parameters and gradients alone."""
         summands = [project_columns(part, own) for part, own in zip(parts, mine)]
-        sums = _split(self.sum(torch.cat(summands)), parts, [len(c) for c in summands])
+        sums = _split_by_part(self.sum(torch.cat(summands)), parts, [len(c) for c in summands])
         return [(expand_columns(part, own, c), [c]) for part, own, c in zip(parts, mine, sums)]
 
     def _length(self, part: Part, worker: int) -> int:
-        d = sum(k.dim for k in part.compartments)
+        d = part.spec.dim
         return (worker + 1) * d // self.size - worker * d // self.size if self.variant == "shares" else d
 
     def _update(self, part: Part, c: list[Tensor], own: Tensor | None) -> Tensor:
@@ -253,7 +266,7 @@ class Workers:
                                f"the others waiting beyond the timeout ({_first_line(error)})") from error  # fmt: skip
 
 
-def _split(c: Tensor, parts: Sequence[Part], lengths: Sequence[int]) -> list[Tensor]:
+def _split_by_part(c: Tensor, parts: Sequence[Part], lengths: Sequence[int]) -> list[Tensor]:
     """Coordinates of all groups cut into those of each, in its dtype."""
     return [piece.to(part.g.dtype) for piece, part in zip(c.split(list(lengths)), parts)]
 
@@ -300,33 +313,33 @@ class Columns(NamedTuple):
 def columns(compartments: Sequence[Compartment], pieces: Sequence[tuple[int, int]]) -> Columns:
     """Parts of compartments that cover the pieces, which stand one after another among the local values."""
     firsts, parts, rows, at = list(accumulate((k.dim for k in compartments), initial=0)), [], [], 0
-    for start, stop in _joined(pieces):
+    for start, stop in _merge(pieces):
         for k, first in zip(compartments, firsts):
             low, high = max(start, k.start), min(stop, k.stop)
             if low < high:
                 beside = {"before": k.before + low - k.start, "after": k.after + k.stop - high}
-                parts.append(k._replace(start=at, stop=at + high - low, **beside))
+                parts.append(replace(k, start=at, stop=at + high - low, **beside))
                 rows.append(slice(first, first + k.dim))
                 at += high - low
     return Columns(tuple(parts), tuple(rows))
 
 
-def _joined(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _merge(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Pieces of which none begins where the one before it ends, and none is empty."""
-    joined: list[tuple[int, int]] = []
+    merged: list[tuple[int, int]] = []
     for start, stop in pieces:
-        if joined and joined[-1][1] == start:
-            start = joined.pop()[0]
+        if merged and merged[-1][1] == start:
+            start = merged.pop()[0]
         if start < stop:
-            joined.append((start, stop))
-    return joined
+            merged.append((start, stop))
+    return merged
 
 
 def project_columns(part: Part, mine: Columns) -> Tensor:
     """This worker's summand of all coordinates, (local values,) -> (d,); part.g has the local values only."""
-    c = part.g.new_zeros(sum(k.dim for k in part.compartments))
+    c = part.g.new_zeros(part.spec.dim)
     if mine.parts:
-        found = kernels.project(part.g, mine.parts, part.distribution, part.seed, 0, part.step)
+        found = kernels.project(part.g, replace(part.spec, compartments=mine.parts))
         for rows, summand in zip(mine.rows, found.split([k.dim for k in mine.parts])):
             c[rows] += summand
     return c
@@ -337,7 +350,7 @@ def expand_columns(part: Part, mine: Columns, c: Tensor) -> Tensor:
     if not mine.parts:
         return torch.empty_like(part.g)
     of_parts = torch.cat([c[rows] for rows in mine.rows])
-    return kernels.expand(of_parts, mine.parts, part.distribution, part.seed, 0, part.step)
+    return kernels.expand(of_parts, replace(part.spec, compartments=mine.parts))
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -415,12 +428,12 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
     g, at, compartments = bucket.buffer(), 0, []
     for p in bucket.parameters():
         if p.numel():
-            compartments.append(state.compartments[id(p)]._replace(start=at, stop=at + p.numel()))
+            compartments.append(replace(state.compartments[id(p)], start=at, stop=at + p.numel()))
         at += p.numel()
     drawn = state.step // state.redraw % WORD if state.redraw else 0
     if bucket.is_last():
         state.advance()
-    part = Part(g, tuple(compartments), state.distribution, state.seed, drawn)
+    part = Part(g, BasisSpec(tuple(compartments), state.distribution, state.seed, 0, drawn))
     c = project(part, "common", state.workers.rank, state.workers.size)
     everyone = c.new_empty(state.workers.size * len(c))
     work = state.workers._try(lambda: dist.all_gather_into_tensor(everyone, c, state.workers.group, async_op=True))

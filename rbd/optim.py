@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from numbers import Real
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rbd import kernels
 from rbd.basis import WORD, check_word
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distributed import (
     CHECK,
     VARIANTS,
@@ -24,7 +26,7 @@ from rbd.distributed import (
     sharded_workers,
 )
 from rbd.distribution import distribution as distribution_of
-from rbd.partition import Compartment, Partition
+from rbd.partition import Partition
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
@@ -32,7 +34,7 @@ SETTINGS = ("stream_version", "step", "size", "dim", "partition", "distribution"
 
 
 def rbd_direction(
-    g: Tensor, partition: Partition, distribution: str = "rademacher", seed: int = 0, stream: int = 0, step: int = 0
+    g: Tensor, partition: Partition, distribution: str = "rademacher", seed: int = 0, stream: int = 0, step: int | Tensor = 0
 ) -> tuple[Tensor, Tensor]:
     """The gradient seen through random bases: u = Φᵀ Φ g, compartment by compartment (arXiv 2011.04720).
 
@@ -42,9 +44,9 @@ def rbd_direction(
     Returns:
         u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32.
     """
-    name = (partition.compartments, distribution_of(distribution), seed, stream, step)
-    c = kernels.project(g, *name)  # (d,)
-    return kernels.expand(c, *name), c  # (D,), (d,)
+    spec = BasisSpec(partition.compartments, distribution_of(distribution), seed, stream, step)
+    c = kernels.project(g, spec)  # (d,)
+    return kernels.expand(c, spec), c  # (D,), (d,)
 
 
 def centred_ranks(losses: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ class _RandomBases(torch.optim.Optimizer):
     def partition(self, group: int = 0) -> Partition:
         """The partition of a parameter group; its compartments are numbered on from the groups before."""
         first = sum(len(self._cut(g).compartments) for g in self.param_groups[:group])
-        return self._cut(self.param_groups[group]).renumbered(first)
+        return self._cut(self.param_groups[group]).renumber(first)
 
     @staticmethod
     def _cut(group: dict) -> Partition:
@@ -123,13 +125,13 @@ class _RandomBases(torch.optim.Optimizer):
             self._check({**group, **{name: saved[name] for name in own}})
         super().load_state_dict(state_dict)
 
-    def _name(self, index: int) -> tuple:
-        """(compartments, distribution, seed, stream, step) of a group's bases at its present step."""
+    def _spec(self, index: int) -> BasisSpec:
+        """The name of a group's bases at its present step."""
         group, compartments = self.param_groups[index], self.partition(index).compartments
-        return compartments, distribution_of(group["distribution"]), group["seed"], 0, self._drawn(group)
+        return BasisSpec(compartments, distribution_of(group["distribution"]), group["seed"], 0, self._basis_step(group))
 
     @staticmethod
-    def _drawn(group: dict) -> int:
+    def _basis_step(group: dict) -> int:
         """Which basis the present step uses: one in every redraw steps, 0 for ever if redraw is 0."""
         redraw, step = group.get("redraw", 1), group["step"]
         if isinstance(step, Tensor) and redraw:  # the kernels take its lowest 32 bits
@@ -142,7 +144,7 @@ def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
     return [part.view(p.shape).to(p.dtype) for part, p in zip(u.split([p.numel() for p in params]), params)]
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flatten(tensors: list[Tensor]) -> Tensor:
     """One vector of all values: float64 if any tensor is, else float32."""
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     return torch.cat([t.reshape(-1).to(dtype) for t in tensors])
@@ -243,9 +245,9 @@ class RBD(_RandomBases):
         for index, group in enumerate(self.param_groups):
             if any(p.grad is None for p in group["params"]):
                 raise ValueError("params: got one without a gradient, allowed none with capturable")
-            g, compartments, law, seed, step = self._part(index)
-            c = kernels.project(g, compartments, law, seed, 0, step)  # (d,)
-            kernels.add(-group["lr"] * c, compartments, law, seed, 0, step, group["params"])
+            part = self._part(index)
+            c = kernels.project(part.g, part.spec)  # (d,)
+            kernels.add(-group["lr"] * c, part.spec, group["params"])
             group["step"] += 1
 
     def _directions(self) -> list[Tensor]:
@@ -268,9 +270,8 @@ class RBD(_RandomBases):
         group = self.param_groups[index]
         if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
             raise TypeError("params: got a sparse gradient, allowed dense ones")
-        g = _flat(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
-        law = distribution_of(group["distribution"])
-        return Part(g, self.partition(index).compartments, law, group["seed"], self._drawn(group))
+        g = _flatten(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
+        return Part(g, self._spec(index))
 
     def _columns(self, part: Part, params: list[Tensor]) -> Columns:
         """Where this worker's values of a sharded group stand."""
@@ -278,7 +279,7 @@ class RBD(_RandomBases):
         pieces = local_pieces([tuple(p.shape) for p in params], self._workers.rank, self._workers.size)
         if [stop - start for start, stop in pieces] != [p.numel() for p in _local(params)]:
             raise ValueError("params: got shards of other sizes than torch.chunk gives, allowed those of fully_shard")
-        return columns(part.compartments, pieces)
+        return columns(part.spec.compartments, pieces)
 
     def _agree(self) -> None:
         """Once in a while: do all workers have the same settings, step and parameters?"""
@@ -298,8 +299,8 @@ class RBD(_RandomBases):
 
 
 def _alone(part: Part) -> tuple[Tensor, Tensor]:
-    g, compartments, law, seed, step = part
-    return rbd_direction(g, Partition(compartments), law.name, seed, 0, step)
+    spec = part.spec
+    return rbd_direction(part.g, Partition(spec.compartments), spec.distribution.name, spec.seed, spec.stream, spec.step)
 
 
 def _local(tensors: list[Tensor]) -> list[Tensor]:
@@ -383,16 +384,17 @@ class NES(_RandomBases):
                 p.copy_(old)
         if losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
-        u = kernels.expand(centred_ranks(losses), *self._name(0)) / (group["sigma"] * group["dim"])  # (D,)
+        u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         self._move(group["params"], start, u, -float(group["lr"]))
         group["step"] += 1
         return losses.mean()
 
     def _loss_at(self, closure: Callable[[], Tensor], start: list[Tensor], row: int) -> Tensor:
         (group,) = self.param_groups
-        (whole,), *name = self._name(0)
-        one = torch.ones(1, device=start[0].device)
-        phi = kernels.expand(one, (Compartment(whole.number, 0, whole.stop, 1, row),), *name)  # (D,)
+        spec, one = self._spec(0), torch.ones(1, device=start[0].device)
+        (whole,) = spec.compartments
+        direction = Compartment(whole.number, 0, whole.stop, 1, row, total=whole.total)
+        phi = kernels.expand(one, replace(spec, compartments=(direction,)))  # (D,)
         self._move(group["params"], start, phi, group["sigma"])
         return torch.as_tensor(closure()).detach()
 

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from rbd import data, distributed, models, record
 from rbd import train as loop
+from rbd.compartment import BasisSpec
 from rbd.config import RunConfig
 from rbd.distribution import distribution
 from rbd.partition import Partition, partition
@@ -240,7 +241,7 @@ def _workers(case: Case) -> tuple[dict[str, float], list[dict[str, float]]]:
     per_epoch = len(sets.train) // config.batch_size
     for step in range(config.epochs * per_epoch):
         loss, g = gradient(theta)
-        part = distributed.Part(g, bases.compartments, law, config.seed, step)
+        part = distributed.Part(g, BasisSpec(bases.compartments, law, config.seed, 0, step))
         moved = theta - config.lr * distributed.in_turn([part] * case.workers, "directions")
         observe(theta - moved, g)
         losses.append(float(loss))

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 import rbd
 from rbd import FPD, RBD, Basis, distributed, kernels, optim, record
+from rbd.compartment import BasisSpec
 from rbd.config import RunConfig
-from rbd.distributed import OWN_BATCH, VARIANTS, Part, Workers, in_turn, share
+from rbd.distributed import OWN_BATCH, VARIANTS, Part, Workers, in_turn, worker_rows
 from rbd.distribution import DISTRIBUTIONS, distribution
 from rbd.optim import rbd_direction
 from rbd.partition import Compartment, partition
@@ -742,9 +743,9 @@ def test_launch_shows_what_failed():
 def dense(part: Part, variant: str, worker: int, workers: int) -> list[tuple[slice, Tensor]]:
     """Worker r's rows of Φ for each compartment, as float64 matrices beside the columns they have."""
     k: Compartment
-    made, stream = [], worker if variant in ("bases", "directions") else 0
-    for k in share(part.compartments, worker, workers) if variant == "shares" else part.compartments:
-        phi = Basis(k.dim, k.stop - k.start, part.distribution.name, part.seed, stream, k.number, part.step, k.row).dense()
+    spec, made, stream = part.spec, [], worker if variant in ("bases", "directions") else 0
+    for k in worker_rows(spec.compartments, worker, workers) if variant == "shares" else spec.compartments:
+        phi = Basis(k.dim, k.size, spec.distribution.name, spec.seed, stream, k.number, spec.step, k.row).dense()
         made.append((slice(k.start, k.stop), phi.double()))
     return made
 
@@ -757,7 +758,7 @@ def test_in_turn_is_the_table(variant, workers, form):
     layout = tuple((name, p.numel()) for name, p in network().named_parameters())
     cut = partition(form, layout, 12).compartments
     g = [normal(83, seed=r if variant in OWN_BATCH else 0, dtype=torch.float64) for r in range(workers)]
-    parts = [Part(g_r, cut, DISTRIBUTIONS["uniform"], 3, 9) for g_r in g]
+    parts = [Part(g_r, BasisSpec(cut, DISTRIBUTIONS["uniform"], 3, 0, 9)) for g_r in g]
     expected = torch.zeros(83, dtype=torch.float64)
     for r, part in enumerate(parts):
         for columns, phi in dense(part, variant, r, workers):
@@ -770,7 +771,7 @@ def test_in_turn_is_the_table(variant, workers, form):
 def test_one_worker_is_plain_rbd(variant):
     cut = partition("even:5", (("", 83),), 12)
     g = normal(83)
-    u = in_turn([Part(g, cut.compartments, DISTRIBUTIONS["normal"], 3, 9)], variant)
+    u = in_turn([Part(g, BasisSpec(cut.compartments, DISTRIBUTIONS["normal"], 3, 0, 9))], variant)
     assert torch.equal(u, rbd_direction(g, cut, "normal", 3, 0, 9)[0])
 
 
@@ -778,7 +779,7 @@ def test_one_worker_is_plain_rbd(variant):
 def test_shares_are_all_rows_once(workers):
     """And even to one row, over compartments of any size."""
     cut = partition("by_tensor", (("a", 50), ("b", 3), ("c", 30)), 17).compartments
-    shares = [share(cut, r, workers) for r in range(workers)]
+    shares = [worker_rows(cut, r, workers) for r in range(workers)]
     rows = [(k.number, k.row + i) for mine in shares for k in mine for i in range(k.dim)]
     assert rows == [(k.number, i) for k in cut for i in range(k.dim)]
     counts = [sum(k.dim for k in mine) for mine in shares]

@@ -13,8 +13,8 @@ import rbd
 ROOT = Path(rbd.__file__).parents[1]
 
 LAYERS = {  # modules may import what stands in their own layer or a lower one, lazily or not
-    "rbd.philox": 1, "rbd.distribution": 1,
-    "rbd.kernels": 2, "rbd.kernels.compartments": 2, "rbd.kernels.simd": 2,
+    "rbd.philox": 1, "rbd.distribution": 1, "rbd.compartment": 1,
+    "rbd.kernels": 2, "rbd.kernels.compiled": 2, "rbd.kernels.simd": 2,
     "rbd.kernels.reference": 2, "rbd.kernels.cpu": 2, "rbd.kernels.gpu": 2,
     "rbd.basis": 3, "rbd.partition": 3,
     "rbd.optim": 4, "rbd.distributed": 4, "rbd.models": 4, "rbd.data": 4, "rbd.config": 4, "rbd.record": 4,
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
 """
     assert imported(source, "rbd.kernels") == {
         "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.data",
-        "rbd.kernels.cpu", "rbd.kernels.compartments", "rbd.kernels.gpu", "rbd.train",
+        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.train",
     }  # fmt: skip
 
 

@@ -363,7 +363,7 @@ def test_add_param_group():
     before = b.detach().clone()
     optimizer.step()
     assert [group["step"] for group in optimizer.param_groups] == [2, 1]
-    u, _ = rbd_direction(b.grad, partition("whole", (("w", 20),), 2).renumbered(1))
+    u, _ = rbd_direction(b.grad, partition("whole", (("w", 20),), 2).renumber(1))
     assert torch.equal(b, before - u)
 
 
