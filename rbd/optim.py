@@ -13,18 +13,9 @@ from torch import Tensor
 from rbd import kernels
 from rbd.basis import WORD, check_word
 from rbd.compartment import BasisSpec, Compartment
-from rbd.distributed import (
-    CHECK,
-    VARIANTS,
-    Columns,
-    Part,
-    Workers,
-    columns,
-    digest,
-    is_sharded,
-    local_pieces,
-    sharded_workers,
-)
+from rbd.distributed.exchange import CHECK, Workers, digest
+from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
+from rbd.distributed.variants import VARIANTS, Part
 from rbd.distribution import distribution as distribution_of
 from rbd.partition import Partition
 from rbd.partition import partition as partition_of
@@ -257,7 +248,7 @@ class RBD(_RandomBases):
             found = [(u, [c]) for u, c in (_alone(part) for part in parts)]
         elif self._workers.variant == "sharded":
             mine = [self._columns(part, group["params"]) for part, group in zip(parts, self.param_groups)]
-            found = self._workers.sharded(parts, mine)
+            found = sharded_directions(self._workers, parts, mine)
         else:
             found = self._workers.directions(parts)
         for group, (_, coordinates) in zip(self.param_groups, found):

@@ -13,15 +13,19 @@ import rbd
 ROOT = Path(rbd.__file__).parents[1]
 
 LAYERS = {  # modules may import what stands in their own layer or a lower one, lazily or not
-    "rbd.philox": 1, "rbd.distribution": 1, "rbd.compartment": 1,
-    "rbd.kernels": 2, "rbd.kernels.compiled": 2, "rbd.kernels.simd": 2,
-    "rbd.kernels.reference": 2, "rbd.kernels.cpu": 2, "rbd.kernels.gpu": 2,
-    "rbd.basis": 3, "rbd.partition": 3,
-    "rbd.optim": 4, "rbd.distributed": 4, "rbd.models": 4, "rbd.data": 4, "rbd.config": 4, "rbd.record": 4,
-    "rbd.train": 5, "rbd.report": 5,
-    "rbd.rates": 6, "rbd.sweep": 6, "rbd.runner": 6, "rbd.cluster": 6, "rbd.figures": 6, "rbd.__main__": 6,
+    "rbd.philox": 1, "rbd.distribution": 1,
+    "rbd.compartment": 2,
+    "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3,
+    "rbd.kernels.reference": 3, "rbd.kernels.cpu": 3, "rbd.kernels.gpu": 3,
+    "rbd.basis": 4, "rbd.partition": 4,
+    "rbd.distributed": 5, "rbd.distributed.variants": 5, "rbd.distributed.exchange": 5, "rbd.distributed.fsdp": 5,
+    "rbd.distributed.ddp_hook": 5, "rbd.distributed.launch": 5, "rbd.distributed.wire": 5,
+    "rbd.optim": 6, "rbd.models": 6, "rbd.data": 6, "rbd.config": 6, "rbd.record": 6,
+    "rbd.train": 7, "rbd.report": 7,
+    "rbd.rates": 8, "rbd.sweep": 8, "rbd.runner": 8, "rbd.cluster": 8, "rbd.figures": 8, "rbd.__main__": 8,
 }  # fmt: skip
-SIDES = ({"rbd.optim", "rbd.distributed"}, {"rbd.models", "rbd.data", "rbd.config", "rbd.record"})  # of layer 4
+LIBRARY = {name for name, layer in LAYERS.items() if layer <= 5} | {"rbd.optim"}
+SUITE = set(LAYERS) - LIBRARY
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
 NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.config", "rbd.report", "rbd.figures")
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
@@ -117,10 +121,21 @@ def test_imports_inside_a_layer_make_no_circle():
     assert not left
 
 
-def test_the_sides_of_layer_four_are_strangers():
+def test_the_library_does_not_know_the_suite():
     found = imports()
-    for these, those in (SIDES, SIDES[::-1]):
-        assert not [name for name in these & set(found) if found[name] & those]
+    for name in LIBRARY & set(found):
+        assert not {other for other in found[name] if other in SUITE or other.startswith("rbd.suite")}, name
+
+
+@pytest.mark.parametrize("name", ["rbd.models", "rbd.data", "rbd.config", "rbd.record"])
+def test_networks_data_and_configurations_do_without_the_library(name):
+    """Beside the definition of the entries, and how θ is cut."""
+    assert not imports()[name] & (LIBRARY - {"rbd.philox", "rbd.distribution", "rbd.compartment", "rbd.partition"})
+
+
+def test_compartments_need_nothing():
+    """Below the kernels: torch and the distributions for type checking only, which is not asked here."""
+    assert imports()["rbd.compartment"] <= {"__future__", "dataclasses", "typing", "torch", "rbd.distribution"}
 
 
 def test_backends_never_import_each_other():
@@ -163,7 +178,7 @@ def test_analysis_reads_files_only():
 @pytest.mark.parametrize(("statement", "absent"), [
     ("import rbd; rbd.__version__", "torch numba numpy torchvision triton"),
     ("import rbd.philox, rbd.distribution", "torch numba torchvision triton"),
-    ("import rbd.partition, rbd.config", "torch numba numpy torchvision triton"),
+    ("import rbd.compartment, rbd.partition, rbd.config", "torch numba numpy torchvision triton"),
     ("from rbd import RBD, FPD, NES, Basis", "numba torchvision ray matplotlib"),  # numba comes with the first product
 ])  # fmt: skip
 def test_what_an_import_loads(fresh_python, statement, absent):
