@@ -57,14 +57,14 @@ class _RandomBases(torch.optim.Optimizer):
         """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved."""
         given = param_group["params"]
         if isinstance(given, set | frozenset):
-            raise TypeError("params: got a set, allowed ordered collections: the basis follows the order")
+            raise TypeError("params must come in ordered collections, not in a set: the basis follows their order")
         params = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else [given]
         for p in params:
             if not isinstance(tensor := p[1] if isinstance(p, tuple) else p, Tensor):
-                raise TypeError(f"params: got a {type(tensor).__name__}, allowed tensors, as of model.parameters()")
+                raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {type(tensor).__name__}")
         kept = [p for p in params if (p[1] if isinstance(p, tuple) else p).requires_grad]
         if not kept:
-            raise ValueError("params: got none that requires a gradient, allowed at least one in a group")
+            raise ValueError("a parameter group needs at least one parameter that requires a gradient")
         super().add_param_group(param_group | {"params": kept})
         self.param_groups[-1]["size"] = sum(p.numel() for p in self.param_groups[-1]["params"])
         try:
@@ -110,9 +110,9 @@ class _RandomBases(torch.optim.Optimizer):
                 got = saved.get("stream_version")
                 raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
             if lacking := own - saved.keys():
-                raise ValueError(f"state_dict: got a group without {', '.join(sorted(lacking))}, saved by another optimizer")
+                raise ValueError(f"state_dict has a group without {', '.join(sorted(lacking))}: another optimizer saved it")
             if saved["size"] != group["size"]:
-                raise ValueError(f"state_dict: got {saved['size']} parameters in a group, allowed {group['size']}")
+                raise ValueError(f"state_dict has {saved['size']} parameters in a group, this optimizer {group['size']}")
             self._check({**group, **{name: saved[name] for name in own}})
         super().load_state_dict(state_dict)
 
@@ -185,12 +185,12 @@ class RBD(_RandomBases):
         everything = [p for group in self.param_groups for p in group["params"]]
         if any(map(is_sharded, everything)):
             if variant is not None or process_group is not None:
-                raise ValueError(f"variant: got {variant!r} for sharded parameters, allowed None: their mesh is the group")
+                raise ValueError("sharded parameters take no variant and no process_group: their mesh is the group")
             self._workers = sharded_workers(everything)
         elif variant is not None or process_group is not None:
             self._workers = Workers(variant or "common", process_group)
         if capturable and self._workers is not None:
-            raise ValueError("capturable: got True, allowed False for many workers")
+            raise ValueError("capturable=True is not supported with process_group, variant or sharded parameters")
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_workers": self._workers, "_capturable": self._capturable}
@@ -235,7 +235,7 @@ class RBD(_RandomBases):
         """The update as work for the device alone: θ += Φᵀ (-η Φ g)."""
         for index, group in enumerate(self.param_groups):
             if any(p.grad is None for p in group["params"]):
-                raise ValueError("params: got one without a gradient, allowed none with capturable")
+                raise ValueError("capturable=True needs a gradient in every parameter")
             part = self._part(index)
             c = kernels.project(part.g, part.spec)  # (d,)
             kernels.add(-group["lr"] * c, part.spec, group["params"])
@@ -260,7 +260,7 @@ class RBD(_RandomBases):
     def _part(self, index: int) -> Part:
         group = self.param_groups[index]
         if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-            raise TypeError("params: got a sparse gradient, allowed dense ones")
+            raise TypeError("sparse gradients are not supported")
         g = _flatten(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
         return Part(g, self._spec(index))
 
@@ -269,7 +269,7 @@ class RBD(_RandomBases):
         assert self._workers is not None
         pieces = local_pieces([tuple(p.shape) for p in params], self._workers.rank, self._workers.size)
         if [stop - start for start, stop in pieces] != [p.numel() for p in _local(params)]:
-            raise ValueError("params: got shards of other sizes than torch.chunk gives, allowed those of fully_shard")
+            raise ValueError("shards must have the sizes that fully_shard gives them, those of torch.chunk")
         return columns(part.spec.compartments, pieces)
 
     def _agree(self) -> None:
@@ -324,7 +324,7 @@ class FPD(RBD):
 
     def _check(self, group: dict) -> None:
         if group["redraw"] != 0:
-            raise ValueError(f"redraw: got {group['redraw']}, allowed 0 (FPD keeps its basis)")
+            raise ValueError(f"redraw: got {group['redraw']}, allowed 0 (FPD draws its basis once)")
         super()._check(group)
 
 
@@ -347,7 +347,7 @@ class NES(_RandomBases):
 
     def _check(self, group: dict) -> None:
         if len(self.param_groups) > 1:
-            raise ValueError(f"params: got {len(self.param_groups)} groups, allowed one")
+            raise ValueError(f"NES supports one parameter group, got {len(self.param_groups)}")
         super()._check(group)
 
     @torch.no_grad()
@@ -365,7 +365,7 @@ class NES(_RandomBases):
             FloatingPointError: a loss is NaN; the parameters are put back first.
         """
         if closure is None:
-            raise TypeError("closure: got None, allowed a function that returns the loss")
+            raise TypeError("NES.step needs a closure that returns the loss")
         (group,) = self.param_groups
         start = [p.clone() for p in group["params"]]
         try:
