@@ -147,7 +147,7 @@ class RBD(_RandomBases):
     Args:
         params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
         lr: η, for directions of unit expected norm; E[Φᵀ Φ g] = (d / D) g, so it is larger than SGD's.
-        dim: total number of random directions d, 1 ... D, shared out over the compartments.
+        dim: total number of random directions d, 1 ... D, apportioned to the compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
         distribution: of the entries, "normal", "uniform" or "rademacher" (signs: cheapest, and no less accurate).
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
@@ -245,7 +245,7 @@ class RBD(_RandomBases):
         """u of every group, (D,) or this worker's values of it."""
         parts = [self._part(index) for index in range(len(self.param_groups))]
         if self._workers is None:
-            found = [(u, [c]) for u, c in (_alone(part) for part in parts)]
+            found = [(u, [c]) for u, c in (_direction_alone(part) for part in parts)]
         elif self._workers.variant == "sharded":
             mine = [self._columns(part, group["params"]) for part, group in zip(parts, self.param_groups)]
             found = sharded_directions(self._workers, parts, mine)
@@ -289,7 +289,7 @@ class RBD(_RandomBases):
         self._agreed = True
 
 
-def _alone(part: Part) -> tuple[Tensor, Tensor]:
+def _direction_alone(part: Part) -> tuple[Tensor, Tensor]:
     spec = part.spec
     return rbd_direction(part.g, Partition(spec.compartments), spec.distribution.name, spec.seed, spec.stream, spec.step)
 
@@ -305,8 +305,8 @@ def _culprit(group: dict, bad: list[int], workers: Workers | None) -> str:
     if found:
         return f"NaN or infinity in {', '.join(found)}"
     if workers is not None and workers.size > 1:
-        summed = workers.variant in ("common", "sharded")  # then nobody can tell
-        return "NaN or infinity from another worker" if summed else f"NaN or infinity from worker {', '.join(map(str, bad))}"
+        is_sum = workers.variant in ("common", "sharded")  # then nobody can tell
+        return "NaN or infinity from another worker" if is_sum else f"NaN or infinity from worker {', '.join(map(str, bad))}"
     return "finite values whose projections overflow"
 
 

@@ -23,7 +23,7 @@ class CoordinatesState:
 
     Args:
         params: ``model.parameters()``, in the order that all workers have.
-        dim: total number of random directions, at least one a tensor, shared out by size.
+        dim: total number of random directions, at least one a tensor, apportioned by size.
         distribution, seed, redraw: as in RBD.
         process_group: the one given to DistributedDataParallel; None: the default one.
 

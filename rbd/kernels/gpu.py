@@ -110,6 +110,7 @@ def _of_level(stack, level):
     return tl.sum(tl.where(tl.arange(0, 8)[None, :] == level, stack, 0.0), 1)
 
 
+# Long on purpose: the loop and its tail share a dozen values, which helpers would have to pass on and return.
 @triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
 def _project(g, owners, table, scales, partial, counters, out, octaves, seed, stream, step, row0,
              DISTRIBUTION: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr,
@@ -122,28 +123,28 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
     groups = (rows + R - 1) // R
     slot, group = program // groups, program % groups
     r = group * R + tl.arange(0, R)  # (R,)
-    row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]
+    row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]  # (R, 1)
     number, per = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 7)
     count = tl.load(fields + 8)
     chunk, drawn = low // (_WORDS * PARTS) + slot * count * per, _step_of(step)
     stop = (high + _WORDS * PARTS - 1) // (_WORDS * PARTS)
     last_chunk = tl.minimum(chunk + count * per, stop)
-    lane, place = tl.arange(0, B), tl.arange(0, N)[None, :]
+    lane, place = tl.arange(0, B), tl.arange(0, N)[None, :]  # (B,), (1, N)
     inside = (lane // _CHUNK) * (_WORDS * PARTS) + lane % _CHUNK  # (B,) column of the lane's first entry in the tile
     total, stack, segment = tl.zeros((R, B), out.dtype.element_ty), tl.zeros((R, 8), tl.float64), 0
     end = tl.minimum(chunk + per, stop)
     while chunk < last_chunk:
-        block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]
-        words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
+        block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]  # (1, B)
+        words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))  # 4 of (R, B)
         column = chunk * (_WORDS * PARTS)
         left = tl.minimum(tl.minimum(high, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
         before = tl.maximum(low - column, 0).to(tl.int32)
         of_tile = tl.zeros((R, B), out.dtype.element_ty)
         for w in tl.static_range(4):
             for part in tl.static_range(PARTS):
-                j = inside + (_WORDS * part + _CHUNK * w)
+                j = inside + (_WORDS * part + _CHUNK * w)  # (B,)
                 x = tl.load(g + (origin + column) + j, mask=(j >= before) & (j < left), other=0).to(of_tile.dtype)[None, :]
-                of_tile = _add_product(of_tile, words[w], part, x, octaves, DISTRIBUTION)
+                of_tile = _add_product(of_tile, words[w], part, x, octaves, DISTRIBUTION)  # (R, B)
         total += of_tile
         chunk += B // _CHUNK
         if chunk >= end:
@@ -198,8 +199,8 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
         r = r0 + lane // B  # (L,)
         x = (tl.load(c + at + r, mask=r < rows, other=0) * scale)[None, :]  # (1, L)
         row = (first_row + r).to(tl.uint32)
-        w0, w1, w2, w3 = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
-        t0 = _add_product(t0, w0[None, :], part, x, octaves, DISTRIBUTION)
+        w0, w1, w2, w3 = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))  # (L,) each
+        t0 = _add_product(t0, w0[None, :], part, x, octaves, DISTRIBUTION)  # (P, L)
         t1 = _add_product(t1, w1[None, :], part, x, octaves, DISTRIBUTION)
         t2 = _add_product(t2, w2[None, :], part, x, octaves, DISTRIBUTION)
         t3 = _add_product(t3, w3[None, :], part, x, octaves, DISTRIBUTION)
