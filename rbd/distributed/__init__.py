@@ -44,14 +44,12 @@ from rbd.distributed.variants import (
     update,
     worker_rows,
 )
-from rbd.distributed.wire import Wire, wire
 
 __all__ = [
-    "CHECK", "OWN_BASIS", "OWN_BATCH", "TIMEOUT", "VARIANTS", "Alone", "Columns", "CoordinatesState", "Part", "Wire",
-    "Workers",
+    "CHECK", "OWN_BASIS", "OWN_BATCH", "TIMEOUT", "VARIANTS", "Alone", "Columns", "CoordinatesState", "Part", "Workers",
     "columns", "coordinates_hook", "digest", "expand", "expand_columns", "in_turn", "is_launched", "is_sharded", "join",
     "joined", "launch", "launched", "local_pieces", "ordered_hook", "ordered_sum", "project", "project_columns",
-    "sharded_directions", "sharded_workers", "update", "wire", "worker_rows",
+    "sharded_directions", "sharded_workers", "update", "worker_rows",
 ]  # fmt: skip
 
 launched = is_launched  # its name in rbd 0.1

@@ -21,7 +21,7 @@ from rbd.distributed import OWN_BATCH, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
-from rbd.suite import batches, checkpoint, datasets, models
+from rbd.suite import batches, checkpoint, datasets, models, wire
 from rbd.suite.checkpoint import Progress
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.record import Point, Record, environment
@@ -227,7 +227,7 @@ def _mean(values: list[Tensor], workers: Workers | None) -> float:
 def _sent(workers: Workers | None) -> float:
     """Bytes that this worker has put on the wire; NaN where the system does not tell."""
     try:
-        return distributed.wire().sent if workers else math.nan
+        return wire.count_bytes().sent if workers else math.nan
     except OSError:
         return math.nan
 

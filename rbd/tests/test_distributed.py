@@ -35,7 +35,7 @@ from rbd.distributed.launch import _work
 from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import rbd_direction
 from rbd.partition import Compartment, partition
-from rbd.suite import record
+from rbd.suite import record, wire
 from rbd.suite.config import RunConfig
 from rbd.suite.train import train
 
@@ -248,11 +248,11 @@ def bytes_a_step(variant: str, group: dist.ProcessGroup, dim: int = 1000, steps:
         optimizer = RBD(model.parameters(), 0.1, dim, distribution="rademacher", variant=variant, process_group=group)
     for step in range(steps + 1):
         if step == 1:
-            before = distributed.wire()
+            before = wire.count_bytes()
         optimizer.zero_grad()
         replica(normal(4, 90, seed=step)).sum().backward()
         optimizer.step()
-    return (distributed.wire().sent - before.sent) / steps
+    return (wire.count_bytes().sent - before.sent) / steps
 
 
 def resumed(group: dist.ProcessGroup, state: dict, weights: dict) -> Tensor:
@@ -649,6 +649,13 @@ def suffering(path: Path, hook: bool) -> None:
             except RuntimeError as error:
                 told = {"step": step, "seconds": time.monotonic() - began, "message": str(error)}
                 (path / f"{odd}-{dist.get_rank()}").write_text(json.dumps(told))
+
+
+def test_a_kernel_that_does_not_count_bytes(monkeypatch):
+    """TCP_INFO had 192 bytes before Linux 4.19, and has them in gVisor."""
+    monkeypatch.setattr(wire, "_tcp_info", lambda fd: bytes(192))
+    with pytest.raises(OSError, match="TCP_INFO of this kernel has no numbers of bytes"):
+        wire.count_bytes()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
