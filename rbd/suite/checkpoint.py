@@ -23,12 +23,22 @@ from rbd.suite.record import Point
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, the curve and its wall seconds so far, the commits that made them."""
+    """Where a run stands: optimizer steps done, the curve and its wall seconds so far.
+
+    Attributes:
+        commits, threads: of the code, and the numbers of CPU threads, that made the curve; each once, in their order.
+    """
 
     step: int = 0
     curve: tuple[Point, ...] = ()
     seconds: tuple[float, ...] = ()
     commits: tuple[str, ...] = ()
+    threads: tuple[int, ...] = ()
+
+    def add(self, point: Point, seconds: float, commit: str, threads: int) -> Progress:
+        """One point further, made by that commit on so many threads."""
+        made = tuple(dict.fromkeys((*self.commits, commit))), tuple(dict.fromkeys((*self.threads, threads)))
+        return Progress(point.step, (*self.curve, point), (*self.seconds, seconds), *made)
 
     @property
     def diverged(self) -> bool:
@@ -83,7 +93,8 @@ def load(path: Path, config: RunConfig, model: nn.Module, build_optimizer: Calla
         model.load_state_dict(tensors)
         stored = known["progress"]
         points = tuple(Point(**point) for point in stored["curve"])
-        progress = Progress(stored["step"], points, tuple(stored["seconds"]), tuple(stored.get("commits", ())))
+        past = tuple(stored.get("commits", ())), tuple(stored.get("threads", ()))
+        progress = Progress(stored["step"], points, tuple(stored["seconds"]), *past)
         optimizer = build_optimizer(config.at(points[-1].epoch), model)
         optimizer.load_state_dict(known["optimizer"])
         return optimizer, progress

@@ -218,6 +218,17 @@ def test_budget_of_workers(workers, variant, batches, steps):
     assert {made.epoch(step - 1) for step in sampled} == set(range(3))  # in each of the three epochs
 
 
+@pytest.mark.parametrize("run", [
+    config("sgd"), config("nes"), config("nes", dim=250, epochs=60), config("rbd", workers=3, variant="common"),
+], ids=str)  # fmt: skip
+def test_stretches_end_where_epochs_do(run):
+    made = loop.budget(run, IMAGES)
+    steps = list(made.stretches(0))
+    assert [step for stretch in steps for step in stretch] == list(range(1, made.steps + 1))
+    assert all(made.epoch(stretch[-1]) > made.epoch(stretch[-1] - 1) == made.epoch(stretch[0] - 1) for stretch in steps)
+    assert list(made.stretches(steps[0][-1])) == steps[1:] and list(made.stretches(made.steps)) == []
+
+
 def test_more_workers_than_batches():
     with pytest.raises(ValueError, match=r"workers: got 31, allowed 1 \.\.\. 30 \(the batches of all epochs\)"):
         loop.budget(config("rbd", workers=31), IMAGES)
@@ -400,6 +411,17 @@ def test_a_run_that_another_commit_began_says_so(few, tmp_path, monkeypatch):
     resumed = train(run, tmp_path)
     assert resumed.environment["commit"] == "f" * 40 and resumed.environment["earlier_commits"] == began
     assert "earlier_commits" not in train(run, tmp_path / "whole").environment
+
+
+def test_a_run_says_on_how_many_threads_its_earlier_epochs_ran(few, tmp_path, monkeypatch):
+    """The CNN's curve depends on it."""
+    run = config("sgd", model="cnn", epochs=2)
+    with monkeypatch.context() as patch:
+        while_validating(patch)
+        assert train(run, tmp_path, threads=2).environment["threads"] == 2
+    resumed = train(run, tmp_path, threads=1).environment
+    assert (resumed["threads"], resumed["earlier_threads"]) == (1, "2")
+    assert "earlier_threads" not in train(run, tmp_path / "whole", threads=1).environment
 
 
 @pytest.mark.parametrize("changes", [
