@@ -176,7 +176,7 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, threads: int, 
         if config.workers:
             raise  # the others may wait for this one for ever
         outcome = "interrupted"
-    here |= {"threads": threads} | _describe_past(progress, _commit(here), threads)
+    here |= _describe_past(progress, _commit(here), threads)
     if config.workers and progress.step > done:
         here |= {"bytes_per_step": _mean_bytes(workers, sent / (progress.step - done))}
     return Record(config, "diverged" if progress.diverged else outcome, progress.curve, progress.seconds, here)
@@ -187,11 +187,12 @@ def _commit(environment: dict) -> str:
     return f"{environment['commit']}{'+' * bool(environment['dirty'])}" if environment["commit"] else "unknown"
 
 
-def _describe_past(progress: Progress, commit: str, threads: int) -> dict[str, str]:
-    """Other commits and thread counts of the epochs before the run was taken up again, if there are any."""
+def _describe_past(progress: Progress, commit: str, threads: int) -> dict[str, str | int | bool | None]:
+    """Threads now, and other commits and thread counts of the epochs before the run was resumed, if there are any."""
     commits = " ".join(c for c in progress.commits if c != commit)
     counts = " ".join(str(n) for n in progress.threads if n != threads)
-    return ({"earlier_commits": commits} if commits else {}) | ({"earlier_threads": counts} if counts else {})
+    return {"threads": threads, **({"earlier_commits": commits} if commits else {}),
+            **({"earlier_threads": counts} if counts else {})}  # fmt: skip
 
 
 def _begin(path: Path | None, config: RunConfig, model: nn.Module,
