@@ -139,11 +139,11 @@ def _train(given: argparse.Namespace) -> int:
 def _run_together(wanted: config.RunConfig, directory: Path, results: Path, timeout: int, **options):
     """sweep.run by torchrun's workers: worker 0 keeps record and checkpoints; None on the others."""
     from rbd import sweep
-    from rbd.distributed import Workers, joined
+    from rbd.distributed import Workers, join
     from rbd.train import train
 
     assert wanted.workers is not None and wanted.variant is not None
-    with joined(wanted.workers, timeout, options["device"]):
+    with join(wanted.workers, timeout, options["device"]):
         workers = Workers(wanted.variant)
         found = workers.tell(sweep.find(wanted, directory, results) if workers.rank == 0 else None)
         if workers.rank == 0:

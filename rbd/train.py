@@ -115,12 +115,12 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         RuntimeError: a worker died, hung, or differs from the others.
     """
     _check_place(config, device, threads)
-    if config.workers and not distributed.launched():
+    if config.workers and not distributed.is_launched():
         each = max(1, threads // config.workers) if threads else None
         given = (config, checkpoints, data_dir, device, each, bar, timeout)
         return distributed.launch(train, config.workers, *given, timeout=timeout)
     threads = threads or torch.get_num_threads()
-    group = distributed.joined(config.workers, timeout, device) if config.workers else nullcontext()
+    group = distributed.join(config.workers, timeout, device) if config.workers else nullcontext()
     with _cores(config, threads), group:
         made = _train(config, checkpoints, data_dir, device, bar)
     return replace(made, environment=made.environment | {"threads": threads})
