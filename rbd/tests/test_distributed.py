@@ -807,9 +807,7 @@ def test_workers_with_own_bases_never_replay_each_other():
 
 def test_without_a_process_group():
     model = network()
-    with pytest.raises(
-        RuntimeError, match="^torch.distributed is not initialised: call .*init_process_group"
-    ):
+    with pytest.raises(RuntimeError, match="^torch.distributed is not initialised: call .*init_process_group"):
         RBD(model.parameters(), 0.1, 7, variant="common")
     with pytest.raises(RuntimeError, match="^torch.distributed is not initialised"):
         FPD(model.parameters(), 0.1, 7, variant="shares")
