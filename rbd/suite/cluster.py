@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rbd.suite.config import RunConfig
+from rbd.suite.job import attempt
 from rbd.suite.record import Record
-from rbd.suite.runner import attempt
 
 RETRIES = 5  # of a run whose node or process died
 
@@ -33,7 +33,7 @@ class Cluster:
         try:
             import ray
         except ImportError as error:
-            raise ValueError(f"ray: got {address!r}, allowed only with Ray: pip install 'rbd[ray]'") from error
+            raise ValueError("Ray is not installed: pip install 'rbd[ray]'") from error
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         self.ray, self.refs = ray, set[Any]()
         self.task = ray.remote(remote).options(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)
@@ -63,5 +63,5 @@ class Cluster:
         self.waiting.shutdown(wait=False, cancel_futures=True)  # first, or places that fall free would take up new runs
         for ref in list(self.refs):
             self.ray.cancel(ref, force=True)
-        self.waiting.shutdown()  # soon: none trains, and none waits longer than runner.PATIENCE for a lock
+        self.waiting.shutdown()  # soon: none trains, and none waits longer than executor.PATIENCE for a lock
         self.ray.shutdown()

@@ -62,7 +62,7 @@ def _option(kind: type, default: Any, help: str, choices: tuple[str, ...] = (), 
 class RunConfig:
     """One run, checked and resolved: None becomes the method's default, and stays None where a method lacks the field.
 
-    Raises ValueError naming the field, what was got and what is allowed.
+    Raises ValueError naming the field, its value, and what is allowed or what it does not go with.
     """
 
     model: str = _option(str, "fc", "network", MODELS)
@@ -70,7 +70,7 @@ class RunConfig:
     method: str = _option(str, "rbd", "training method", METHODS)
     dim: int | None = _option(int, None, "total number of random directions d; not for sgd or by_ratio:R")
     partition: str | None = _option(str, None, f"compartments of the parameters, for rbd and fpd: {PARTITIONS}")
-    distribution: str | None = _option(str, None, "law of the basis entries; not for sgd", DISTRIBUTIONS)
+    distribution: str | None = _option(str, None, "distribution of the basis entries; not for sgd", DISTRIBUTIONS)
     redraw: int | None = _option(int, None, "steps between draws of a basis, for rbd", hint=" (drawn once: method fpd)")
     sigma: float | None = _option(float, None, "length of a perturbation in parameter space, for nes and rbd-nes")
     workers: int | None = _option(int, None, "processes that train together; not for nes and rbd-nes")
@@ -89,11 +89,11 @@ class RunConfig:
         model, data, method = given["model"], given["data"], given["method"]
         used = DEFAULTS[method] | _shared(given) | _switched(given) | _augmented(given)
         for name in sorted(OPTIONAL & given.keys() - used.keys()):
-            raise ValueError(f"{name}: does not apply to method {method!r}; got {given[name]!r}, allowed None")
+            raise ValueError(f"{name}={given[name]!r} does not apply to method {method!r}")
         resolved = {"lr": default_lr(model, data, method)} | used | given
         if str(resolved.get("partition")).startswith("by_ratio"):  # d_k = max(⌈D_k/R⌉, 10)
             if "dim" in given:
-                raise ValueError(f"dim: got {self.dim}, allowed None with {self.partition!r}, which decides it")
+                raise ValueError(f"dim={self.dim} is not supported with partition={self.partition!r}, which decides it")
             del resolved["dim"]
         for f in values:
             object.__setattr__(self, f.name, resolved.get(f.name))
@@ -137,11 +137,11 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
     if not allowed:
         return {}
     if workers is None and variant is not None:
-        raise ValueError(f"variant: got {variant!r} without workers, allowed None")
+        raise ValueError(f"variant={variant!r} needs workers")
     if variant is not None and variant not in allowed:
         raise ValueError(f"variant: got {variant!r}, allowed {', '.join(allowed)} with method {given['method']!r}")
     if workers is not None and "switch" in given:
-        raise ValueError(f"workers: got {workers}, allowed None with switch")
+        raise ValueError(f"workers={workers} is not supported with switch")
     return {} if workers is None else {"workers": None, "variant": allowed[0]}
 
 

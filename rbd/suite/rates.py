@@ -1,11 +1,11 @@
-"""Learning rates: chosen by a sweep, kept as data in <results>/learning_rate-<profile>.json, looked up by other sweeps."""
+"""Learning rates: chosen by a search, kept as data in <results>/learning_rate-<profile>.json, put into the runs that ask."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,7 +20,7 @@ SCALE = ("model", "data", "method", "dim", "partition", "redraw")  # what the be
 
 
 def key(config: RunConfig) -> str:
-    """The runs that share a rate: "fc mnist rbd dim=250 partition=whole redraw=1"; the law of the entries is not in it.
+    """The runs that share a rate: "fc mnist rbd dim=250 partition=whole redraw=1"; the distribution is not in it.
 
     Where another method takes over later, it is the key of the first one: see `keys`.
     """
@@ -85,37 +85,73 @@ def conclude(
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """Makes configurations with the chosen rates of a profile; others are noted in `waiting`, at default rates."""
+class Request:
+    """A run at a multiple of the learning rate that has been chosen, or will be, for its key.
 
-    profile: str
-    rates: dict[str, float]
-    waiting: list[RunConfig] = field(default_factory=list)
+    Attributes:
+        config: the run, at default learning rates.
+        factor: how many times the chosen rate.
+    """
 
-    def __call__(self, **fields: Any) -> RunConfig | None:
-        """RunConfig(**fields) with the chosen lr (and then_lr), or None where one has not been chosen yet."""
-        config = RunConfig(**fields)
-        if not all(name in self.rates for name in keys(config).values()):
-            self.waiting.append(config)
-            return None
-        chosen: dict[str, Any] = {field: self.rates[name] for field, name in keys(config).items()}
-        return replace(config, **chosen)
-
-    @property
-    def untuned(self) -> list[str]:
-        """The keys that lack a rate, of those asked for."""
-        asked = (name for config in self.waiting for name in keys(config).values())
-        return [name for name in dict.fromkeys(asked) if name not in self.rates]
+    config: RunConfig
+    factor: float = 1.0
 
 
-def load(profile: str, results: str | os.PathLike[str]) -> Tuned:
-    """The rates in the results directory; for keys that it lacks, those that came with the package.
+def tuned(factor: float = 1.0, **fields: Any) -> Request:
+    """The request for RunConfig(**fields) at `factor` times the chosen rate. Raises ValueError as RunConfig does."""
+    return Request(RunConfig(**fields), factor)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What has become of requests, each run once.
+
+    Attributes:
+        configs: the runs whose learning rate is known.
+        waiting: those that have none yet, at default rates; so their ids are not known.
+        untuned: the keys that lack a rate.
+    """
+
+    configs: tuple[RunConfig, ...]
+    waiting: tuple[RunConfig, ...]
+    untuned: tuple[str, ...]
+
+
+def resolve(requests: Iterable[RunConfig | Request], rates: Mapping[str, float]) -> Resolved:
+    """Put learning rates (key -> rate) into requests; a RunConfig has its own and stays as it is."""
+    asked = list(requests)
+    resolved = [_resolve(request, rates) for request in asked]
+    waiting = dict.fromkeys(r.config for r, config in zip(asked, resolved) if isinstance(r, Request) and config is None)
+    names = dict.fromkeys(name for config in waiting for name in keys(config).values())
+    configs = dict.fromkeys(config for config in resolved if config is not None)
+    return Resolved(tuple(configs), tuple(waiting), tuple(name for name in names if name not in rates))
+
+
+def _resolve(request: RunConfig | Request, rates: Mapping[str, float]) -> RunConfig | None:
+    """The run at its rates; None where one is not known."""
+    if isinstance(request, RunConfig):
+        return request
+    names = keys(request.config)
+    if not all(name in rates for name in names.values()):
+        return None
+    chosen: dict[str, Any] = {field: rates[name] * request.factor for field, name in names.items()}
+    return replace(request.config, **chosen)
+
+
+def explain(untuned: Iterable[str], profile: str) -> str:
+    """What is to be done about keys that lack a rate."""
+    return (f"no learning rate yet for {', '.join(map(repr, untuned))}: "
+            f"run `rbd sweep learning_rate --profile {profile}`")  # fmt: skip
+
+
+def load(profile: str, results: str | os.PathLike[str]) -> dict[str, float]:
+    """Key -> rate: those in the results directory; for keys that it lacks, those that came with the package.
 
     Raises:
         ValueError: a file is damaged (it is named).
     """
     found = _choices(path(profile, SHIPPED), profile) | _choices(path(profile, results), profile)
-    return Tuned(profile, {name: chosen["lr"] for name, chosen in found.items()})
+    return {name: chosen["lr"] for name, chosen in found.items()}
 
 
 def _choices(file: Path, profile: str) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,73 @@
-"""Files of the results directory: written whole or not at all."""
+"""Files of the results directory: where each one stands, who may work on a run, written whole or not at all. No torch."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+
+from filelock import FileLock, Timeout
+
+from rbd.suite.config import RunConfig
+
+
+def record_paths(config: RunConfig, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> list[Path]:
+    """Where the record of a run may stand: in the directory, there or not, then in those of other experiments."""
+    own = Path(directory) / f"{config.id}.json"
+    return [own, *sorted(path for path in Path(results).glob(f"runs/*/{config.id}.json") if path != own)]
+
+
+def checkpoint_path(config: RunConfig, results: str | os.PathLike[str]) -> Path:
+    """Where a run stands until it has ended."""
+    return Path(results) / "checkpoints" / f"{config.id}.safetensors"
+
+
+def lock_path(config: RunConfig, results: str | os.PathLike[str]) -> Path:
+    """The lock of the process that does a run: see `claim`."""
+    return Path(results) / "locks" / f"{config.id}.lock"
+
+
+def failure_path(config: RunConfig, results: str | os.PathLike[str]) -> Path:
+    """Where the failure of a run is noted until it succeeds."""
+    return Path(results) / "failures" / f"{config.id}.json"
+
+
+def manifest_path(name: str, results: str | os.PathLike[str]) -> Path:
+    """The list of the runs of an experiment in a profile, such as "table1-quick"."""
+    return Path(results) / "sweeps" / f"{name}.json"
+
+
+def measurement_path(name: str, results: str | os.PathLike[str]) -> Path:
+    """What an experiment that measures found in a profile."""
+    return Path(results) / "measurements" / f"{name}.json"
+
+
+class Busy(RuntimeError):
+    """Another process is at this run."""
+
+
+@contextmanager
+def claim(config: RunConfig, results: str | os.PathLike[str], wait: float = -1) -> Iterator[None]:
+    """Be the only process at a run, on this machine and on any that shares the file system; the lock ends with the process.
+
+    Args:
+        wait: seconds to wait for another process; below 0 as long as it takes.
+
+    Raises:
+        Busy: another process is at it, still after these seconds.
+    """
+    path = lock_path(config, results)
+    try:
+        with FileLock(path, timeout=wait):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes no open file; who waits for this one looks whether it is gone
+                    path.unlink()
+    except Timeout as error:
+        raise Busy(f"{config.id}: another process is at this run") from error
 
 
 def write(path: Path, content: str | bytes, what: str = "a file") -> Path:

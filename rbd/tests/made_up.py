@@ -13,8 +13,8 @@ import numpy as np
 
 from rbd.suite import record, store
 from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Plan
 from rbd.suite.record import Point, Record
-from rbd.suite.sweep import Sweep, manifest_path
 
 SEEDS = (0, 1, 2)
 SIGNS = {"distribution": "rademacher"}
@@ -129,8 +129,8 @@ def save(config: dict[str, Any], folder: Path) -> Path:
 
 def manifest(results: Path, name: str, profile: str, wanted: Iterable[dict[str, Any]]) -> None:
     """results/sweeps/<name>-<profile>.json, as the suite writes it."""
-    made = Sweep(f"{name}-{profile}", tuple(RunConfig(**config) for config in wanted), "?")
-    store.write(manifest_path(made.name, results), made.manifest())
+    made = Plan(f"{name}-{profile}", tuple(RunConfig(**config) for config in wanted), "?")
+    store.write(store.manifest_path(made.name, results), made.manifest())
 
 
 def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:

@@ -22,8 +22,9 @@ import tables
 import worker_time
 from scipy.stats import trim_mean
 
-from rbd.suite import config, models, record, report, sweep
+from rbd.suite import config, experiment, models, record, report
 from rbd.suite.config import RunConfig
+from rbd.suite.experiments import orthogonality
 
 ROOT = Path(report.__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
@@ -636,7 +637,8 @@ def test_table1_agrees_with_the_table_of_the_readme(tmp_path, notes):
     execute("table1", tmp_path)
     lines = (tmp_path / "tables" / "table1-quick.md").read_text("utf-8").splitlines()
     ours = [line for line in lines if "our rates" in line]
-    theirs = report.table(sweep.table1("quick").records(ROOT / "results"), "quick").splitlines()[2::2]
+    records = experiment.load("table1").plan("quick", ROOT / "results").records(ROOT / "results")
+    theirs = report.table(records, "quick").splitlines()[2::2]
     assert [line.split("|")[3:7] for line in ours] == [line.split("|")[3:7] for line in theirs] and len(ours) == 4
 
 
@@ -824,7 +826,7 @@ def test_orthogonality_compares_with_the_theory(results, notes):
 
 
 def test_blocks_of_pairs_have_the_mean_of_all_pairs():
-    row = sweep.script("orthogonality", ROOT / sweep.SCRIPTS).row("rademacher", 100, 120)
+    row = orthogonality.measure_pairs("rademacher", 100, 120)
     assert (row["n"], len(row["blocks"])) == (120, 40) and mean(row["blocks"]) == pytest.approx(row["mean"], rel=1e-5)
     assert len(set(row["blocks"])) > 10  # of 3 pairs each: were they all pairs, they would be equal
 

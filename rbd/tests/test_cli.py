@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import pytest
 import torch
 
 import rbd
-from rbd.suite import datasets, rates, record, report, runner, sweep
+from rbd.suite import cost, datasets, executor, experiment, job, rates, record, report
 from rbd.suite.cli import main
 from rbd.suite.config import DEFAULTS, RunConfig
+from rbd.suite.experiment import Plan
 
 ROOT = Path(rbd.__file__).parents[1]
 SMALL = ["train", "--method", "sgd", "--epochs", "2", "--batch-size", "500"]  # 20 steps on the embedded MNIST
@@ -115,11 +117,13 @@ def test_no_command_is_refused(here, capsys):
 
 @pytest.mark.parametrize("script", [
     "import rbd",
-    "import rbd.suite.cli, rbd.suite.config, rbd.suite.record, rbd.suite.sweep, rbd.suite.report",
+    "import rbd.suite.cli, rbd.suite.config, rbd.suite.record, rbd.suite.experiment, rbd.suite.report",
     "import sys; sys.argv = ['rbd', '--help']\nfrom rbd.suite.cli import main\ntry: main()\nexcept SystemExit: pass",
     "from rbd.suite.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
     "from rbd.suite.cli import main\ntry: main(['train', '--model', 'none'])\nexcept SystemExit: pass",
     "from rbd.suite.cli import main\nmain(['report'])",  # there is nothing to report
+    "from rbd.suite.cli import main\nmain(['sweep', '--list'])",
+    "from rbd.suite.cli import main\nmain(['sweep', 'table1', '--dry-run'])",
 ])  # fmt: skip
 def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
     heavy = ("torch", "torchvision", "numba", "numpy", "matplotlib")
@@ -154,10 +158,10 @@ def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
     (["--threads", "0"], "argument --threads: got '0', allowed an integer >= 1"),
     (["--colour", "red"], "unrecognized arguments: --colour red"),
     # what does not fit together
-    (["--method", "sgd", "--dim", "5"], "rbd: error: dim: does not apply to method 'sgd'; got 5, allowed None"),
-    (["--method", "fpd", "--redraw", "2"], "redraw: does not apply to method 'fpd'"),
-    (["--method", "nes", "--partition", "whole"], "partition: does not apply to method 'nes'"),
-    (["--partition", "by_ratio:60", "--dim", "9"], "dim: got 9, allowed None with 'by_ratio:60', which decides it"),
+    (["--method", "sgd", "--dim", "5"], "rbd: error: dim=5 does not apply to method 'sgd'"),
+    (["--method", "fpd", "--redraw", "2"], "redraw=2 does not apply to method 'fpd'"),
+    (["--method", "nes", "--partition", "whole"], "partition='whole' does not apply to method 'nes'"),
+    (["--partition", "by_ratio:60", "--dim", "9"], "dim=9 is not supported with partition='by_ratio:60', which decides it"),
     # what does not fit the network or the data
     (["--dim", "101771"], "rbd: error: dim: got 101771, allowed 1 ... 101770"),
     (["--partition", "even:9", "--dim", "8"], "rbd: error: dim: got 8, allowed 9 ... 101770"),
@@ -372,14 +376,36 @@ def test_interrupted_train_goes_on(here, few, capsys, monkeypatch):
 # ---------------------------------------------------------------- reproduce and report
 
 
+class Here(executor.Processes):
+    """Workers of this process, which run at once."""
+
+    def submit(self, *task) -> Future:
+        future: Future = Future()
+        future.set_result(job.attempt(*task))
+        return future
+
+
+TINY = """
+from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment
+
+def runs(profile):
+    for seed in (0, 1):
+        yield RunConfig(method="sgd", epochs=2, lr={lr}, seed=seed)
+    yield RunConfig(method="rbd", dim=20, distribution="rademacher", epochs=2, lr=4.0)
+
+EXPERIMENT = Experiment("table1", "How accurate?", runs)
+"""
+
+
 @pytest.fixture
-def tiny(monkeypatch, few) -> sweep.Sweep:
-    """Three runs of a second in place of table 1."""
-    first = RunConfig(method="sgd", epochs=2, lr=0.125)
-    runs = (first, replace(first, seed=1), RunConfig(method="rbd", dim=20, distribution="rademacher", epochs=2, lr=4.0))
-    made = sweep.Sweep("table1-quick", runs)
-    monkeypatch.setattr(sweep, "table1", lambda profile, results: made)
-    return made
+def tiny(monkeypatch, few, tmp_path_factory) -> Plan:
+    """Three runs of a second in place of table 1, done in this process."""
+    folder = tmp_path_factory.mktemp("experiments")
+    (folder / "table1.py").write_text(TINY.format(lr=0.125))
+    monkeypatch.setattr(experiment, "PACKAGED", folder)
+    monkeypatch.setattr(executor, "Processes", Here)
+    return experiment.load("table1").plan("quick", "results")
 
 
 def test_reproduce_runs_reports_and_the_second_time_only_reports(here, tiny, capsys, monkeypatch):
@@ -389,7 +415,7 @@ def test_reproduce_runs_reports_and_the_second_time_only_reports(here, tiny, cap
     assert first.err == ""
     assert lines[0] == "table1-quick: 3 runs, 3 to do, records in results/runs/table1-quick"
     for number, (line, c) in enumerate(zip(lines[1:4], tiny.configs), 1):
-        assert line.startswith(f"[{number}/3] fc mnist-embedded {c.method} seed {c.seed}: finished after 2 epochs: ")
+        assert line.startswith(f"[{number}/3] {executor.describe(c)}: finished after 2 epochs: ") and line.endswith(" left")
     assert Path("results/sweeps/table1-quick.json").read_text("utf-8") == tiny.manifest()  # what `rbd figures` asks for
     table = report.table(tiny.records("results"), "quick")
     assert table in first.out
@@ -426,12 +452,45 @@ def test_reproduce_fills_the_gaps(here, tiny, capsys):
 
 
 def test_reproduce_interrupted_goes_on(here, tiny, capsys, monkeypatch):
-    interrupted_once(monkeypatch)
-    assert main(["reproduce"]) == 130
+    def interrupt(self, config, *task) -> Future:  # Ctrl-C in the parent, in its second run; stop ends the workers
+        if config == tiny.configs[1]:
+            raise KeyboardInterrupt
+        return Here.submit(self, config, *task)
+
+    monkeypatch.setattr(executor, "Processes", type("Interrupted", (Here,), {"submit": interrupt}))
+    assert main(["reproduce", "--threads", str(cost.count_cores())]) == 130  # one run at a time
     said = capsys.readouterr()
-    assert "the same command goes on" in said.err and "[1/3]" not in said.out
+    assert "the same command goes on" in said.err and "curves:" not in said.out
+    assert re.findall(r"^\[\d/3\]", said.out, re.MULTILINE) == ["[1/3]"]
+    monkeypatch.setattr(executor, "Processes", Here)
     assert main(["reproduce"]) == 0
-    assert "3 runs, 3 to do" in (out := capsys.readouterr().out) and len(re.findall(r"^\[\d/3\]", out, re.MULTILINE)) == 3
+    out = capsys.readouterr().out
+    assert "3 runs, 2 to do" in out and re.findall(r"^\[\d/3\]", out, re.MULTILINE) == ["[2/3]", "[3/3]"]
+
+
+def test_reproduce_goes_on_after_a_failure_and_says_so(here, tiny, capsys, monkeypatch):
+    """The others are run and reported; the failed one is tried again."""
+    train = rbd.suite.train.train
+
+    def fail(config, *args, **options):
+        if config == tiny.configs[0]:
+            raise ValueError("no such luck")
+        return train(config, *args, **options)
+
+    monkeypatch.setattr("rbd.suite.train.train", fail)
+    assert main(["reproduce"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"failed: {executor.describe(tiny.configs[0])}: ValueError: no such luck (results/failures/")
+    assert "**1 runs are missing.**" in said.out
+    monkeypatch.setattr("rbd.suite.train.train", train)
+    assert main(["reproduce"]) == 0 and "3 runs, 1 to do" in capsys.readouterr().out
+
+
+def test_threads_of_reproduce_leave_cores_to_as_many_runs(monkeypatch):
+    monkeypatch.setattr(cost, "count_cores", lambda: 8)
+    for threads, jobs, each in ((None, 5, 1), (2, 4, 2), (8, 1, 8), (16, 1, 16)):
+        crew = executor.hire(executor.Resources(threads=threads), 5)
+        assert (crew.jobs, crew.threads) == (jobs, each)
 
 
 def test_reproduce_stops_at_a_damaged_record_before_any_training(here, tiny, capsys, monkeypatch):
@@ -457,18 +516,18 @@ def test_reproduce_without_the_data_says_how_to_get_them(here, capsys, monkeypat
 
 def test_diverged_run_is_shown_once_and_counted(here, tiny, capsys, monkeypatch):
     """SGD's record then holds a NaN, which equals nothing, and yet it is not news the second time."""
-    diverging = sweep.Sweep("table1-quick", (replace(tiny.configs[0], lr=1e6),))
-    monkeypatch.setattr(sweep, "table1", lambda profile, results: diverging)
+    (experiment.PACKAGED / "table1.py").write_text(TINY.format(lr=1e6))
     assert main(["reproduce"]) == 0
     out = capsys.readouterr().out
-    assert "[1/1] fc mnist-embedded sgd seed 0: diverged after 1 epochs" in out and "(n = 1, 1 diverged)" in out
+    assert re.search(r"^\[1/3\] fc mnist-embedded sgd .* seed=0: diverged after 1 epochs", out, re.MULTILINE)
+    assert "(n = 2, 2 diverged)" in out
     assert main(["reproduce"]) == 0
     out = capsys.readouterr().out
-    assert "1 runs, 0 to do" in out and "[1/1]" not in out
+    assert "3 runs, 0 to do" in out and "[1/3]" not in out
 
 
 def test_report_of_a_part_says_how_much_is_missing_and_goes_between_the_marks(here, tiny, capsys):
-    made = sweep.run(tiny.configs[0], tiny.directory("results"), "results")
+    made = job.run(tiny.configs[0], tiny.directory("results"), "results")
     readme = Path("README.md")
     readme.write_text("# Ünïcode\n<!-- table1-quick -->\nold\n<!-- /table1-quick -->\nend\n", "utf-8")
     assert main(["report", "--into", "README.md"]) == 0
@@ -482,7 +541,7 @@ def test_report_of_a_part_says_how_much_is_missing_and_goes_between_the_marks(he
 
 
 def test_report_into_a_file_without_marks_leaves_it(here, tiny, capsys):
-    sweep.run(tiny.configs[0], tiny.directory("results"), "results")
+    job.run(tiny.configs[0], tiny.directory("results"), "results")
     Path("README.md").write_text("no marks")
     said = refused(["report", "--into", "README.md"], capsys)
     assert "<!-- table1-quick --> ... <!-- /table1-quick -->" in said and "README.md" in said
@@ -493,22 +552,41 @@ def test_report_into_a_file_without_marks_leaves_it(here, tiny, capsys):
 # ---------------------------------------------------------------- sweep
 
 
+HEAD = """
+from rbd.suite import rates
+from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment
+from rbd.suite.rates import tuned
+"""
 SCRIPTS = {
-    "demo": '"""What?"""\nfrom rbd.suite.config import RunConfig\ndef configs(profile, tuned):\n'
-            '    for seed in (0, 1) if profile == "quick" else ():\n'
-            '        yield RunConfig(method="sgd", epochs=2, batch_size=500, seed=seed)\n'
-            '    yield tuned(method="rbd", dim=3)\n',
-    "depth": '"""How deep?"""\ndef measure(profile, data_dir):\n    return {"profile": profile, "depth": 7}\n'
-             'def cost(profile):\n    return {"quick": 42, "paper": 420}[profile]\n',
-}  # fmt: skip
+    "demo": """
+def runs(profile):
+    for seed in (0, 1) if profile == "quick" else ():
+        yield RunConfig(method="sgd", epochs=2, batch_size=500, seed=seed)
+    yield tuned(method="rbd", dim=3)
+
+EXPERIMENT = Experiment("demo", "What?", runs)
+""",
+    "depth": """
+def measure(profile, data_dir):
+    return {"profile": profile, "depth": 7}
+
+def cost(profile):
+    return {"quick": 42, "paper": 420}[profile]
+
+EXPERIMENT = Experiment("depth", "How deep?", measure=measure, cost=cost)
+""",
+}
 
 
 @pytest.fixture
-def scripts(here) -> Path:
-    folder = here / "benchmarks" / "sweeps"
-    folder.mkdir(parents=True)
+def scripts(here, monkeypatch) -> Path:
+    """Experiments in place of those of the package."""
+    folder = here / "experiments"
+    folder.mkdir()
     for name, text in SCRIPTS.items():
-        (folder / f"{name}.py").write_text(text)
+        (folder / f"{name}.py").write_text(HEAD + text)
+    monkeypatch.setattr(experiment, "PACKAGED", folder)
     return folder
 
 
@@ -531,7 +609,7 @@ def test_sweep_list_names_what_is_damaged_and_counts_what_failed(scripts, capsys
     path = Path("results/runs/demo-quick") / f"{replace(RUN, seed=0).id}.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
-    runner.Failure(replace(RUN, seed=1), "ValueError: no").save("results")
+    job.Failure(replace(RUN, seed=1), "ValueError: no").save("results")
     assert main(["sweep", "--list", "--profile", "quick"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "3 runs" in line)
     assert "3 runs, 0 done, 3 missing" in line and "; 1 of them failed the last time" in line
@@ -545,12 +623,11 @@ def done(*configs: RunConfig) -> None:
         record.save(record.Record(c, "finished", points, (1.0,), {}), "results/runs/elsewhere")
 
 
-SEARCH = """'Which rate?'
-from rbd.suite import rates
-from rbd.suite.config import RunConfig
-conclude = rates.conclude
-def configs(profile, tuned):
+SEARCH = HEAD + """
+def runs(profile):
     return [RunConfig(method="sgd", epochs=1, lr=lr, seed=100) for lr in (0.5, 0.25)]
+
+EXPERIMENT = Experiment("learning_rate", "Which rate?", runs, conclude=rates.conclude)
 """
 
 
@@ -572,9 +649,10 @@ def test_sweep_with_other_seeds_leaves_the_choice_of_rates_alone(scripts):
 def test_sweep_all_goes_through_every_script_and_tells_all_that_failed_at_the_end(scripts, capsys):
     """The rates come first, and what follows trains at them."""
     (scripts / "learning_rate.py").write_text(SEARCH)
-    (scripts / "curves.py").write_text('"""Bad?"""\ndef configs(profile, tuned):\n    raise ValueError("no such curve")\n')
-    (scripts / "table1.py").write_text('"""How good?"""\ndef configs(profile, tuned):\n'
-                                       '    yield tuned(method="sgd", epochs=3)\n')  # fmt: skip
+    (scripts / "curves.py").write_text(HEAD + 'def runs(profile):\n    raise ValueError("no such curve")\n'
+                                       'EXPERIMENT = Experiment("curves", "Bad?", runs)\n')  # fmt: skip
+    (scripts / "table1.py").write_text(HEAD + 'def runs(profile):\n    yield tuned(method="sgd", epochs=3)\n'
+                                       'EXPERIMENT = Experiment("table1", "How good?", runs)\n')  # fmt: skip
     done(*(RunConfig(method="sgd", epochs=1, lr=lr, seed=100) for lr in (0.5, 0.25)))
     done(RunConfig(method="sgd", epochs=3, lr=0.5), replace(RUN, seed=0), replace(RUN, seed=1))
     assert main(["sweep", "all", "--profile", "quick"]) == 1
@@ -608,7 +686,7 @@ class Cluster:
         self.made.append(arguments)
 
     def submit(self, config, directory, results, wait, options):
-        return runner.Processes.submit  # never called
+        return executor.Processes.submit  # never called
 
     def stop(self) -> None:
         pass
@@ -619,20 +697,20 @@ class Cluster:
     (["--gpus", "2"], 2.0),
 ])  # fmt: skip
 def test_share_of_a_gpu(words, share, scripts, monkeypatch):
-    from rbd.suite.cli import _parser, _workers
-
+    crews = []
     monkeypatch.setattr("rbd.suite.cluster.Cluster", Cluster)
+    monkeypatch.setattr(executor, "run_all", lambda *args: crews.append(args[3]) or [])
     Cluster.made.clear()
-    given = _parser().parse_args(["sweep", "demo", "--ray", "auto", *words])
-    assert _workers(given, 1, False)[1:] == (3, 1) and Cluster.made == [("auto", 1, share)]
+    assert main(["sweep", "demo", "--profile", "quick", "--ray", "auto", *words]) == 1  # a rate is missing
+    assert Cluster.made == [("auto", 1, share)] and crews == [3]
 
 
 def test_on_ray_the_data_sets_are_the_nodes_affair(scripts, monkeypatch):
     """The driver may be a laptop without them; a node that lacks them says so, in a failure."""
-    (scripts / "full.py").write_text('"""Full?"""\nfrom rbd.suite.config import RunConfig\ndef configs(profile, tuned):\n'
-                                     '    yield RunConfig(data="mnist", method="sgd")\n')  # fmt: skip
+    (scripts / "full.py").write_text(HEAD + 'def runs(profile):\n    yield RunConfig(data="mnist", method="sgd")\n'
+                                     'EXPERIMENT = Experiment("full", "Full?", runs)\n')  # fmt: skip
     monkeypatch.setattr("rbd.suite.cluster.Cluster", Cluster)
-    monkeypatch.setattr(runner, "perform", lambda *args: [])
+    monkeypatch.setattr(executor, "run_all", lambda *args: [])
     assert main(["sweep", "full", "--data-dir", "empty"]) == 2
     assert main(["sweep", "full", "--data-dir", "empty", "--ray", "auto"]) == 0
 
@@ -669,8 +747,8 @@ def test_sweep_measures_once(scripts, capsys):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nothing"], "name: got 'nothing', allowed demo, depth"),
-    (["demo", "--sweeps-dir", "nowhere"], "sweeps-dir: got nowhere, allowed a folder of sweep scripts"),
-    (["--list", "--sweeps-dir", "nowhere"], "sweeps-dir: got nowhere"),
+    (["demo", "--sweeps-dir", "nowhere"], "sweeps-dir: there are no experiment scripts (*.py) in nowhere"),
+    (["--list", "--sweeps-dir", "nowhere"], "sweeps-dir: there are no experiment scripts (*.py) in nowhere"),
     (["demo", "--jobs", "0"], "argument --jobs: got '0', allowed an integer >= 1"),
     (["demo", "--seeds", "-1"], "seed: got -1, allowed an integer 0 ..."),
     (["demo", "--profile", "big"], "invalid choice: 'big'"),

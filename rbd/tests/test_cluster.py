@@ -12,17 +12,19 @@ from pathlib import Path
 import pytest
 
 import rbd
-from rbd.suite import record, runner, sweep
+from rbd.suite import executor, job, record, store
 from rbd.suite.cluster import Cluster
 from rbd.suite.config import RunConfig
 
 ROOT = Path(rbd.__file__).parents[1]
-SCRIPT = '''"""Does it work elsewhere?"""
-from rbd.suite.config import RunConfig
+SCRIPT = '''from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment
 
-def configs(profile, tuned):
-    runs = [RunConfig(method="sgd", epochs=20, batch_size=500, seed=seed) for seed in range(4)]
-    return [*runs, RunConfig(dim=101771, epochs=1)]
+def runs(profile):
+    yield from [RunConfig(method="sgd", epochs=20, batch_size=500, seed=seed) for seed in range(4)]
+    yield RunConfig(dim=101771, epochs=1)
+
+EXPERIMENT = Experiment("demo", "Does it work elsewhere?", runs)
 '''
 
 
@@ -55,7 +57,7 @@ def test_sweep_goes_on_when_a_node_dies(cluster, tmp_path):
     assert out.count("failed: ValueError: dim: got 101771, allowed 1 ... 101770") == 1
     made = record.load_all(tmp_path / "results" / "runs" / "demo-quick")
     assert sorted(r.config.seed for r in made) == [0, 1, 2, 3]
-    again = sweep.run(made[0].config, tmp_path / "here", tmp_path / "here", threads=1)
+    again = job.run(made[0].config, tmp_path / "here", tmp_path / "here", threads=1)
     assert made[0].curve == again.curve and made[0].environment["cpu"] == again.environment["cpu"]
     assert [*(tmp_path / "results" / "locks").iterdir(), *(tmp_path / "results" / "checkpoints").iterdir()] == []
 
@@ -66,7 +68,7 @@ def test_without_ray_the_message_says_what_to_install(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     words = [sys.executable, "-m", "rbd", "sweep", "demo", "--sweeps-dir", ".", "--ray", "auto"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "rbd: error: ray: got 'auto', allowed only with Ray: pip install 'rbd[r" in done.stderr
+    assert done.returncode == 2 and "rbd: error: Ray is not installed: pip install 'rbd[ray]'" in done.stderr
 
 
 def test_remote_uses_checkpoints_only_on_a_shared_disk(tmp_path, monkeypatch):
@@ -120,7 +122,7 @@ def stopped(made) -> bool:
     """Whether stop comes back within seconds; what it may wait for without end is left to a daemon."""
     thread = threading.Thread(target=made.stop, daemon=True)
     thread.start()
-    thread.join(runner.PATIENCE + 10)
+    thread.join(executor.PATIENCE + 10)
     return not thread.is_alive()
 
 
@@ -143,14 +145,14 @@ def test_stop_starts_none_of_the_runs_that_queue(fake, tmp_path):
     while not fake.sent:
         time.sleep(0.01)
     assert stopped(cluster) and fake.left and len(fake.sent) == 1
-    assert isinstance(runs[0].result(), runner.Failure) and all(run.cancelled() for run in runs[1:])
+    assert isinstance(runs[0].result(), job.Failure) and all(run.cancelled() for run in runs[1:])
 
 
 def test_stop_does_not_wait_for_the_run_of_another_process(fake, tmp_path):
     cluster = Cluster("auto", 1, 0.0)
     (tmp_path / "locks").mkdir()
-    with sweep.claim(RunConfig(), tmp_path):
-        waits = cluster.submit(RunConfig(), tmp_path / "runs" / "x", tmp_path, runner.PATIENCE, {})
+    with store.claim(RunConfig(), tmp_path):
+        waits = cluster.submit(RunConfig(), tmp_path / "runs" / "x", tmp_path, executor.PATIENCE, {})
         time.sleep(0.3)
         assert not waits.done() and stopped(cluster) and waits.result() is None and fake.sent == []
 
@@ -159,4 +161,4 @@ def test_a_run_that_gets_its_turn_while_the_cluster_stops_is_cancelled(fake, tmp
     cluster = Cluster("auto", 1, 0.0)
     cluster.stopped = True  # and stop has gone through what had been sent
     ended = cluster.submit(RunConfig(), tmp_path / "runs" / "x", tmp_path, 0.0, {}).result(20)
-    assert isinstance(ended, runner.Failure) and fake.sent[0].is_set()
+    assert isinstance(ended, job.Failure) and fake.sent[0].is_set()

@@ -24,12 +24,18 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.suite": 7, "rbd.suite.config": 7, "rbd.suite.record": 7, "rbd.suite.store": 7, "rbd.suite.wire": 7,
     "rbd.suite.models": 7, "rbd.suite.datasets": 7, "rbd.suite.batches": 7,
     "rbd.suite.train": 8, "rbd.suite.checkpoint": 8, "rbd.suite.report": 8,
-    "rbd.suite.rates": 9, "rbd.suite.sweep": 9, "rbd.suite.runner": 9, "rbd.suite.cluster": 9, "rbd.suite.figures": 9,
-    "rbd.suite.cli": 10, "rbd.__main__": 10,
+    "rbd.suite.rates": 9, "rbd.suite.cost": 9, "rbd.suite.experiment": 9, "rbd.suite.figures": 9,
+    "rbd.suite.job": 10, "rbd.suite.cluster": 10, "rbd.suite.executor": 10, "rbd.suite.experiments": 10,
+    "rbd.suite.cli": 11, "rbd.__main__": 11,
 }  # fmt: skip
 LIBRARY = {name for name, layer in LAYERS.items() if layer <= 6}
+EXPERIMENTS = sorted(f"rbd.suite.experiments.{path.stem}" for path in (ROOT / "rbd/suite/experiments").glob("[!_]*.py"))
+LAYERS |= dict.fromkeys(EXPERIMENTS, LAYERS["rbd.suite.experiments"])
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
-NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.suite.config", "rbd.suite.report", "rbd.suite.figures")
+MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality")  # torch, when they measure
+NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.suite.config", "rbd.suite.report", "rbd.suite.figures", "rbd.suite.store",
+            "rbd.suite.rates", "rbd.suite.cost", "rbd.suite.experiment", "rbd.suite.executor", "rbd.suite.cli",
+            *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
 
 
@@ -109,7 +115,7 @@ def test_every_module_has_a_layer():
 
 def test_imports_go_down():
     up = [f"{name} imports {other}" for name, others in imports().items() if name != PUBLIC
-          for other in of_package(others) if other != PUBLIC and LAYERS.get(other, 9) > LAYERS[name]]  # fmt: skip
+          for other in of_package(others) if other != PUBLIC and LAYERS.get(other, 99) > LAYERS[name]]  # fmt: skip
     assert not up
 
 
@@ -140,6 +146,12 @@ def test_networks_data_and_configurations_do_without_the_library(name):
 def test_compartments_need_nothing():
     """Below the kernels: torch and the distributions for type checking only, which is not asked here."""
     assert imports()["rbd.compartment"] <= {"__future__", "dataclasses", "typing", "torch", "rbd.distribution"}
+
+
+def test_experiments_say_what_is_run_and_know_nothing_of_how():
+    how = {"rbd.suite.job", "rbd.suite.executor", "rbd.suite.cluster", "rbd.suite.cli"}
+    found = imports()
+    assert len(EXPERIMENTS) > 15 and not [name for name in (*EXPERIMENTS, "rbd.suite.experiment") if found[name] & how]
 
 
 def test_backends_never_import_each_other():
@@ -183,6 +195,9 @@ def test_analysis_reads_files_only():
     ("import rbd; rbd.__version__", "torch numba numpy torchvision triton"),
     ("import rbd.philox, rbd.distribution", "torch numba torchvision triton"),
     ("import rbd.compartment, rbd.partition, rbd.suite.config", "torch numba numpy torchvision triton"),
+    ("import rbd.suite.record, rbd.suite.store, rbd.suite.rates, rbd.suite.experiment, rbd.suite.executor, rbd.suite.cli",
+     "torch numba numpy torchvision triton matplotlib ray"),
+    ("from rbd.suite import experiment; experiment.experiments()", "torch numba numpy torchvision triton matplotlib ray"),
     ("from rbd import RBD, FPD, NES, Basis", "numba torchvision ray matplotlib"),  # numba comes with the first product
 ])  # fmt: skip
 def test_what_an_import_loads(fresh_python, statement, absent):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rbd
-from rbd.suite import rates
+from rbd.suite import experiment, rates
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record
 
@@ -98,28 +98,35 @@ def test_a_switch_needs_the_rates_of_both_methods():
     """Those of the pure ones."""
     sgd, rbd = rates.key(SGD), rates.key(RunConfig())
     fields = {"method": "sgd", "switch": 5, "epochs": 20, "distribution": "rademacher"}
-    switched = rates.Tuned("quick", {sgd: 0.5, rbd: 4.0})(**fields)
+    request = rates.tuned(**fields)
+    (switched,) = rates.resolve([request], {sgd: 0.5, rbd: 4.0}).configs
     assert switched == RunConfig(**fields, lr=0.5, then_lr=4.0) and rates.key(switched) == sgd
-    for known, lacking in (({sgd: 0.5}, [rbd]), ({rbd: 4.0}, [sgd]), ({}, [sgd, rbd])):
-        tuned = rates.Tuned("quick", known)
-        assert tuned(**fields) is None and tuned.waiting == [RunConfig(**fields)] and tuned.untuned == lacking
+    for known, lacking in (({sgd: 0.5}, (rbd,)), ({rbd: 4.0}, (sgd,)), ({}, (sgd, rbd))):
+        assert rates.resolve([request], known) == rates.Resolved((), (RunConfig(**fields),), lacking)
 
 
-def test_tuned_makes_configurations_or_notes_the_key(tmp_path):
+def test_requests_get_the_chosen_rates_or_wait(tmp_path):
+    """Each run once, in the order of the requests; who has a rate of its own keeps it."""
     rates.conclude("paper", [SGD], [made(SGD.lr, 50.0, SGD.seed)], tmp_path)
-    tuned = rates.load("paper", tmp_path)
-    assert tuned(model="fc", data="mnist-embedded", method="sgd", seed=3) == RunConfig(method="sgd", lr=SGD.lr, seed=3)
-    for _ in range(2):
-        assert tuned(method="rbd", dim=9) is None
-    assert tuned.waiting == [RunConfig(dim=9)] * 2
+    known = rates.load("paper", tmp_path)
+    sgd = {"model": "fc", "data": "mnist-embedded", "method": "sgd"}
+    own, waits = RunConfig(lr=7.0), rates.tuned(method="rbd", dim=9)
+    found = rates.resolve([rates.tuned(**sgd, seed=3), waits, own, rates.tuned(**sgd, seed=3), waits], known)
+    assert found.configs == (RunConfig(method="sgd", lr=SGD.lr, seed=3), own)
+    assert found.waiting == (RunConfig(dim=9),) and found.untuned == (rates.key(RunConfig(dim=9)),)
+
+
+def test_a_request_may_ask_for_a_multiple_of_the_rate():
+    requests = [rates.tuned(factor, method="sgd", workers=4) for factor in (1.0, 4.0, 0.5)]
+    assert [c.lr for c in rates.resolve(requests, {rates.key(SGD): 0.25}).configs] == [0.25, 1.0, 0.125]
 
 
 def test_rates_of_the_results_directory_go_before_those_of_the_package(tmp_path):
     """Key by key: a choice that is not whole yet hides nothing."""
     shipped = rates.load("quick", tmp_path)
-    assert len(shipped.rates) > 1 and shipped.rates["fc mnist-embedded sgd"] != 7
+    assert len(shipped) > 1 and shipped["fc mnist-embedded sgd"] != 7
     rates.path("quick", tmp_path).write_text('{"rates": {"fc mnist-embedded sgd": {"lr": 7}}}')
-    assert rates.load("quick", tmp_path).rates == shipped.rates | {"fc mnist-embedded sgd": 7.0}
+    assert rates.load("quick", tmp_path) == shipped | {"fc mnist-embedded sgd": 7.0}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rates": {"a": {}}}', '{"rates": {"a": {"lr": "x"}}}'])
@@ -140,9 +147,7 @@ def test_package_ships_the_committed_choice(profile):
 
 @pytest.mark.skipif(not (ROOT / "results" / "runs" / "learning_rate-quick").is_dir(), reason="not run yet")
 def test_committed_choice_follows_from_the_committed_records(tmp_path):
-    from rbd.suite import sweep
-
-    made = sweep.plan("learning_rate", "quick", ROOT / "results", ROOT / "benchmarks" / "sweeps")
+    made = experiment.load("learning_rate").plan("quick", ROOT / "results")
     shutil.copytree(ROOT / "results" / "runs" / made.name, made.directory(tmp_path))
     rates.conclude("quick", made.configs, made.records(tmp_path), tmp_path)
     assert rates.path("quick", tmp_path).read_bytes() == rates.path("quick", ROOT / "results").read_bytes()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rbd.suite import report, sweep
+from rbd.suite import experiment, report
 from rbd.suite.cli import _parser, main
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_ci_runs_the_test_command():
 
 
 def test_table_and_picture_are_those_of_the_records():
-    table1 = sweep.table1("quick")
+    table1 = experiment.load("table1").plan("quick", ROOT / "results")
     records = table1.records(ROOT / "results")
     assert len(records) == len(table1.configs)
     text = f"{report.table(records, 'quick')}\n\n{report.legend(0)}"

@@ -12,7 +12,8 @@ import pytest
 
 import rbd
 from rbd import distributed
-from rbd.suite.config import RunConfig
+from rbd.suite import rates
+from rbd.suite.experiments import workers
 
 ROOT = Path(rbd.__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "analysis").is_dir(), reason="analysis is in the repository only")
@@ -92,7 +93,8 @@ def test_what_grows_with_the_workers(model, machine):
 @pytest.mark.parametrize(("profile", "count"), [("quick", 60), ("paper", 60)])
 def test_sweep(profile, count):
     """Every variant at every W with every seed, once; equal images; ids apart."""
-    runs = list(module("benchmarks/sweeps/workers.py").configs(profile, lambda **fields: RunConfig(**fields, lr=0.125)))
+    requests = list(workers.runs(profile))
+    runs = rates.resolve(requests, {rates.key(r.config): 0.125 for r in requests}).configs
     assert len({c.id for c in runs}) == len(runs) == count
     assert {c.variant for c in runs} == {"common", "bases", "directions", "shares", "ddp"}
     assert len({(c.epochs, c.data, c.batch_size) for c in runs}) == 1
@@ -104,12 +106,12 @@ def test_sweep(profile, count):
 def test_benchmark(monkeypatch):
     """Two workers, two calls: every cell of the tables has a number."""
     monkeypatch.syspath_prepend(str(ROOT))
-    workers, inside = (importlib.import_module(f"benchmarks.{name}") for name in ("workers", "_workers"))
-    assert workers.VARIANTS == distributed.VARIANTS
+    measured, inside = (importlib.import_module(f"benchmarks.{name}") for name in ("workers", "_workers"))
+    assert measured.VARIANTS == distributed.VARIANTS
     found = distributed.launch(inside.measured, 2, (1, 2), 2)
-    for variant in workers.VARIANTS:
-        assert 0 < workers.Steps().track_step(found, variant, 2) < math.inf
-        assert 0 < workers.Regeneration().track_step(found, variant, 2) < math.inf
-    for variant in (*workers.VARIANTS, *workers.RIVALS):
-        assert 0 < workers.Exchange().track_step(found, variant, 2) < math.inf
-        assert workers.Exchange().track_bytes(found, variant, 2) > 0
+    for variant in measured.VARIANTS:
+        assert 0 < measured.Steps().track_step(found, variant, 2) < math.inf
+        assert 0 < measured.Regeneration().track_step(found, variant, 2) < math.inf
+    for variant in (*measured.VARIANTS, *measured.RIVALS):
+        assert 0 < measured.Exchange().track_step(found, variant, 2) < math.inf
+        assert measured.Exchange().track_bytes(found, variant, 2) > 0

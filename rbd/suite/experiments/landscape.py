@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rbd.suite.config import PAPER_LR
+from rbd.suite.experiment import Experiment
 
 DATA = {"quick": "mnist-embedded", "paper": "mnist"}
 EPOCHS = {"quick": 5, "paper": 20}
@@ -12,7 +15,7 @@ SEED = 100
 IMAGES = 2000  # of the training set, for the loss
 
 
-def measure(profile, data_dir=None):
+def measure(profile: str, data_dir=None) -> dict[str, Any]:
     """The loss at θ + a φ, for distances a and directions φ of length 1: (directions, distances), and along the gradient.
 
     θ is the FC net (D = 101,770), at the start and after SGD of 5 epochs of the embedded MNIST, or 20 of the whole, at the
@@ -22,20 +25,21 @@ def measure(profile, data_dir=None):
 
     sets = datasets.load(DATA[profile], data_dir)
     model = models.build("fc", (1, 28, 28), SEED)
-    start = around(model, sets, DIRECTIONS[profile])
-    trained(model, sets, EPOCHS[profile])
-    after = around(model, sets, DIRECTIONS[profile])
+    start = look_around(model, sets, DIRECTIONS[profile])
+    train(model, sets, EPOCHS[profile])
+    after = look_around(model, sets, DIRECTIONS[profile])
     common = {"model": "fc", "data": DATA[profile], "seed": SEED, "images": IMAGES, "epochs": EPOCHS[profile]}
     return {**common, "n": DIRECTIONS[profile], "distances": DISTANCES, "start": start, "trained": after}
 
 
-def cost(profile):
+def cost(profile: str) -> float:
     """Seconds: 12 ms for the loss of 2,000 images, 1 ms for a step of SGD."""
     steps = {"quick": 156, "paper": 1562}[profile]  # an epoch
     return 2 * (DIRECTIONS[profile] + 1) * len(DISTANCES) * 0.012 + EPOCHS[profile] * steps * 1e-3
 
 
-def trained(model, sets, epochs):
+def train(model, sets, epochs: int) -> None:
+    """SGD at the paper's rate."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -49,7 +53,7 @@ def trained(model, sets, epochs):
             optimizer.step()
 
 
-def around(model, sets, count):
+def look_around(model, sets, count: int) -> dict[str, Any]:
     """Losses along `count` random directions and along the negative gradient; norms of θ and of the gradient."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -74,3 +78,6 @@ def around(model, sets, count):
     rows = [Basis(1, len(theta), "normal", SEED, row=i).expand(torch.ones(1)) for i in range(count)]  # (D,) each
     return {"random": [losses(row) for row in rows], "descent": losses(-g), "norm": float(theta.norm()),
             "gradient_norm": float(g.norm())}  # fmt: skip
+
+
+EXPERIMENT = Experiment("landscape", __doc__, measure=measure, cost=cost)

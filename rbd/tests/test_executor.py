@@ -1,4 +1,4 @@
-"""rbd.suite.runner: many runs side by side, in real processes that are killed, interrupted, and set against each other."""
+"""rbd.suite.executor: many runs side by side, in real processes that are killed, interrupted, and set against each other."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ import pytest
 from tqdm import tqdm
 
 import rbd
-from rbd.suite import models, record, runner, sweep
+from rbd.suite import cost, executor, job, models, record, store
 from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Plan
 from rbd.suite.record import Point, Record
 
 ROOT = Path(rbd.__file__).parents[1]
 RUN = RunConfig(method="sgd", epochs=1, batch_size=500)
-SCRIPT = '''"""Does it work?"""
-from rbd.suite.config import RunConfig
+SCRIPT = '''from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment
 
-def configs(profile, tuned):
+def runs(profile):
     return [RunConfig(method="sgd", epochs={epochs}, batch_size=500, seed=seed) for seed in range({runs})]{more}
+
+EXPERIMENT = Experiment("demo", "Does it work?", runs)
 '''
 
 
@@ -48,7 +51,7 @@ class Workers:
         if fate == "die":
             future.set_exception(BrokenProcessPool("gone"))
         else:
-            failure = runner.Failure(config, "ValueError: no", "Traceback ...")
+            failure = job.Failure(config, "ValueError: no", "Traceback ...")
             future.set_result({"done": made(config), "busy": None, "raise": failure}[fate])
         return future
 
@@ -59,7 +62,7 @@ class Workers:
 def run_all(workers, results: Path, runs: int = 3, jobs: int = 2) -> tuple[list, list]:
     told: list = []
     configs = [replace(RUN, seed=seed) for seed in range(runs)]
-    failures = runner.run_all(configs, results / "runs" / "x", results, jobs, workers, {}, lambda *end: told.append(end))
+    failures = executor.run_all(configs, results / "runs" / "x", results, jobs, workers, {}, lambda *end: told.append(end))
     return failures, told
 
 
@@ -88,13 +91,13 @@ def test_failure_is_noted_the_others_go_on_and_success_clears_it(fate, message, 
 def test_what_another_process_is_at_comes_last_and_is_waited_for(tmp_path):
     workers = Workers(s0=["busy", "done"])
     failures, told = run_all(workers, tmp_path, jobs=1)
-    patience = runner.PATIENCE
+    patience = executor.PATIENCE
     assert failures == [] and workers.calls == [(0, 0), (1, 0), (2, 0), (0, patience)] and len(told) == 3
 
 
 def test_what_another_process_is_at_is_asked_for_again_and_again(tmp_path):
     """Nobody waits without end for a lock: who waits can be stopped within seconds."""
-    assert 0 < runner.PATIENCE <= 10  # s
+    assert 0 < executor.PATIENCE <= 10  # s
     workers = Workers(s0=["busy", "busy", "busy", "done"])
     failures, told = run_all(workers, tmp_path, runs=1)
     assert failures == [] and len(workers.calls) == 4 and len(told) == 1
@@ -102,9 +105,9 @@ def test_what_another_process_is_at_is_asked_for_again_and_again(tmp_path):
 
 def test_lock_of_another_process_is_waited_for_no_longer_than_said(tmp_path, monkeypatch):
     (tmp_path / "locks").mkdir()
-    with sweep.claim(RUN, tmp_path):
+    with store.claim(RUN, tmp_path):
         began = time.monotonic()
-        assert runner.attempt(RUN, tmp_path / "runs" / "x", tmp_path, 0.3, {}) is None
+        assert job.attempt(RUN, tmp_path / "runs" / "x", tmp_path, 0.3, {}) is None
         assert 0.3 <= time.monotonic() - began < 20
 
 
@@ -131,71 +134,65 @@ def test_as_many_at_a_time_as_there_are_jobs(tmp_path):
 
 
 def test_sizes_are_those_of_the_networks():
-    for name, sizes in runner.SIZE.items():
+    for name, sizes in cost.SIZE.items():
         for shape, size in zip(((1, 28, 28), (3, 32, 32)), sizes):
             assert sum(p.numel() for p in models.build(name, shape, 0).parameters()) == size
 
 
 def test_cost_by_hand():
     """156 batches of 32 in an epoch of 5,000; an RBD step generates 2 × 250 × 101,770 signs."""
-    sgd = runner.cost(RunConfig(method="sgd", epochs=2))
-    assert sgd == pytest.approx(2 * 156 * runner.BATCH["fc"][0])
+    sgd = cost.estimate(RunConfig(method="sgd", epochs=2))
+    assert sgd == pytest.approx(2 * 156 * cost.BATCH["fc"][0])
     rbd = RunConfig(epochs=2, distribution="rademacher")
     entries = 2 * 156 * 2 * 250 * 101_770
-    assert runner.cost(rbd) == pytest.approx(sgd + entries * runner.ENTRY["rademacher"])
-    assert runner.cost(replace(rbd, partition="even:10")) == pytest.approx(sgd + entries / 10 * runner.ENTRY["rademacher"])
+    assert cost.estimate(rbd) == pytest.approx(sgd + entries * cost.ENTRY["rademacher"])
+    assert cost.estimate(replace(rbd, partition="even:10")) == pytest.approx(sgd + entries / 10 * cost.ENTRY["rademacher"])
     ratio = RunConfig(epochs=2, partition="by_ratio:100", distribution="rademacher")  # as many rows of D / 100 values
-    assert runner.cost(ratio) == pytest.approx(sgd + 2 * 156 * 2 * 1017.7**2 * runner.ENTRY["rademacher"])
+    assert cost.estimate(ratio) == pytest.approx(sgd + 2 * 156 * 2 * 1017.7**2 * cost.ENTRY["rademacher"])
     nes = RunConfig(method="nes", epochs=2, distribution="rademacher")  # a row to disturb and one to move, for each batch
-    assert runner.cost(nes) == pytest.approx(0.4 * sgd + 2 * 156 * 2 * 101_770 * runner.ENTRY["rademacher"])
-    assert runner.cost(replace(nes, method="rbd-nes", sigma=None)) == pytest.approx(250 * runner.cost(nes))
+    assert cost.estimate(nes) == pytest.approx(0.4 * sgd + 2 * 156 * 2 * 101_770 * cost.ENTRY["rademacher"])
+    assert cost.estimate(replace(nes, method="rbd-nes", sigma=None)) == pytest.approx(250 * cost.estimate(nes))
 
 
 def test_cost_is_corrected_by_what_runs_of_the_kind_took():
     sgd, rbd = RunConfig(method="sgd", epochs=2), RunConfig(epochs=2)
-    assert runner.calibrated([])(sgd) == runner.cost(sgd)
-    seconds = runner.calibrated([made(sgd, seconds=factor * runner.cost(sgd)) for factor in (1, 3, 50)])
-    assert seconds(replace(sgd, epochs=7)) == pytest.approx(3 * runner.cost(replace(sgd, epochs=7)))  # the median
-    assert seconds(rbd) == pytest.approx(3 * runner.cost(rbd))  # nothing better is known
-    both = runner.calibrated([made(sgd, seconds=3 * runner.cost(sgd)), made(rbd, seconds=5 * runner.cost(rbd))])
-    assert both(rbd) == pytest.approx(5 * runner.cost(rbd))
-    assert runner.calibrated([made(sgd, "diverged", 1e9)])(sgd) == runner.cost(sgd)
+    assert cost.calibrate([])(sgd) == cost.estimate(sgd)
+    seconds = cost.calibrate([made(sgd, seconds=factor * cost.estimate(sgd)) for factor in (1, 3, 50)])
+    assert seconds(replace(sgd, epochs=7)) == pytest.approx(3 * cost.estimate(replace(sgd, epochs=7)))  # the median
+    assert seconds(rbd) == pytest.approx(3 * cost.estimate(rbd))  # nothing better is known
+    both = cost.calibrate([made(sgd, seconds=3 * cost.estimate(sgd)), made(rbd, seconds=5 * cost.estimate(rbd))])
+    assert both(rbd) == pytest.approx(5 * cost.estimate(rbd))
+    assert cost.calibrate([made(sgd, "diverged", 1e9)])(sgd) == cost.estimate(sgd)
 
 
 def test_cost_of_a_switch_is_that_of_both_parts():
     """The released reading, sgd throughout, was short of all the entries that rbd generates."""
     sgd, rbd = RunConfig(method="sgd", epochs=5), RunConfig(epochs=15, distribution="rademacher")
     switched = RunConfig(method="sgd", epochs=20, switch=5, distribution="rademacher")
-    assert runner.cost(switched) == pytest.approx(runner.cost(sgd) + runner.cost(rbd))
-    records = [made(sgd, seconds=3 * runner.cost(sgd)), made(rbd, seconds=5 * runner.cost(rbd))]
-    spoilt = made(switched, seconds=1e6 * runner.cost(switched))  # of two kinds at once: says nothing of either
-    expected = 3 * runner.cost(sgd) + 5 * runner.cost(rbd)
-    assert runner.calibrated([*records, spoilt])(switched) == pytest.approx(expected)
+    assert cost.estimate(switched) == pytest.approx(cost.estimate(sgd) + cost.estimate(rbd))
+    records = [made(sgd, seconds=3 * cost.estimate(sgd)), made(rbd, seconds=5 * cost.estimate(rbd))]
+    spoilt = made(switched, seconds=1e6 * cost.estimate(switched))  # of two kinds at once: says nothing of either
+    expected = 3 * cost.estimate(sgd) + 5 * cost.estimate(rbd)
+    assert cost.calibrate([*records, spoilt])(switched) == pytest.approx(expected)
 
 
 def test_cost_on_cores_is_taken_from_runs_on_cores():
     """And of as many workers."""
     sgd = RunConfig(method="sgd", epochs=2)
     on_gpu = replace(made(sgd, seconds=1e6), environment={"device": "NVIDIA H100", "cpu": "EPYC"})
-    assert runner.calibrated([on_gpu])(sgd) == runner.cost(sgd)
+    assert cost.calibrate([on_gpu])(sgd) == cost.estimate(sgd)
     four = replace(sgd, workers=4)
-    both = runner.calibrated([made(four, seconds=9 * runner.cost(four)), made(sgd, seconds=2 * runner.cost(sgd))])
-    assert (both(sgd), both(four)) == (pytest.approx(2 * runner.cost(sgd)), pytest.approx(9 * runner.cost(four)))
+    both = cost.calibrate([made(four, seconds=9 * cost.estimate(four)), made(sgd, seconds=2 * cost.estimate(sgd))])
+    assert (both(sgd), both(four)) == (pytest.approx(2 * cost.estimate(sgd)), pytest.approx(9 * cost.estimate(four)))
 
 
-def test_time_left_is_estimated_from_the_records_of_all_sweeps(tmp_path, monkeypatch):
+def test_time_left_is_estimated_from_the_records_of_all_sweeps(tmp_path):
     other = replace(RUN, seed=9)
-    record.save(made(other, seconds=7 * runner.cost(other)), tmp_path / "runs" / "other")
+    record.save(made(other, seconds=7 * cost.estimate(other)), tmp_path / "runs" / "other")
     (tmp_path / "runs" / "other" / "damaged.json").write_text("{")  # told of by the sweep that asks for it
-    seen = []
-    monkeypatch.setattr(runner, "Progress", lambda names, seconds, *rest, **more: seen.append(seconds(RUN)) or Silent())
-    runner.perform(sweep.Sweep("demo-quick", (RUN,)), tmp_path, 1, Workers(), {})
-    assert seen == [pytest.approx(7 * runner.cost(RUN))]
-
-
-class Silent:
-    def tell(self, *ended) -> None:
-        pass
+    with executor.show_progress(Plan("demo-quick", (RUN, other)), (RUN,), tmp_path, jobs=2) as progress:
+        assert progress.seconds(RUN) == progress.left == pytest.approx(7 * cost.estimate(RUN))
+        assert progress.remaining(progress.began) == pytest.approx(progress.left / 2)
 
 
 class Here(Workers):
@@ -204,19 +201,20 @@ class Here(Workers):
     def submit(self, *task) -> Future:
         self.calls.append(task[0].seed)
         future: Future = Future()
-        future.set_result(runner.attempt(*task, train=lambda config, *rest, **options: made(config)))
+        future.set_result(job.attempt(*task, train=lambda config, *rest, **options: made(config)))
         return future
 
 
-def test_a_damaged_record_is_a_failure_and_the_others_go_on(tmp_path):
+def test_a_damaged_record_is_a_failure_and_the_others_go_on(tmp_path, monkeypatch):
     """No sooner than its run would have been, and never overwritten."""
-    planned = sweep.Sweep("demo-quick", tuple(replace(RUN, seed=seed) for seed in range(3)))
+    planned = Plan("demo-quick", tuple(replace(RUN, seed=seed) for seed in range(3)))
     path = planned.directory(tmp_path) / f"{planned.configs[1].id}.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
-    (failure,) = runner.perform(planned, tmp_path, 1, Here(), {})
+    monkeypatch.setattr(executor, "Processes", Here)
+    (failure,) = executor.run_missing(planned, planned.configs, tmp_path, executor.Resources(jobs=1))
     assert failure.config.seed == 1 and f"{path}: not a valid record, file not touched" in failure.message
-    assert failure.path(tmp_path).exists() and path.read_text() == "{"
+    assert store.failure_path(failure.config, tmp_path).exists() and path.read_text() == "{"
     assert [r.config.seed for r in planned.look(tmp_path)[0]] == [0, 2]
 
 
@@ -224,18 +222,18 @@ def test_a_damaged_record_is_a_failure_and_the_others_go_on(tmp_path):
     (0, "0 s"), (89, "89 s"), (91, "2 min"), (3600, "60 min"), (7200, "2.0 h"), (200_000, "2.3 days"),
 ])  # fmt: skip
 def test_duration(seconds, text):
-    assert runner.duration(seconds) == text
+    assert cost.format_duration(seconds) == text
 
 
 def test_time_left_is_in_proportion_to_cost(capsys):
     cheap, dear = RUN, replace(RUN, seed=1)
-    cost = {cheap.id: 1.0, dear.id: 9.0}
+    costs = {cheap.id: 1.0, dear.id: 9.0}
     with tqdm(total=2, disable=True) as bar:
-        progress = runner.Progress({cheap.id: 1, dear.id: 2}, lambda c: cost[c.id], 2, 10.0, bar, began=100.0)
+        progress = executor.Progress({cheap.id: 1, dear.id: 2}, lambda c: costs[c.id], 2, 10.0, bar, began=100.0)
         assert progress.remaining(100.0) == 5.0  # s: 10 s of cost on 2 cores
         progress.tell(cheap, made(cheap))
         assert progress.remaining(104.0) == pytest.approx(36.0)  # 4 s for a cost of 1: 36 s for 9
-        progress.tell(dear, runner.Failure(dear, "ValueError: no"))
+        progress.tell(dear, job.Failure(dear, "ValueError: no"))
         assert progress.remaining(200.0) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epochs: 50.00")
@@ -243,7 +241,7 @@ def test_time_left_is_in_proportion_to_cost(capsys):
 
 
 def test_describe_leaves_out_what_is_usual():
-    assert runner.describe(RunConfig(lr=4, dim=9, seed=3)) == "fc mnist-embedded rbd dim=9 lr=4 seed=3"
+    assert executor.describe(RunConfig(lr=4, dim=9, seed=3)) == "fc mnist-embedded rbd dim=9 lr=4 seed=3"
 
 
 # ---------------------------------------------------------------- real processes
@@ -302,7 +300,7 @@ def test_sweep_runs_in_processes_and_a_failure_does_not_stop_it(demo):
     assert "failed: fc mnist-embedded rbd dim=101771" in err and "results/failures/" in err
     made = record.load_all(here / "results" / "runs" / "demo-quick")
     assert sorted(r.config.seed for r in made) == [0, 1, 2]
-    assert {r.environment["threads"] for r in made} == {max(1, runner.cores() // 2)}
+    assert {r.environment["threads"] for r in made} == {max(1, cost.count_cores() // 2)}
     (noted,) = (here / "results" / "failures").iterdir()
     assert "apportion(dim, [size])" in json.loads(noted.read_text())["traceback"]
     manifest = json.loads((here / "results" / "sweeps" / "demo-quick.json").read_text())
@@ -327,25 +325,29 @@ def test_killed_worker_costs_its_own_run_only(demo):
 
 
 @LINUX
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(number, demo):
-    """And ends with the very curves of runs that nobody disturbed."""
+def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(demo):
+    """Killed, and then interrupted; it ends with the very curves of runs that nobody disturbed."""
     here = demo(2, epochs=40)
-    running = start(here, "--jobs", "2")
-    wait_for(lambda: len(list((here / "results").rglob("checkpoints/*.safetensors"))) == 2)
-    workers = children(running.pid)
-    assert len(workers) == 2
-    os.kill(running.pid, number)
-    out, err = running.communicate(timeout=280)
-    assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    assert ("the same command goes on" in err) == (number == signal.SIGINT) and "Traceback" not in err
-    wait_for(lambda: not any(alive(pid) for pid in workers))
-    kept = list((here / "results" / "checkpoints").glob("*.safetensors"))
-    assert kept and not list((here / "results" / "runs").rglob("*.json"))
+    for number in (signal.SIGKILL, signal.SIGINT):
+        before = {path: path.stat().st_mtime_ns for path in checkpoints(here)}
+        running = start(here, "--jobs", "2")
+        wait_for(lambda before=before: sum(path.stat().st_mtime_ns != before.get(path) for path in checkpoints(here)) == 2)
+        workers = children(running.pid)
+        assert len(workers) == 2
+        os.kill(running.pid, number)
+        out, err = running.communicate(timeout=280)
+        assert running.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert ("the same command goes on" in err) == (number == signal.SIGINT) and "Traceback" not in err
+        wait_for(lambda workers=workers: not any(alive(pid) for pid in workers))
+        assert len(checkpoints(here)) == 2 and not list((here / "results" / "runs").rglob("*.json"))
     out, _ = (again := start(here)).communicate(timeout=280)
     assert again.returncode == 0 and "2 runs, 2 to do" in out
     for found in record.load_all(here / "results" / "runs" / "demo-quick"):
-        assert found.curve == sweep.run(found.config, here / "whole" / "runs", here / "whole", threads=1).curve
+        assert found.curve == job.run(found.config, here / "whole" / "runs", here / "whole", threads=1).curve
+
+
+def checkpoints(here: Path) -> list[Path]:
+    return list((here / "results" / "checkpoints").glob("*.safetensors"))
 
 
 def test_two_sweeps_at_once_share_the_work(demo):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from rbd.suite.sweep import LAW, SEEDS
+from collections.abc import Iterator
+
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
 
 CUTS = {"quick": (2, 4, 16, 64), "paper": (2, 4, 8, 16, 32, 64, 125)}  # K; d = 250 leaves 2 directions to each of 125
 
 
-def configs(profile, tuned):
+def runs(profile: str) -> Iterator[Request]:
     sets = ("mnist-embedded",) if profile == "quick" else ("mnist", "fmnist")
-    base = {"model": "fc", "method": "rbd", "distribution": LAW, "epochs": 20 if profile == "quick" else 100}
+    epochs = 20 if profile == "quick" else 100
     for data in sets:
         for partition in ("whole", "by_layer", *(f"even:{count}" for count in CUTS[profile])):
             for seed in SEEDS:
-                yield tuned(**base, data=data, partition=partition, seed=seed)
+                yield tuned(model="fc", method="rbd", epochs=epochs, data=data, partition=partition, seed=seed)
+
+
+EXPERIMENT = Experiment("compartments", __doc__, runs)

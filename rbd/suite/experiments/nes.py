@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from rbd.suite.sweep import LAW, SEEDS
+from collections.abc import Iterator
+from itertools import product
+
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
 
 
-def configs(profile, tuned):
+def runs(profile: str) -> Iterator[Request]:
     """Runs of d = E directions, where E is the number of RBD's epochs, which makes budgets meet.
 
     rbd: E epochs. nes, E epochs: as many images and as many forward passes, in an E-th of the steps. rbd-nes, 1 epoch: as
@@ -13,7 +17,9 @@ def configs(profile, tuned):
     """
     sets = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist")
     epochs = 20 if profile == "quick" else 100
-    for data in sets:
-        for seed in SEEDS:
-            for method, length in (("rbd", epochs), ("nes", epochs), ("rbd-nes", 1), ("rbd-nes", epochs)):
-                yield tuned(model="fc", data=data, method=method, dim=epochs, distribution=LAW, epochs=length, seed=seed)
+    lengths = (("rbd", epochs), ("nes", epochs), ("rbd-nes", 1), ("rbd-nes", epochs))
+    for data, seed, (method, length) in product(sets, SEEDS, lengths):
+        yield tuned(model="fc", data=data, method=method, dim=epochs, epochs=length, seed=seed)
+
+
+EXPERIMENT = Experiment("nes", __doc__, runs)

@@ -2,68 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from rbd.suite import rates, runner, sweep
+from rbd.suite import cost, rates
 from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment, experiments
+from rbd.suite.rates import Request
 
+NAME = "learning_rate"
 SEEDS = (100, 101)  # of no reported run
 OCTAVES = 9
 
-conclude = rates.conclude
+
+def runs(profile: str) -> Iterator[RunConfig]:
+    """A grid of rates for every key that another experiment asks for; the cheap ones first."""
+    grids = [list(grid(profile, config)) for config in collect(profile)]
+    for found in sorted(grids, key=lambda found: sum(map(cost.estimate, found))):
+        yield from found
 
 
-def configs(profile, tuned):
-    """A grid of rates for every key that another sweep asks for; the cheap ones first."""
-    grids = {rates.key(c): list(grid(profile, c)) for c in asked(profile)}
-    for runs in sorted(grids.values(), key=lambda runs: sum(map(runner.cost, runs))):
-        yield from runs
+def collect(profile: str) -> list[RunConfig]:
+    """One configuration for each key that another experiment asks for, of those with the most epochs."""
+    found: dict[str, RunConfig] = {}
+    for config in list_requests(profile):
+        known = found.setdefault(rates.key(config), config)
+        if config.epochs > known.epochs:
+            found[rates.key(config)] = config
+    return list(found.values())
 
 
-def asked(profile):
-    """One configuration for each key, with signs for entries and the most epochs that are asked for."""
-    found = {}
-    for name in sweep.experiments(Path(__file__).parent):
-        if name == Path(__file__).stem:
-            continue
-        module = sweep.script(name, Path(__file__).parent)
-        spy = Spy(profile, {})
-        for config in module.configs(profile, spy) if hasattr(module, "configs") else ():
-            del config  # it is the asking that counts
-        for config in spy.seen:
-            known = found.setdefault(rates.key(config), config)
-            if config.epochs > known.epochs:
-                found[rates.key(config)] = config
-    return found.values()
+def list_requests(profile: str) -> Iterator[RunConfig]:
+    """Whatever the other experiments in this folder want at a chosen rate."""
+    for other in sorted(experiments(Path(__file__).parent), key=lambda other: other.name):
+        if other.runs and other.name != NAME:
+            yield from (request.config for request in other.runs(profile) if isinstance(request, Request))
 
 
-class Spy(rates.Tuned):
-    """Notes what it is asked for, and answers with default rates."""
-
-    def __call__(self, **fields):
-        config = RunConfig(**fields)
-        self.seen.append(config)
-        return config
-
-    @property
-    def seen(self):
-        return self.waiting
-
-
-def grid(profile, config):
+def grid(profile: str, config: RunConfig) -> Iterator[RunConfig]:
     """Short runs over nine octaves, ends included; for the ResNets over ten, every second one."""
-    law = None if config.method == "sgd" else sweep.LAW
     step = 2 if config.model.startswith("resnet") else 1
-    low, scale = lowest(profile, config), {name: getattr(config, name) for name in rates.SCALE}
+    low, scale = find_lowest(profile, config), {name: getattr(config, name) for name in rates.SCALE}
     plain = RunConfig(config.model, config.data, config.method, dim=None if config.method == "sgd" else 250)
     cut = config.partition not in (None, "whole")  # one octave off costs five points there
     main = config.model == "fc" and (cut or rates.key(config) == rates.key(plain))  # the keys of table 1 and compartments
     for seed in SEEDS if main and profile == "quick" else SEEDS[:1]:
         for octave in range(low, low + OCTAVES + step, step):
-            yield RunConfig(**scale, lr=2.0**octave, epochs=epochs(profile, config, main), seed=seed, distribution=law)
+            yield RunConfig(**scale, lr=2.0**octave, epochs=choose_epochs(profile, config, main), seed=seed)
 
 
-def lowest(profile, config):
+def find_lowest(profile: str, config: RunConfig) -> int:
     """Exponent of the smallest rate: 2 ** -2 ... 2 ** 7 for rbd with the FC net and few images, for instance."""
     long = 2 if profile == "paper" else 0  # the paper's own rates, for a hundred epochs of all images, are well inside
     if "nes" in config.method:
@@ -74,7 +62,7 @@ def lowest(profile, config):
     return {"fc": -2, "cnn": -4, "resnet8": -3, "resnet32": -3}[config.model] + small - long
 
 
-def epochs(profile, config, main):
+def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
     """Epochs of a search run: fewer than those of the reported ones; more for nes, which takes d batches a step."""
     if config.method == "nes":
         return min(config.epochs, {"fc": 20, "cnn": 10}.get(config.model, 4))
@@ -84,3 +72,6 @@ def epochs(profile, config, main):
     if profile == "quick":  # cnn and resnet8: as long as the reported runs; rates found in fewer epochs diverged
         return {"fc": 3 if large else 10 if main else 5}.get(config.model, config.epochs)
     return {"fc": 2 if large else 10, "cnn": 3, "resnet8": 2, "resnet32": 1}[config.model]
+
+
+EXPERIMENT = Experiment(NAME, __doc__, runs, conclude=rates.conclude)

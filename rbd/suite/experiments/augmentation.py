@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 from rbd.suite.config import PAPER_LR, RunConfig
-from rbd.suite.sweep import LAW, SEEDS
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
 
 PARTS = (None, "none", "brightness", "crop")  # None: both
 
 
-def configs(profile, tuned):
+def runs(profile: str) -> Iterator[RunConfig | Request]:
     """One seed of everything before the next one; at the paper's rates where its numbers are to be explained."""
     names = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist")
     for seed, part, data, method in product(SEEDS, PARTS, names, ("sgd", "rbd", "fpd")):
-        law = {} if method == "sgd" else {"distribution": LAW}
-        base = {"model": "fc", "data": data, "method": method, **law, "seed": seed, "augment": part}
+        base: dict[str, Any] = {"model": "fc", "data": data, "method": method, "seed": seed, "augment": part}
         yield tuned(**base, epochs=20) if profile == "quick" else RunConfig(**base, lr=PAPER_LR["fc", data][method])
+
+
+EXPERIMENT = Experiment("augmentation", __doc__, runs)

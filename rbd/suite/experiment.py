@@ -1,0 +1,236 @@
+"""Experiments: a question, and the runs or the measurement that answer it. What has been done already stands in records.
+
+No torch: `rbd sweep --list` looks at every experiment.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rbd.suite import cost, rates, record, store
+from rbd.suite.config import RunConfig
+from rbd.suite.rates import Request
+from rbd.suite.record import Record
+
+PROFILES = ("quick", "paper")
+SEEDS = (0, 1, 2)  # n = 3, as in the paper
+PACKAGED = Path(__file__).parent / "experiments"
+ORDER = ("learning_rate", "table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw",
+         "augmentation", "correlation", "orthogonality", "workers", "hybrid", "landscape")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question and what answers it: runs, or a measurement.
+
+    Attributes:
+        name: also the name of its script.
+        question: in one sentence.
+        runs: profile -> the runs, at learning rates of their own or at those that have been chosen (rates.tuned).
+        measure: (profile, directory of the full data sets) -> values for JSON.
+        conclude: (profile, configs, records, results directory) -> warnings; called when its runs have ended or stopped.
+        cost: profile -> about how many seconds `measure` takes.
+        alone: whether it has one run at a time, because the seconds of its runs count.
+
+    Raises:
+        ValueError: there is no question, or not exactly one of runs and measure.
+    """
+
+    name: str
+    question: str
+    runs: Callable[[str], Iterable[RunConfig | Request]] | None = None
+    measure: Callable[[str, str | os.PathLike[str] | None], Any] | None = None
+    conclude: Callable[[str, Iterable[RunConfig], Iterable[Record], str | os.PathLike[str]], list[str]] | None = None
+    cost: Callable[[str], float] | None = None
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.question:
+            raise ValueError(f"experiment {self.name}: it needs a question")
+        if (self.runs is None) == (self.measure is None):
+            raise ValueError(f"experiment {self.name}: it needs either runs or measure")
+
+    def plan(self, profile: str, results: str | os.PathLike[str]) -> Plan:
+        """Its runs in a profile, at the learning rates that have been chosen so far; none if it measures.
+
+        Raises:
+            ValueError: an unknown profile, or the file of the learning rates is damaged (it is named).
+        """
+        _check(profile)
+        wanted = self.runs(profile) if self.runs else ()
+        found = rates.resolve(wanted, rates.load(profile, results))
+        return Plan(f"{self.name}-{profile}", found.configs, self.question, found.waiting, found.untuned)
+
+
+def _check(profile: str) -> None:
+    if profile not in PROFILES:
+        raise ValueError(f"profile: got {profile!r}, allowed {', '.join(PROFILES)}")
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def list_names(folder: str | os.PathLike[str] | None = None) -> list[str]:
+    """The experiments of a folder of scripts, by default those of the package, in the order in which they are done.
+
+    Those of ORDER come first: learning rates before whatever is trained at them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    names = sorted(path.stem for path in Path(folder or PACKAGED).glob("[!_]*.py"))
+    if not names:
+        raise ValueError(f"sweeps-dir: there are no experiment scripts (*.py) in {folder or PACKAGED}")
+    return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def load(name: str, folder: str | os.PathLike[str] | None = None) -> Experiment:
+    """The EXPERIMENT of the script <folder>/<name>.py, which is executed.
+
+    Raises:
+        ValueError: there is no such script, or it does not define an Experiment of that name.
+    """
+    if name not in (names := list_names(folder)):
+        raise ValueError(f"name: got {name!r}, allowed {', '.join(names)}")
+    path = Path(folder or PACKAGED) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"rbd_experiment_{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = vars(module).get("EXPERIMENT")
+    if not isinstance(found, Experiment) or found.name != name:
+        raise ValueError(f"{path}: define EXPERIMENT = Experiment({name!r}, ...), see rbd.suite.experiment")
+    return found
+
+
+def experiments(folder: str | os.PathLike[str] | None = None) -> list[Experiment]:
+    """All experiments of a folder, by default those of the package, in order. Raises ValueError as `load` does."""
+    return [load(name, folder) for name in list_names(folder)]
+
+
+# ---------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of an experiment in a profile. Their records stand in <results>/runs/<name>/, or in that of another one.
+
+    Attributes:
+        name: experiment and profile, such as "table1-quick".
+        configs: the runs.
+        question: what they answer.
+        waiting: runs that have no learning rate yet, with a default one; so their ids are not known.
+        untuned: the keys (see rbd.suite.rates) that lack a learning rate.
+    """
+
+    name: str
+    configs: tuple[RunConfig, ...]
+    question: str = ""
+    waiting: tuple[RunConfig, ...] = ()
+    untuned: tuple[str, ...] = ()
+
+    def directory(self, results: str | os.PathLike[str]) -> Path:
+        """Where new records go."""
+        return Path(results) / "runs" / self.name
+
+    def records(self, results: str | os.PathLike[str]) -> list[Record]:
+        """The records that are there, finished or diverged, in the order of the configurations.
+
+        Raises:
+            ValueError: records are damaged (the files are named).
+        """
+        records, damaged = self.look(results)
+        if damaged:
+            raise ValueError("\n".join(damaged))
+        return records
+
+    def look(self, results: str | os.PathLike[str]) -> tuple[list[Record], list[str]]:
+        """The records that `records` gives, and what is wrong with each of those that are damaged."""
+        records, damaged = [], []
+        for config in self.configs:
+            try:
+                found = find(config, self.directory(results), results)
+            except ValueError as error:
+                damaged.append(str(error))
+                continue
+            if found and found.outcome != "interrupted":
+                records.append(found)
+        return records, damaged
+
+    def missing(self, records: Iterable[Record]) -> tuple[RunConfig, ...]:
+        """The runs that the records lack, and whose learning rates are known."""
+        there = {r.config.id for r in records}
+        return tuple(c for c in self.configs if c.id not in there)
+
+    def with_seeds(self, seeds: Iterable[int]) -> Plan:
+        """The same runs with these seeds, every one with each of them."""
+        return replace(self, configs=tuple(dict.fromkeys(replace(c, seed=seed) for c in self.configs for seed in seeds)))
+
+    def manifest(self) -> str:
+        """The runs as JSON, one a line: what whoever reads the results should find there."""
+        about = {"name": self.name, "question": self.question, "untuned": self.untuned}
+        lines = [f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in about.items()]
+        waiting = ",\n".join(c.canonical() for c in self.waiting)
+        runs = ",\n".join(f'{{"id": "{c.id}", "config": {c.canonical()}}}' for c in self.configs)
+        return "{" + ",\n".join([*lines, f'"waiting": [\n{waiting}\n]', f'"runs": [\n{runs}\n]']) + "}\n"
+
+
+def find(config: RunConfig, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Record | None:
+    """The record of a run: one that has ended, in the directory or in any <results>/runs/*/; else the directory's own.
+
+    Raises:
+        ValueError: a record is damaged (the file is named).
+    """
+    own, *others = store.record_paths(config, directory, results)
+    found = record.find(config, own.parent)
+    if found and found.outcome != "interrupted":
+        return found
+    return next((other for other in map(record.load, others) if other.outcome != "interrupted"), found)
+
+
+def place(found: Record, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Path:
+    """The file in which a record stands that `find` gave."""
+    paths = store.record_paths(found.config, directory, results)
+    return next(path for path in paths if path.exists() and record.load(path).outcome == found.outcome)
+
+
+# ---------------------------------------------------------------- overview
+
+
+def survey(results: str | os.PathLike[str], profiles: Iterable[str] = PROFILES,
+           folder: str | os.PathLike[str] | None = None) -> Iterator[str]:  # fmt: skip
+    """Lines for a person: each experiment, its question, and how far it is in the profiles. Raises ValueError as `load`."""
+    seconds = cost.calibrate(cost.load_readable(results))
+    for experiment in experiments(folder):
+        yield f"{experiment.name}: {experiment.question}"
+        for profile in profiles:
+            yield f"    {profile}: {summarise(experiment, profile, results, seconds)}"
+
+
+def summarise(experiment: Experiment, profile: str, results: str | os.PathLike[str],
+              seconds: Callable[[RunConfig], float] = cost.estimate) -> str:  # fmt: skip
+    """How many runs an experiment has in a profile, how many are done, what the others cost, and what is wrong with them.
+
+    Args:
+        seconds: what a run costs on a core.
+    """
+    if experiment.measure:
+        about = f", about {cost.format_duration(experiment.cost(profile))}" if experiment.cost else ""
+        there = store.measurement_path(f"{experiment.name}-{profile}", results).exists()
+        return "done" if there else "1 measurement missing" + about
+    plan = experiment.plan(profile, results)
+    records, damaged = plan.look(results)
+    missing = (*plan.missing(records), *plan.waiting)
+    text = f"{len(plan.configs) + len(plan.waiting)} runs, {len(records)} done, {len(missing)} missing"
+    if missing:
+        cores = cost.count_cores()
+        text += f", about {cost.format_duration(sum(map(seconds, missing)) / cores)} on {cores} cores"
+    waiting = [f"{len(plan.waiting)} of them wait for {len(plan.untuned)} learning rates"] if plan.waiting else []
+    failed = sum(store.failure_path(config, results).exists() for config in missing)
+    return "; ".join([text, *waiting, *([f"{failed} of them failed the last time"] if failed else []), *damaged])

@@ -1,0 +1,26 @@
+"""How does accuracy depend on the number of directions d, for RBD and FPD, with SGD as the line to reach?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
+
+DIMS = {"quick": (2, 10, 50, 250, 1000, 2500), "paper": (2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)}
+LARGE = 1000  # above it one seed in the paper profile: hours a run
+
+
+def runs(profile: str) -> Iterator[Request]:
+    quick = profile == "quick"
+    base: dict[str, Any] = {"model": "fc", **({"data": "mnist-embedded", "epochs": 20} if quick else {"data": "mnist"})}
+    for seed in SEEDS:
+        yield tuned(**base, method="sgd", seed=seed)
+    for dim in DIMS[profile]:
+        for method in ("rbd", "fpd"):
+            for seed in SEEDS if quick or dim <= LARGE else SEEDS[:1]:
+                yield tuned(**base, method=method, dim=dim, seed=seed)
+
+
+EXPERIMENT = Experiment("dimension", __doc__, runs)

@@ -1,0 +1,18 @@
+"""What do the paper's own learning rates give in table 1, where they are known? (Full data sets only.)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rbd.suite.config import PAPER_LR, RunConfig
+from rbd.suite.experiment import SEEDS, Experiment
+
+
+def runs(profile: str) -> Iterator[RunConfig]:
+    for (model, data), found in PAPER_LR.items() if profile == "paper" else ():
+        for method, lr in found.items():
+            for seed in SEEDS:
+                yield RunConfig(model=model, data=data, method=method, lr=lr, seed=seed)
+
+
+EXPERIMENT = Experiment("paper_rates", __doc__, runs)

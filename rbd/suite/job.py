@@ -1,0 +1,106 @@
+"""One run: the record that is there, or a new one, made under a lock and saved; and what becomes of a run that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rbd.suite import record, store
+from rbd.suite.config import RunConfig
+from rbd.suite.experiment import find
+from rbd.suite.record import Record
+
+Train = Callable[..., Record]  # takes what rbd.suite.train.train takes
+
+
+def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: float = -1, train: Train | None = None,
+        **options) -> Record:  # fmt: skip
+    """The record of a run: one that is there, or a new one saved in directory.
+
+    It comes from train(config, checkpoints, **options), by default rbd.suite.train.train.
+
+    Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
+    runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
+
+    Args:
+        wait: seconds to wait for another process that is at the run; below 0 as long as it takes.
+
+    Raises:
+        store.Busy: another process is at it, still after these seconds.
+        ValueError, OSError: what train, record.find and record.save raise; a directory that cannot be written is found
+            out before the run.
+    """
+    checkpoint = store.checkpoint_path(config, results)
+    found = find(config, directory, results)
+    if not found or found.outcome == "interrupted":
+        for needed in (directory, checkpoint.parent, store.lock_path(config, results).parent):
+            store.check_writable(needed)
+        with store.claim(config, results, wait):
+            found = find(config, directory, results)  # another process may have ended it meanwhile
+            if not found or found.outcome == "interrupted":
+                found = (train or _import_train())(config, checkpoint.parent, **options)
+                record.save(found, directory)
+    if found.outcome != "interrupted":
+        checkpoint.unlink(missing_ok=True)  # also one left by a crash after the record was saved
+    return found
+
+
+def _import_train() -> Train:
+    from rbd.suite import train  # torch: not to be waited for by those who only read records
+
+    return train.train
+
+
+def count_torchrun() -> int:
+    """Processes that torchrun started together with this one; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def run_together(config: RunConfig, directory: Path, results: Path, timeout: float, **options) -> Record | None:
+    """`run` in each of torchrun's processes: worker 0 keeps record and checkpoints; None on the others."""
+    from rbd.distributed import Workers, join
+    from rbd.suite.train import train
+
+    assert config.workers is not None and config.variant is not None
+    with join(config.workers, timeout, options["device"]):
+        workers = Workers(config.variant)
+        found = workers.tell(find(config, directory, results) if workers.rank == 0 else None)
+        if workers.rank == 0:
+            return run(config, directory, results, **options)
+        if found is None or found.outcome == "interrupted":
+            train(config, store.checkpoint_path(config, results).parent, **options)
+        return None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that raised, or whose process died."""
+
+    config: RunConfig
+    message: str
+    traceback: str = ""
+
+    def save(self, results: str | os.PathLike[str]) -> Path:
+        """Note it until the run succeeds; return the file."""
+        content = {"config": json.loads(self.config.canonical()), "message": self.message, "traceback": self.traceback}
+        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+        return store.write(store.failure_path(self.config, results), text, "a failure")
+
+
+Ended = Record | Failure | None  # None: another process is at it
+
+
+def attempt(
+    config: RunConfig, directory: Path, results: Path, wait: float, options: dict, train: Train | None = None
+) -> Ended:
+    """What became of a run, for the process that asked for it: nothing is raised."""
+    try:
+        return run(config, directory, results, wait, train, **options)
+    except store.Busy:
+        return None
+    except Exception as error:
+        return Failure(config, f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -1,0 +1,260 @@
+"""rbd.suite.experiment: what the experiments consist of, which of their runs are there, and how they are listed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import rbd
+from rbd.suite import experiment, rates, record
+from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment, Plan
+from rbd.suite.record import Point, Record
+
+ROOT = Path(rbd.__file__).parents[1]
+RUN = RunConfig(method="sgd", epochs=1, batch_size=500)
+MADE = Record(RUN, "finished", (Point(1, 10, 5000, 10, 2.25, 46.6, 1.0),), (0.5,), {"threads": 1})
+
+
+@pytest.fixture
+def paper_rates(tmp_path) -> Path:
+    """A results directory with a rate, 0.375, for everything that table 1 asks for in the paper profile."""
+    pairs = [(m, d, n) for m in ("fc", "cnn") for d in ("mnist", "fmnist", "cifar10") for n in ("sgd", "rbd", "fpd", "nes")]
+    keys = [rates.key(RunConfig(model=m, data=d, method=n)) for m, d, n in pairs]
+    content = {"profile": "paper", "rates": {key: {"lr": 0.375} for key in keys}}
+    rates.path("paper", tmp_path).write_text(json.dumps(content))
+    return tmp_path
+
+
+def plan_table1(profile: str, results: Path) -> Plan:
+    return experiment.load("table1").plan(profile, results)
+
+
+# ---------------------------------------------------------------- what is run
+
+
+@pytest.mark.parametrize(("profile", "names", "seeds"), [
+    ("quick", ("mnist-embedded", "fmnist-embedded"), {"fc": (0, 1, 2), "cnn": (0, 1)}),
+    ("paper", ("mnist", "fmnist", "cifar10"), {"fc": (0, 1, 2), "cnn": (0, 1, 2)}),
+])  # fmt: skip
+def test_table1_has_every_method_on_every_pair(profile, names, seeds, paper_rates):
+    made = plan_table1(profile, paper_rates)
+    assert made.name == f"table1-{profile}"
+    assert made.directory("out") == Path("out/runs") / made.name
+    ran = [(c.model, c.data, c.method, c.seed) for c in made.configs]
+    methods = ("sgd", "rbd", "fpd", "nes")
+    assert sorted(ran) == sorted((m, d, n, s) for m in seeds for d in names for n in methods for s in seeds[m])
+    assert len({c.id for c in made.configs}) == len(made.configs) == {"quick": 40, "paper": 72}[profile]
+    for c in made.configs:
+        assert (c.batch_size, c.dim) == (32, None if c.method == "sgd" else 250)
+        assert c.partition in (None, "whole") and c.redraw in (None, 1)
+        assert RunConfig.from_dict(c.__dict__) == c
+
+
+def test_paper_profile_is_the_papers_set_up_with_signs_and_rates_of_our_own(paper_rates):
+    for c in plan_table1("paper", paper_rates).configs:
+        assert (c.epochs, c.lr) == (100, 0.375)
+        assert c.distribution == (None if c.method == "sgd" else "rademacher")
+        assert c.sigma == (0.01 if c.method == "nes" else None)
+
+
+def test_table1_without_any_rate_says_how_to_find_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "SHIPPED", tmp_path)
+    made = plan_table1("paper", tmp_path)
+    assert made.configs == () and len(made.waiting) == 72 and len(made.untuned) == 24
+    said = rates.explain(made.untuned, "paper")
+    assert said.startswith("no learning rate yet for 'fc mnist nes dim=250', ")
+    assert said.endswith(": run `rbd sweep learning_rate --profile paper`")
+
+
+def test_quick_profile_is_small_and_leaves_an_update_to_nes():
+    for c in plan_table1("quick", ROOT / "results").configs:
+        assert c.distribution == (None if c.method == "sgd" else "rademacher")
+        assert 250 <= c.epochs * 156 <= 20 * 156  # 5,000 images are 156 batches; NES takes 250 to a step
+
+
+def test_runs_of_one_pair_and_method_differ_in_the_seed_only(paper_rates):
+    """They are samples of one thing."""
+    for profile in experiment.PROFILES:
+        by_cell: dict[tuple, set] = {}
+        for c in plan_table1(profile, paper_rates).configs:
+            by_cell.setdefault((c.model, c.data, c.method), set()).add(replace(c, seed=0).id)
+        assert {len(ids) for ids in by_cell.values()} == {1}
+
+
+def test_unknown_profile_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="profile: got 'fast', allowed quick, paper"):
+        plan_table1("fast", tmp_path)
+
+
+def test_records_are_those_that_ended_in_the_order_of_the_sweep(tmp_path):
+    configs = tuple(replace(RUN, seed=seed) for seed in range(4))
+    made = Plan("few", configs)
+    assert made.records(tmp_path) == []
+    for c, outcome in zip(configs, ("finished", "interrupted", "diverged")):
+        record.save(replace(MADE, config=c, outcome=outcome), made.directory(tmp_path))
+    record.save(replace(MADE, config=replace(RUN, seed=99)), made.directory(tmp_path))  # of another sweep
+    assert [(r.config.seed, r.outcome) for r in made.records(tmp_path)] == [(0, "finished"), (2, "diverged")]
+    (made.directory(tmp_path) / f"{configs[3].id}.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{configs[3].id}.json: not a valid record"):
+        made.records(tmp_path)
+    records, damaged = made.look(tmp_path)
+    assert [r.config.seed for r in records] == [0, 2]
+    assert len(damaged) == 1 and f"{configs[3].id}.json: not a valid record" in damaged[0]
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def test_script_that_is_not_there_or_not_whole_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"sweeps-dir: there are no experiment scripts .* in {tmp_path}"):
+        experiment.load("x", tmp_path)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="name: got 'x', allowed empty"):
+        experiment.load("x", tmp_path)
+    with pytest.raises(ValueError, match=r"empty.py: define EXPERIMENT = Experiment\('empty', ...\)"):
+        experiment.load("empty", tmp_path)
+    text = "from rbd.suite.experiment import Experiment\nEXPERIMENT = Experiment('other', 'Why?', lambda profile: ())\n"
+    (tmp_path / "empty.py").write_text(text)
+    with pytest.raises(ValueError, match="empty.py: define EXPERIMENT"):
+        experiment.load("empty", tmp_path)
+
+
+def test_an_experiment_asks_and_either_runs_or_measures():
+    for fields in ({}, {"runs": list, "measure": max}):
+        with pytest.raises(ValueError, match="experiment x: it needs either runs or measure"):
+            Experiment("x", "Why?", **fields)
+    with pytest.raises(ValueError, match="experiment x: it needs a question"):
+        Experiment("x", "", list)
+
+
+def test_plan_has_every_run_once_and_tells_what_waits_for_a_rate(tmp_path):
+    (tmp_path / "demo.py").write_text(
+        "from rbd.suite.config import RunConfig\nfrom rbd.suite.experiment import Experiment\n"
+        "from rbd.suite.rates import tuned\ndef runs(profile):\n"
+        "    yield from [RunConfig(seed=1), RunConfig(seed=1), tuned(method='rbd', dim=3), RunConfig(seed=2)]\n"
+        "    yield tuned(method='rbd', dim=3)\nEXPERIMENT = Experiment('demo', 'Why?', runs)\n"
+    )
+    made = experiment.load("demo", tmp_path).plan("quick", tmp_path)
+    key = "fc mnist-embedded rbd dim=3 partition=whole redraw=1"
+    assert made == Plan("demo-quick", (RunConfig(seed=1), RunConfig(seed=2)), "Why?", (RunConfig(dim=3),), (key,))
+    kept = json.loads(made.manifest())
+    assert [RunConfig.from_dict(RunConfig.completed(config)) for config in kept["waiting"]] == [RunConfig(dim=3)]
+    assert kept["untuned"] == [key] and [run["id"] for run in kept["runs"]] == [c.id for c in made.configs]
+    assert [RunConfig.from_dict(RunConfig.completed(run["config"])) for run in kept["runs"]] == list(made.configs)
+    assert [c.seed for c in made.with_seeds([7, 8]).configs] == [7, 8]
+
+
+NAMES = experiment.list_names()
+WITH_RUNS = {e.name for e in experiment.experiments() if e.runs}
+in_repository = pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="results/ is in the repository only")
+
+
+def test_every_experiment_of_the_design_has_a_script():
+    assert {"table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw", "correlation", "hybrid",
+            "augmentation", "workers", "learning_rate", "nes", "paper_rates", "normals"} <= WITH_RUNS  # fmt: skip
+    assert {"orthogonality", "landscape"} <= set(NAMES) - WITH_RUNS
+
+
+class Guess(dict):
+    """A rate for every key, so that plans are whole."""
+
+    def __contains__(self, key) -> bool:
+        return True
+
+    def __getitem__(self, key) -> float:
+        return 0.375
+
+
+def whole(name: str, profile: str) -> tuple[RunConfig, ...]:
+    return rates.resolve(experiment.load(name).runs(profile), Guess()).configs
+
+
+@pytest.mark.parametrize("name", sorted(WITH_RUNS))
+def test_scripts_keep_to_their_profile(name):
+    small = whole(name, "quick")
+    assert {c.data for c in small} <= {"mnist-embedded", "fmnist-embedded"}
+    assert not {c.data for c in whole(name, "paper")} & {"mnist-embedded", "fmnist-embedded"}
+    assert all(c.epochs <= 20 for c in small) and not {c.model for c in small} & {"resnet32"}
+    if name != "distributions":
+        assert {c.distribution for c in small} <= {None, "rademacher"}
+    seeds = {c.seed for profile in experiment.PROFILES for c in whole(name, profile)}
+    assert seeds <= ({100, 101} if name == "learning_rate" else set(range(10)))
+
+
+@pytest.mark.parametrize("profile", experiment.PROFILES)
+def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
+    others = WITH_RUNS - {"learning_rate", "paper_rates"}
+    asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
+    tried: dict[str, set[float]] = {}
+    for c in whole("learning_rate", profile):
+        tried.setdefault(rates.key(c), set()).add(c.lr)
+    assert set(tried) == asked
+    for key, values in tried.items():
+        coarse = key.startswith("resnet")
+        assert (max(values) / min(values), len(values)) == ((2**10, 6) if coarse else (2**9, 10)), key
+
+
+def test_the_papers_own_rates_are_inside_the_search():
+    tried: dict[str, list[float]] = {}
+    for c in whole("learning_rate", "paper"):
+        tried.setdefault(rates.key(c), []).append(c.lr)
+    for c in whole("paper_rates", "paper"):
+        assert 2 * min(tried[rates.key(c)]) <= c.lr <= max(tried[rates.key(c)]) / 2, rates.key(c)
+
+
+def test_budgets_of_nes_meet_those_of_rbd():
+    """Equal images, or equal forward passes, over an epoch of 156 (quick) or 1,562 (paper) batches."""
+    from rbd.suite.train import budget
+
+    for profile, images in (("quick", 5000), ("paper", 50_000)):
+        made = {(c.method, c.epochs): budget(c, images) for c in whole("nes", profile)}
+        seen = {key: b.steps * b.batches for key, b in made.items()}
+        passes = {key: b.steps * b.passes for key, b in made.items()}
+        epochs = {"quick": 20, "paper": 100}[profile]
+        assert seen["rbd", epochs] == seen["nes", epochs] == seen["rbd-nes", epochs]
+        assert passes["rbd", epochs] == passes["nes", epochs] == passes["rbd-nes", 1]
+
+
+def test_hybrids_switch_both_ways_at_the_rates_of_the_pure_methods():
+    switched = [c for c in whole("hybrid", "quick") if c.switch]
+    assert {(c.method, c.switch) for c in switched} == {(m, e) for m in ("rbd", "sgd") for e in (5, 10, 15)}
+    assert all(c.at(0).method == c.method and c.at(c.switch).method != c.method for c in switched)
+
+
+@pytest.mark.parametrize(("profile", "sets"), [("quick", "mnist-embedded fmnist-embedded"), ("paper", "mnist fmnist")])
+def test_hybrids_without_rates_wait_all_of_them(profile, sets):
+    """2 sets × 3 seeds × (2 pure + 3 epochs × 2 ways), whatever is known."""
+    keys = [rates.key(RunConfig(data=data, method=method)) for data in sets.split() for method in ("sgd", "rbd")]
+    for known in range(len(keys) + 1):
+        requests = list(experiment.load("hybrid").runs(profile))
+        found = rates.resolve(requests, dict.fromkeys(keys[:known], 0.5))
+        assert len(requests) == len(found.configs) + len(found.waiting) == 48 and found.untuned == tuple(keys[known:])
+        assert len({c.id for c in found.configs}) == len(found.configs)
+
+
+def test_all_begins_with_the_rates_and_follows_the_design():
+    assert NAMES[:4] == ["learning_rate", "table1", "curves", "dimension"]
+    assert NAMES[-3:] == ["nes", "normals", "paper_rates"] and set(experiment.ORDER) <= set(NAMES)
+
+
+def test_experiments_of_a_wheel_are_there_in_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [e.name for e in experiment.experiments()] == NAMES and experiment.PACKAGED.is_absolute()
+
+
+@in_repository
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
+def test_committed_manifests_are_those_of_the_scripts(path):
+    """Else a script or a learning rate has changed, and `rbd sweep NAME --profile PROFILE --dry-run` writes them anew."""
+    name, _, profile = path.stem.rpartition("-")
+    assert experiment.load(name).plan(profile, ROOT / "results").manifest() == path.read_text("utf-8")
+
+
+@in_repository
+def test_every_sweep_has_its_manifests():
+    there = {path.stem for path in (ROOT / "results" / "sweeps").glob("*.json")}
+    assert there == {f"{name}-{profile}" for name in WITH_RUNS for profile in experiment.PROFILES}
