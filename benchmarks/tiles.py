@@ -36,13 +36,14 @@ def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Ite
         AssertionError: two tiles give different bits.
     """
     from rbd import kernels
+    from rbd.compartment import BasisSpec, Compartment
     from rbd.kernels import gpu
 
-    name = ((0, 0, size, dim, 0, 0, 0),), law, 0, 0, 0
+    spec = BasisSpec((Compartment(0, 0, size, dim),), law, 0, 0, 0)
     device = torch.device(gpu.DEVICE)
     g, c = torch.randn(size, device=device), torch.randn(dim, device=device)
     for product, x, constants, counts in (("project", g, gpu._ROWS, ROWS), ("expand", c, gpu._PARTS, PARTS)):
-        expected = getattr(kernels, product)(x, *name, backend="gpu")
+        expected = getattr(kernels, product)(x, spec, backend="gpu")
         now = constants[law.name]
         for count in counts:
             if product == "expand" and law.per_word % count:
@@ -52,7 +53,7 @@ def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Ite
                 gpu._expand_plan.cache_clear()
 
                 def call(product: str = product, x: torch.Tensor = x) -> torch.Tensor:
-                    return getattr(kernels, product)(x, *name, backend="gpu")
+                    return getattr(kernels, product)(x, spec, backend="gpu")
 
                 assert torch.equal(call(), expected), f"{law.name}, {product}: {count} gives other bits than {now}"
                 yield product, count, count == now, clock(call)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rbd import kernels
-from rbd.distribution import Distribution
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
 
 WORD = 2**32
@@ -39,7 +39,7 @@ class Basis:
         size: D, length of a direction.
         distribution: "normal", "uniform" or "rademacher".
         seed, stream, compartment, step: integers in 0 ... 2**32 - 1; bases that differ in one of them are independent.
-        row: number of the first direction, for a share of a larger basis.
+        row: number of the first direction, for some rows of a larger basis.
 
     Raises:
         TypeError, ValueError: a field is out of its range.
@@ -65,9 +65,9 @@ class Basis:
             raise ValueError(f"row: got {self.row}, allowed 0 ... {WORD - self.dim} with {self.dim} rows")
         distribution_of(self.distribution)
 
-    def _name(self) -> tuple[tuple, Distribution, int, int, int]:
-        compartments = ((self.compartment, 0, self.size, self.dim, self.row, 0, 0),)
-        return compartments, distribution_of(self.distribution), self.seed, self.stream, self.step
+    def _spec(self) -> BasisSpec:
+        one = Compartment(self.compartment, 0, self.size, self.dim, self.row)
+        return BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
 
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """c = Φ g, (D,) -> (d,): float64 for float64 g, else float32. NaN and infinities pass through.
@@ -76,15 +76,15 @@ class Basis:
             TypeError, ValueError: g is not a real floating-point tensor of shape (D,), or out does not fit.
             RuntimeError: there are no kernels for g's device.
         """
-        return kernels.project(g, *self._name(), out)
+        return kernels.project(g, self._spec(), out)
 
     def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors as in ``project``."""
-        return kernels.expand(c, *self._name(), out)
+        return kernels.expand(c, self._spec(), out)
 
     def dense(self) -> torch.Tensor:
         """Φ itself, (d, D) float32: for looking at it; training never makes one."""
         from rbd.kernels.reference import rows
 
-        (compartment,), law, seed, stream, step = self._name()
-        return torch.from_numpy(rows(compartment, law, seed, stream, step, 0, self.dim)) * law.scale(self.size)
+        spec = self._spec()
+        return torch.from_numpy(rows(spec.compartments[0], spec, 0, self.dim)) * spec.distribution.scale(self.size)

@@ -1,8 +1,8 @@
 """Words to entries: normal, uniform and Rademacher numbers of mean 0 and variance 1. NumPy only.
 
 A distribution is a table of levels indexed by the bits of one entry: 1 bit for a sign, 8 for a uniform number, 16 for a
-normal one. Bits are the currency of on-demand bases, so an entry takes no more of them than its law can show. The table
-is the definition; the fast kernels compute the same levels, bit for bit, without it.
+normal one. Random bits are what on-demand bases cost, so an entry takes no more of them than its distribution needs. The
+table is the definition; the fast kernels compute the same levels, bit for bit, without it.
 
 Column ``64 * per_word * chunk + 64 * part + p`` of a row is part ``part`` (the lowest bits first) of word ``p`` of the
 chunk, so contiguous columns meet contiguous words.
@@ -20,7 +20,7 @@ from rbd.philox import WORDS
 
 @dataclass(frozen=True)
 class Distribution:
-    """The law of the entries of a basis.
+    """Distribution of the entries of a basis.
 
     Attributes:
         name: "normal", "uniform" or "rademacher".
@@ -56,7 +56,7 @@ class Distribution:
 
 
 # Row e: z(u) for u = x / 2**17, x in [2**e, 2**(e+1)), as a polynomial in s = 2 - x / 2**e, lowest power first; z is
-# the upper quantile of the standard normal law. Least maximum error over the odd x of the octave (3.1e-5 in the worst),
+# the upper quantile of the standard normal. Least maximum error over the odd x of the octave (3.1e-5 in the worst),
 # rounded to float32; the last row has z(s = 0) = 0 exactly, so small levels keep their relative precision.
 QUANTILE = np.array([
     (4.324919, 0.0, 0.0, 0.0, 0.0),
@@ -84,7 +84,7 @@ def _fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def normal_levels() -> np.ndarray:
-    """The 65,536 mid-quantiles of the standard normal law: bit 15 is the sign, the others the place in the tail.
+    """The 65,536 mid-quantiles of the standard normal distribution: bit 15 is the sign, the others the place in the tail.
 
     z = the upper quantile at u = (m + 1/2) / 2**16 for m = the lower 15 bits, by a polynomial of degree 4 in each
     octave of x = 2 m + 1 (the exponent of float(x) names the octave, its mantissa the place inside). |level| <= 4.325.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from numbers import Real
 
 import torch
@@ -11,20 +12,12 @@ from torch import Tensor
 
 from rbd import kernels
 from rbd.basis import WORD, check_word
-from rbd.distributed import (
-    CHECK,
-    VARIANTS,
-    Columns,
-    Part,
-    Workers,
-    columns,
-    digest,
-    is_sharded,
-    local_pieces,
-    sharded_workers,
-)
+from rbd.compartment import BasisSpec, Compartment
+from rbd.distributed.exchange import CHECK, Workers, digest
+from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
+from rbd.distributed.variants import VARIANTS, Part
 from rbd.distribution import distribution as distribution_of
-from rbd.partition import Compartment, Partition
+from rbd.partition import Partition
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
@@ -32,7 +25,7 @@ SETTINGS = ("stream_version", "step", "size", "dim", "partition", "distribution"
 
 
 def rbd_direction(
-    g: Tensor, partition: Partition, distribution: str = "rademacher", seed: int = 0, stream: int = 0, step: int = 0
+    g: Tensor, partition: Partition, distribution: str = "rademacher", seed: int = 0, stream: int = 0, step: int | Tensor = 0
 ) -> tuple[Tensor, Tensor]:
     """The gradient seen through random bases: u = Φᵀ Φ g, compartment by compartment (arXiv 2011.04720).
 
@@ -42,9 +35,9 @@ def rbd_direction(
     Returns:
         u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32.
     """
-    name = (partition.compartments, distribution_of(distribution), seed, stream, step)
-    c = kernels.project(g, *name)  # (d,)
-    return kernels.expand(c, *name), c  # (D,), (d,)
+    spec = BasisSpec(partition.compartments, distribution_of(distribution), seed, stream, step)
+    c = kernels.project(g, spec)  # (d,)
+    return kernels.expand(c, spec), c  # (D,), (d,)
 
 
 def centred_ranks(losses: Tensor) -> Tensor:
@@ -64,14 +57,14 @@ class _RandomBases(torch.optim.Optimizer):
         """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved."""
         given = param_group["params"]
         if isinstance(given, set | frozenset):
-            raise TypeError("params: got a set, allowed ordered collections: the basis follows the order")
+            raise TypeError("params must come in ordered collections, not in a set: the basis follows their order")
         params = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else [given]
         for p in params:
             if not isinstance(tensor := p[1] if isinstance(p, tuple) else p, Tensor):
-                raise TypeError(f"params: got a {type(tensor).__name__}, allowed tensors, as of model.parameters()")
+                raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {type(tensor).__name__}")
         kept = [p for p in params if (p[1] if isinstance(p, tuple) else p).requires_grad]
         if not kept:
-            raise ValueError("params: got none that requires a gradient, allowed at least one in a group")
+            raise ValueError("a parameter group needs at least one parameter that requires a gradient")
         super().add_param_group(param_group | {"params": kept})
         self.param_groups[-1]["size"] = sum(p.numel() for p in self.param_groups[-1]["params"])
         try:
@@ -96,7 +89,7 @@ class _RandomBases(torch.optim.Optimizer):
     def partition(self, group: int = 0) -> Partition:
         """The partition of a parameter group; its compartments are numbered on from the groups before."""
         first = sum(len(self._cut(g).compartments) for g in self.param_groups[:group])
-        return self._cut(self.param_groups[group]).renumbered(first)
+        return self._cut(self.param_groups[group]).renumber(first)
 
     @staticmethod
     def _cut(group: dict) -> Partition:
@@ -117,19 +110,19 @@ class _RandomBases(torch.optim.Optimizer):
                 got = saved.get("stream_version")
                 raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
             if lacking := own - saved.keys():
-                raise ValueError(f"state_dict: got a group without {', '.join(sorted(lacking))}, saved by another optimizer")
+                raise ValueError(f"state_dict has a group without {', '.join(sorted(lacking))}: another optimizer saved it")
             if saved["size"] != group["size"]:
-                raise ValueError(f"state_dict: got {saved['size']} parameters in a group, allowed {group['size']}")
+                raise ValueError(f"state_dict has {saved['size']} parameters in a group, this optimizer {group['size']}")
             self._check({**group, **{name: saved[name] for name in own}})
         super().load_state_dict(state_dict)
 
-    def _name(self, index: int) -> tuple:
-        """(compartments, distribution, seed, stream, step) of a group's bases at its present step."""
+    def _spec(self, index: int) -> BasisSpec:
+        """The name of a group's bases at its present step."""
         group, compartments = self.param_groups[index], self.partition(index).compartments
-        return compartments, distribution_of(group["distribution"]), group["seed"], 0, self._drawn(group)
+        return BasisSpec(compartments, distribution_of(group["distribution"]), group["seed"], 0, self._basis_step(group))
 
     @staticmethod
-    def _drawn(group: dict) -> int:
+    def _basis_step(group: dict) -> int:
         """Which basis the present step uses: one in every redraw steps, 0 for ever if redraw is 0."""
         redraw, step = group.get("redraw", 1), group["step"]
         if isinstance(step, Tensor) and redraw:  # the kernels take its lowest 32 bits
@@ -142,7 +135,7 @@ def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
     return [part.view(p.shape).to(p.dtype) for part, p in zip(u.split([p.numel() for p in params]), params)]
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flatten(tensors: list[Tensor]) -> Tensor:
     """One vector of all values: float64 if any tensor is, else float32."""
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     return torch.cat([t.reshape(-1).to(dtype) for t in tensors])
@@ -154,7 +147,7 @@ class RBD(_RandomBases):
     Args:
         params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
         lr: η, for directions of unit expected norm; E[Φᵀ Φ g] = (d / D) g, so it is larger than SGD's.
-        dim: total number of random directions d, 1 ... D, shared out over the compartments.
+        dim: total number of random directions d, 1 ... D, apportioned to the compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
         distribution: of the entries, "normal", "uniform" or "rademacher" (signs: cheapest, and no less accurate).
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
@@ -192,12 +185,12 @@ class RBD(_RandomBases):
         everything = [p for group in self.param_groups for p in group["params"]]
         if any(map(is_sharded, everything)):
             if variant is not None or process_group is not None:
-                raise ValueError(f"variant: got {variant!r} for sharded parameters, allowed None: their mesh is the group")
+                raise ValueError("sharded parameters take no variant and no process_group: their mesh is the group")
             self._workers = sharded_workers(everything)
         elif variant is not None or process_group is not None:
             self._workers = Workers(variant or "common", process_group)
         if capturable and self._workers is not None:
-            raise ValueError("capturable: got True, allowed False for many workers")
+            raise ValueError("capturable=True is not supported with process_group, variant or sharded parameters")
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_workers": self._workers, "_capturable": self._capturable}
@@ -242,20 +235,20 @@ class RBD(_RandomBases):
         """The update as work for the device alone: θ += Φᵀ (-η Φ g)."""
         for index, group in enumerate(self.param_groups):
             if any(p.grad is None for p in group["params"]):
-                raise ValueError("params: got one without a gradient, allowed none with capturable")
-            g, compartments, law, seed, step = self._part(index)
-            c = kernels.project(g, compartments, law, seed, 0, step)  # (d,)
-            kernels.add(-group["lr"] * c, compartments, law, seed, 0, step, group["params"])
+                raise ValueError("capturable=True needs a gradient in every parameter")
+            part = self._part(index)
+            c = kernels.project(part.g, part.spec)  # (d,)
+            kernels.add(-group["lr"] * c, part.spec, group["params"])
             group["step"] += 1
 
     def _directions(self) -> list[Tensor]:
         """u of every group, (D,) or this worker's values of it."""
         parts = [self._part(index) for index in range(len(self.param_groups))]
         if self._workers is None:
-            found = [(u, [c]) for u, c in (_alone(part) for part in parts)]
+            found = [(u, [c]) for u, c in (_direction_alone(part) for part in parts)]
         elif self._workers.variant == "sharded":
             mine = [self._columns(part, group["params"]) for part, group in zip(parts, self.param_groups)]
-            found = self._workers.sharded(parts, mine)
+            found = sharded_directions(self._workers, parts, mine)
         else:
             found = self._workers.directions(parts)
         for group, (_, coordinates) in zip(self.param_groups, found):
@@ -267,18 +260,17 @@ class RBD(_RandomBases):
     def _part(self, index: int) -> Part:
         group = self.param_groups[index]
         if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-            raise TypeError("params: got a sparse gradient, allowed dense ones")
-        g = _flat(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
-        law = distribution_of(group["distribution"])
-        return Part(g, self.partition(index).compartments, law, group["seed"], self._drawn(group))
+            raise TypeError("sparse gradients are not supported")
+        g = _flatten(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
+        return Part(g, self._spec(index))
 
     def _columns(self, part: Part, params: list[Tensor]) -> Columns:
         """Where this worker's values of a sharded group stand."""
         assert self._workers is not None
         pieces = local_pieces([tuple(p.shape) for p in params], self._workers.rank, self._workers.size)
         if [stop - start for start, stop in pieces] != [p.numel() for p in _local(params)]:
-            raise ValueError("params: got shards of other sizes than torch.chunk gives, allowed those of fully_shard")
-        return columns(part.compartments, pieces)
+            raise ValueError("shards must have the sizes that fully_shard gives them, those of torch.chunk")
+        return columns(part.spec.compartments, pieces)
 
     def _agree(self) -> None:
         """Once in a while: do all workers have the same settings, step and parameters?"""
@@ -297,9 +289,9 @@ class RBD(_RandomBases):
         self._agreed = True
 
 
-def _alone(part: Part) -> tuple[Tensor, Tensor]:
-    g, compartments, law, seed, step = part
-    return rbd_direction(g, Partition(compartments), law.name, seed, 0, step)
+def _direction_alone(part: Part) -> tuple[Tensor, Tensor]:
+    spec = part.spec
+    return rbd_direction(part.g, Partition(spec.compartments), spec.distribution.name, spec.seed, spec.stream, spec.step)
 
 
 def _local(tensors: list[Tensor]) -> list[Tensor]:
@@ -313,8 +305,8 @@ def _culprit(group: dict, bad: list[int], workers: Workers | None) -> str:
     if found:
         return f"NaN or infinity in {', '.join(found)}"
     if workers is not None and workers.size > 1:
-        summed = workers.variant in ("common", "sharded")  # then nobody can tell
-        return "NaN or infinity from another worker" if summed else f"NaN or infinity from worker {', '.join(map(str, bad))}"
+        is_sum = workers.variant in ("common", "sharded")  # then nobody can tell
+        return "NaN or infinity from another worker" if is_sum else f"NaN or infinity from worker {', '.join(map(str, bad))}"
     return "finite values whose projections overflow"
 
 
@@ -332,7 +324,7 @@ class FPD(RBD):
 
     def _check(self, group: dict) -> None:
         if group["redraw"] != 0:
-            raise ValueError(f"redraw: got {group['redraw']}, allowed 0 (FPD keeps its basis)")
+            raise ValueError(f"redraw: got {group['redraw']}, allowed 0 (FPD draws its basis once)")
         super()._check(group)
 
 
@@ -355,7 +347,7 @@ class NES(_RandomBases):
 
     def _check(self, group: dict) -> None:
         if len(self.param_groups) > 1:
-            raise ValueError(f"params: got {len(self.param_groups)} groups, allowed one")
+            raise ValueError(f"NES supports one parameter group, got {len(self.param_groups)}")
         super()._check(group)
 
     @torch.no_grad()
@@ -373,7 +365,7 @@ class NES(_RandomBases):
             FloatingPointError: a loss is NaN; the parameters are put back first.
         """
         if closure is None:
-            raise TypeError("closure: got None, allowed a function that returns the loss")
+            raise TypeError("NES.step needs a closure that returns the loss")
         (group,) = self.param_groups
         start = [p.clone() for p in group["params"]]
         try:
@@ -383,16 +375,17 @@ class NES(_RandomBases):
                 p.copy_(old)
         if losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
-        u = kernels.expand(centred_ranks(losses), *self._name(0)) / (group["sigma"] * group["dim"])  # (D,)
+        u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         self._move(group["params"], start, u, -float(group["lr"]))
         group["step"] += 1
         return losses.mean()
 
     def _loss_at(self, closure: Callable[[], Tensor], start: list[Tensor], row: int) -> Tensor:
         (group,) = self.param_groups
-        (whole,), *name = self._name(0)
-        one = torch.ones(1, device=start[0].device)
-        phi = kernels.expand(one, (Compartment(whole.number, 0, whole.stop, 1, row),), *name)  # (D,)
+        spec, one = self._spec(0), torch.ones(1, device=start[0].device)
+        (whole,) = spec.compartments
+        direction = Compartment(whole.number, 0, whole.stop, 1, row, total=whole.total)
+        phi = kernels.expand(one, replace(spec, compartments=(direction,)))  # (D,)
         self._move(group["params"], start, phi, group["sigma"])
         return torch.as_tensor(closure()).detach()
 

@@ -1,33 +1,19 @@
-"""Partition: a parameter vector cut into compartments, each with a basis of its own, and the total d shared out."""
+"""Partition: a parameter vector cut into compartments, each with a basis of its own, and the total d apportioned."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, groupby
-from typing import NamedTuple
+
+from rbd.compartment import Compartment
 
 FORMS = ("whole", "by_layer", "by_tensor", "even:K", "by_ratio:R")
 Layout = tuple[tuple[str, int], ...]  # (name, number of values) of each tensor, in the order of the vector
-
-
-class Compartment(NamedTuple):
-    """dim directions, from number row on, over the values start ... stop - 1; number tells its basis from the others'.
-
-    before and after: values of the compartment that a vector lacks at either side, in one that holds a part of it.
-    """
-
-    number: int
-    start: int
-    stop: int
-    dim: int
-    row: int = 0
-    before: int = 0
-    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,15 +32,17 @@ class Partition:
         """d, over all compartments."""
         return sum(k.dim for k in self.compartments)
 
-    def renumbered(self, first: int) -> Partition:
+    def renumber(self, first: int) -> Partition:
         """The same cuts, with the numbers counted from first on."""
-        return Partition(tuple(k._replace(number=first + i) for i, k in enumerate(self.compartments)))
+        if all(k.number == first + i for i, k in enumerate(self.compartments)):
+            return self  # the very same, so that looking up plans compares no fields
+        return Partition(tuple(replace(k, number=first + i) for i, k in enumerate(self.compartments)))
 
 
-def share(dim: int, sizes: Sequence[int]) -> list[int]:
-    """Shares of dim in proportion to sizes: d_k nearest to dim D_k / D, with 1 <= d_k <= D_k and the sum dim exactly.
+def apportion(dim: int, sizes: Sequence[int]) -> list[int]:
+    """Parts of dim in proportion to sizes: d_k nearest to dim D_k / D, with 1 <= d_k <= D_k and the sum dim exactly.
 
-    Every share starts at its quota rounded down (at least 1); what is over or under goes, one by one, to the compartment
+    Every part starts at its quota rounded down (at least 1); what is over or under goes, one by one, to the compartment
     furthest from its quota, the first of equals.
 
     Raises:
@@ -68,14 +56,14 @@ def share(dim: int, sizes: Sequence[int]) -> list[int]:
         limits = "at least 1 per compartment, at most 1 per parameter"
         raise ValueError(f"dim: got {dim}, allowed {len(sizes)} ... {total} ({limits})")
     quotas = [dim * size / total for size in sizes]
-    shares = [max(1, math.floor(q)) for q in quotas]
-    while (left := dim - sum(shares)) != 0:
+    parts = [max(1, math.floor(q)) for q in quotas]
+    while (left := dim - sum(parts)) != 0:
         sign = 1 if left > 0 else -1
-        free = [k for k, size in enumerate(sizes) if (shares[k] < size if sign > 0 else shares[k] > 1)]
-        free.sort(key=lambda k: sign * (shares[k] - quotas[k]))  # stable: the first of equals stays first
+        free = [k for k, size in enumerate(sizes) if (parts[k] < size if sign > 0 else parts[k] > 1)]
+        free.sort(key=lambda k: sign * (parts[k] - quotas[k]))  # stable: the first of equals stays first
         for k in free[: abs(left)]:
-            shares[k] += sign
-    return shares
+            parts[k] += sign
+    return parts
 
 
 def _cut(sizes: Sequence[int], dims: Sequence[int]) -> Partition:
@@ -93,19 +81,19 @@ def _layer_sizes(layout: Layout) -> list[int]:
 def whole(layout: Layout, dim: int) -> Partition:
     """One compartment."""
     size = sum(n for _, n in layout)
-    return _cut([size], share(dim, [size]))
+    return _cut([size], apportion(dim, [size]))
 
 
 def by_layer(layout: Layout, dim: int) -> Partition:
     """One compartment for the tensors of one module (names equal up to the last dot)."""
     sizes = _layer_sizes(layout)
-    return _cut(sizes, share(dim, sizes))
+    return _cut(sizes, apportion(dim, sizes))
 
 
 def by_tensor(layout: Layout, dim: int) -> Partition:
     """One compartment for each tensor."""
     sizes = [n for _, n in layout if n]  # no empty compartments
-    return _cut(sizes, share(dim, sizes))
+    return _cut(sizes, apportion(dim, sizes))
 
 
 def even(layout: Layout, dim: int, count: int) -> Partition:
@@ -114,7 +102,7 @@ def even(layout: Layout, dim: int, count: int) -> Partition:
     if not 1 <= count <= size:
         raise ValueError(f"partition: got even:{count}, allowed even:1 ... even:{size}")
     sizes = [size // count + (k < size % count) for k in range(count)]
-    return _cut(sizes, share(dim, sizes))
+    return _cut(sizes, apportion(dim, sizes))
 
 
 def by_ratio(layout: Layout, ratio: float) -> Partition:

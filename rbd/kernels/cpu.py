@@ -27,9 +27,9 @@ import torch
 from numba import njit
 
 from rbd import distribution, philox
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import QUANTILE, Distribution
 from rbd.kernels import simd
-from rbd.kernels.compartments import length, without_row
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
@@ -53,7 +53,7 @@ from rbd.kernels.simd import (
 from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
 
 NORMAL, UNIFORM, RADEMACHER = 0, 1, 2
-_KIND = {"normal": NORMAL, "uniform": UNIFORM, "rademacher": RADEMACHER}
+_DISTRIBUTION_IDS = {"normal": NORMAL, "uniform": UNIFORM, "rademacher": RADEMACHER}
 _M0, _M1 = MULTIPLIERS
 _W0, _W1 = WEYL
 _LOW = 0xFFFFFFFF
@@ -122,55 +122,55 @@ def _rademacher(top):
 
 
 @_inline
-def _entries(kind, word, part):
+def _entries(distribution_id, word, part):
     """Levels of part number ``part`` of 16 words: its bits, moved to the top of the word, decide."""
-    if kind == NORMAL:
+    if distribution_id == NORMAL:
         return _normal(word << splat_u32(16 - 16 * part))
-    if kind == UNIFORM:
+    if distribution_id == UNIFORM:
         return _uniform(word << splat_u32(24 - 8 * part))
     return _rademacher(word << splat_u32(31 - part))
 
 
 @_inline
-def _dot(kind, parts, word, x, at, total):
+def _dot(distribution_id, parts, word, x, at, total):
     """total + sum over the parts of 16 words of level * x, (16,) + (16 parts,) -> (16,)."""
     for part in range(parts):
-        level = like(_entries(kind, word, part), total)
+        level = like(_entries(distribution_id, word, part), total)
         total = fma(level, load(x, at + WORDS * part), total)
     return total
 
 
 @_inline
-def _axpy(kind, parts, word, c, u, at):
+def _axpy(distribution_id, parts, word, c, u, at):
     """u += c * level over the parts of 16 words, (16 parts,)."""
     for part in range(parts):
-        level = like(_entries(kind, word, part), c)
+        level = like(_entries(distribution_id, word, part), c)
         store(u, at + WORDS * part, fma(level, c, load(u, at + WORDS * part)))
 
 
 @_inline
-def _dot_row(kind, parts, block, chunks, row, step, number, seed, stream, x):
+def _dot_row(distribution_id, parts, block, chunks, row, step, number, seed, stream, x):
     """One row over some chunks of x: (16,) partial sums."""
     t0 = t1 = t2 = t3 = splat_like(0, x)
     for chunk in range(chunks):
         blocks = splat_u64(block + BLOCKS * chunk) + lane_numbers()
         w0, w1, w2, w3 = _philox(blocks, splat_u64(row), step, number, seed, stream)
         at = chunk * WORDS * parts
-        t0, t1 = _dot(kind, parts, w0, x, at, t0), _dot(kind, parts, w1, x, at + 16, t1)
-        t2, t3 = _dot(kind, parts, w2, x, at + 32, t2), _dot(kind, parts, w3, x, at + 48, t3)
+        t0, t1 = _dot(distribution_id, parts, w0, x, at, t0), _dot(distribution_id, parts, w1, x, at + 16, t1)
+        t2, t3 = _dot(distribution_id, parts, w2, x, at + 32, t2), _dot(distribution_id, parts, w3, x, at + 48, t3)
     return (t0 + t1) + (t2 + t3)
 
 
 @_inline
-def _axpy_rows(kind, parts, block, c, at, rows, row, step, number, seed, stream, u):
+def _axpy_rows(distribution_id, parts, block, c, at, rows, row, step, number, seed, stream, u):
     """One chunk of u += all rows of a compartment, each times its coordinate."""
     for r in range(rows):
         w0, w1, w2, w3 = _philox(splat_u64(block) + lane_numbers(), splat_u64(row + r), step, number, seed, stream)
         cr = splat_like(c[at + r], u)
-        _axpy(kind, parts, w0, cr, u, 0)
-        _axpy(kind, parts, w1, cr, u, 16)
-        _axpy(kind, parts, w2, cr, u, 32)
-        _axpy(kind, parts, w3, cr, u, 48)
+        _axpy(distribution_id, parts, w0, cr, u, 0)
+        _axpy(distribution_id, parts, w1, cr, u, 16)
+        _axpy(distribution_id, parts, w2, cr, u, 32)
+        _axpy(distribution_id, parts, w3, cr, u, 48)
 
 
 @_jit
@@ -190,7 +190,7 @@ def _copy_inside(u, origin, low, high, column, out):
 
 
 @_jit
-def _project_entries(units, first, last, kind, columns, g, seed, stream, step, row0, partial, scratch):
+def _project_entries(units, first, last, distribution_id, columns, g, seed, stream, step, row0, partial, scratch):
     """partial = (rows of a unit) @ (its segment of g), entry by entry."""
     block = SEGMENT // columns  # chunks of g that stay in the cache while the rows pass over them
     x, totals = scratch[:SEGMENT], scratch[SEGMENT : SEGMENT + ROWS * LANES]
@@ -203,9 +203,9 @@ def _project_entries(units, first, last, kind, columns, g, seed, stream, step, r
             _copy_padded(g, origin, low, high, begin * columns, x)
             px, pt, b = pointer(x), pointer(totals), BLOCKS * begin
             for r in range(rows):
-                if kind == NORMAL:
+                if distribution_id == NORMAL:
                     t = _dot_row(NORMAL, 2, b, chunks, row + r, step, number, seed, stream, px)
-                elif kind == UNIFORM:
+                elif distribution_id == UNIFORM:
                     t = _dot_row(UNIFORM, 4, b, chunks, row + r, step, number, seed, stream, px)
                 else:
                     t = _dot_row(RADEMACHER, 32, b, chunks, row + r, step, number, seed, stream, px)
@@ -215,7 +215,7 @@ def _project_entries(units, first, last, kind, columns, g, seed, stream, step, r
 
 
 @_jit
-def _expand_entries(units, first, last, kind, columns, c, seed, stream, step, row0, out, scratch):
+def _expand_entries(units, first, last, distribution_id, columns, c, seed, stream, step, row0, out, scratch):
     """out = (columns of a unit) @ (all coordinates of its compartment), entry by entry."""
     u = scratch[:columns]
     pu, pc = pointer(u), pointer(c)
@@ -224,9 +224,9 @@ def _expand_entries(units, first, last, kind, columns, c, seed, stream, step, ro
         row += row0
         for chunk in range(chunk0, chunk1):
             u[:] = 0
-            if kind == NORMAL:
+            if distribution_id == NORMAL:
                 _axpy_rows(NORMAL, 2, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
-            elif kind == UNIFORM:
+            elif distribution_id == UNIFORM:
                 _axpy_rows(UNIFORM, 4, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
             else:
                 _axpy_rows(RADEMACHER, 32, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
@@ -257,7 +257,7 @@ def _pick_word(word, tables, at):
 
 
 @_jit
-def _project_signs(units, first, last, kind, columns, g, seed, stream, step, row0, partial, scratch):
+def _project_signs(units, first, last, distribution_id, columns, g, seed, stream, step, row0, partial, scratch):
     """partial = (signs of a unit) @ (its segment of g): 16 rows in the lanes, 4 columns a permute."""
     x, totals = scratch[:columns], scratch[columns : columns + ROWS]
     tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): 16 KiB, half an L1 cache
@@ -311,7 +311,7 @@ def _add_signs(s0, s1, w0, w1, u, at):
 
 
 @_jit
-def _expand_signs(units, first, last, kind, columns, c, seed, stream, step, row0, out, scratch):
+def _expand_signs(units, first, last, distribution_id, columns, c, seed, stream, step, row0, out, scratch):
     """out = (signs of a unit's columns) @ (all coordinates): 16 columns in the lanes, 4 rows a permute."""
     u, four = scratch[:columns], scratch[columns : columns + 8]
     pu = pointer(u)
@@ -361,8 +361,17 @@ class _Plan:
     units: np.ndarray  # (n, 9): number, place of column 0, low, high, row, rows, chunk0, chunk1, place in partial or c
     pieces: np.ndarray  # bounds of runs of units of about equal cost
     entries: int  # sum of d_k D_k
+    dims: np.ndarray  # (K,)
+    scales: np.ndarray  # (K,) float64
     places: np.ndarray  # (K, 4) for _add_segments: place in c, rows, segments, place in partial
-    partials: int
+    partials: int = 0
+
+
+def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list, **more) -> _Plan:
+    entries = sum(k.size * k.dim for k in compartments)
+    dims = np.array([k.dim for k in compartments])
+    scales = np.array([distribution.scale(k.length) for k in compartments])
+    return _Plan(np.array(units), _pieces(units), entries, dims, scales, **more)
 
 
 def _pieces(units: Sequence[tuple[int, ...]], count: int = 16) -> np.ndarray:
@@ -370,37 +379,46 @@ def _pieces(units: Sequence[tuple[int, ...]], count: int = 16) -> np.ndarray:
     return np.unique(np.r_[0, np.searchsorted(cost, cost[-1] * np.arange(1, count) / count) + 1, len(units)])
 
 
-@lru_cache(maxsize=256)
-def _project_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _Plan:
-    units, places, at, first = [], [], 0, 0
-    for number, start, stop, dim, row, low, _ in compartments:
-        high = low + stop - start
-        chunk0, chunks = low // columns, -(-high // columns)
-        step = max(SEGMENT // columns, -(-(chunks - chunk0) // SEGMENTS))
-        starts = range(chunk0, chunks, step)
-        for s, chunk in enumerate(starts):
-            for r in range(0, dim, ROWS):
-                place = first + s * dim + r
-                rows = min(ROWS, dim - r)
-                cut = chunk, min(chunk + step, chunks)
-                units.append((number, start - low, low, high, row + r, rows, *cut, place))
-        places.append((at, dim, len(starts), first))
-        at, first = at + dim, first + len(starts) * dim
-    entries = sum((stop - start) * dim for _, start, stop, dim, *_ in compartments)
-    return _Plan(np.array(units), _pieces(units), entries, np.array(places), first)
+def _chunks(k: Compartment, columns: int) -> range:
+    """Numbers of the chunks in which a compartment has values."""
+    return range(k.before // columns, -(-(k.before + k.size) // columns))
+
+
+def _runs(chunks: range, most: int) -> list[tuple[int, int]]:
+    """chunks cut into runs of at most so many: (first, last + 1) of each."""
+    return [(first, min(first + most, chunks.stop)) for first in chunks[::most]]
+
+
+def _place(k: Compartment) -> tuple[int, int, int, int]:
+    """What a unit says of its compartment: number, place of column 0 in the vector, columns low ... high - 1."""
+    return k.number, k.start - k.before, k.before, k.before + k.size
 
 
 @lru_cache(maxsize=256)
-def _expand_plan(compartments: tuple[tuple[int, ...], ...], columns: int) -> _Plan:
-    units, at = [], 0
-    for number, start, stop, dim, row, low, _ in compartments:
-        high = low + stop - start
-        chunks, step = -(-high // columns), STRIPE // columns
-        for chunk in range(low // columns, chunks, step):
-            units.append((number, start - low, low, high, row, dim, chunk, min(chunk + step, chunks), at))
-        at += dim
-    entries = sum((stop - start) * dim for _, start, stop, dim, *_ in compartments)
-    return _Plan(np.array(units), _pieces(units), entries, np.empty((0, 4), np.int64), 0)
+def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribution) -> _Plan:
+    """Units of a segment and at most ROWS rows; their partial sums stand by segments, then rows."""
+    columns, units, places, at, first = distribution.columns, [], [], 0, 0
+    for k in compartments:
+        chunks = _chunks(k, columns)
+        segments = _runs(chunks, max(SEGMENT // columns, -(-len(chunks) // SEGMENTS)))
+        for s, segment in enumerate(segments):
+            for r in range(0, k.dim, ROWS):
+                rows = min(ROWS, k.dim - r)
+                units.append((*_place(k), k.row + r, rows, *segment, first + s * k.dim + r))
+        places.append((at, k.dim, len(segments), first))
+        at, first = at + k.dim, first + len(segments) * k.dim
+    return _make_plan(compartments, distribution, units, places=np.array(places), partials=first)
+
+
+@lru_cache(maxsize=256)
+def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distribution) -> _Plan:
+    """Units of a stripe of columns and all rows."""
+    columns, units, at = distribution.columns, [], 0
+    for k in compartments:
+        for stripe in _runs(_chunks(k, columns), STRIPE // columns):
+            units.append((*_place(k), k.row, k.dim, *stripe, at))
+        at += k.dim
+    return _make_plan(compartments, distribution, units, places=np.empty((0, 4), np.int64))
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -422,9 +440,9 @@ def _threads() -> ThreadPoolExecutor:
     return _pool
 
 
-def _scratch(args) -> np.ndarray:
+def _scratch(dtype: np.dtype) -> np.ndarray:
     """Room for what one thread has in hand, a few cache pages whatever the basis."""
-    return np.empty(SCRATCH, args[-1].dtype)
+    return np.empty(SCRATCH, dtype)
 
 
 _count: int | None = None
@@ -436,16 +454,18 @@ def set_threads(count: int | None) -> None:
     _count = count
 
 
-def _run(kernel: Callable, plan: _Plan, distribution: Distribution, *args) -> None:
+def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.ndarray) -> None:
     """The kernel over all units, piece by piece, each taken by the next free thread."""
-    args = (_KIND[distribution.name], distribution.columns, *args)
+    distribution = spec.distribution
+    shape = _DISTRIBUTION_IDS[distribution.name], distribution.columns
+    args = *shape, x, spec.seed, spec.stream, spec.step, spec.row, out
     threads = min(_count or torch.get_num_threads(), len(plan.pieces) - 1)
     if threads == 1 or plan.entries * distribution.bits < INLINE:
-        return kernel(plan.units, 0, len(plan.units), *args, _scratch(args))
+        return kernel(plan.units, 0, len(plan.units), *args, _scratch(out.dtype))
     taken = itertools.count()  # next() is atomic
 
     def work() -> None:
-        scratch = _scratch(args)
+        scratch = _scratch(out.dtype)
         while (piece := next(taken)) < len(plan.pieces) - 1:
             kernel(plan.units, plan.pieces[piece], plan.pieces[piece + 1], *args, scratch)
 
@@ -455,38 +475,31 @@ def _run(kernel: Callable, plan: _Plan, distribution: Distribution, *args) -> No
         other.result()
 
 
-def _scales(compartments, distribution: Distribution, dtype) -> np.ndarray:
-    return np.array([distribution.scale(length(k)) for k in compartments], dtype)
+def _takes_signs(distribution: Distribution, x: np.ndarray) -> bool:
+    return distribution.name == "rademacher" and x.dtype == np.float32
 
 
-def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
-            out: torch.Tensor) -> None:  # fmt: skip
+def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``."""
-    row, cuts = without_row(compartments)
-    plan = _project_plan(cuts, distribution.columns)
-    x = g.numpy()
+    plan = _project_plan(spec.from_first_row, spec.distribution)
+    x = g.numpy()  # (D,)
     partial = np.empty(plan.partials, x.dtype)
-    signs = distribution.name == "rademacher" and x.dtype == np.float32
-    kernel = _project_signs if signs else _project_entries
-    _run(kernel, plan, distribution, x, seed, stream, step, row, partial)
-    _add_segments(plan.places, _scales(compartments, distribution, x.dtype), partial, out.numpy())
+    kernel = _project_signs if _takes_signs(spec.distribution, x) else _project_entries
+    _run(kernel, plan, spec, x, partial)
+    _add_segments(plan.places, plan.scales.astype(x.dtype), partial, out.numpy())
 
 
-def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
-           out: torch.Tensor) -> None:  # fmt: skip
+def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``."""
-    row, cuts = without_row(compartments)
-    plan = _expand_plan(cuts, distribution.columns)
-    scales = _scales(compartments, distribution, c.numpy().dtype)
-    scaled = c.numpy() * np.repeat(scales, [k[3] for k in compartments])
-    signs = distribution.name == "rademacher" and scaled.dtype == np.float32
-    kernel = _expand_signs if signs else _expand_entries
-    _run(kernel, plan, distribution, scaled, seed, stream, step, row, out.numpy())
+    plan = _expand_plan(spec.from_first_row, spec.distribution)
+    x = c.numpy()  # (d,)
+    scaled = x * np.repeat(plan.scales.astype(x.dtype), plan.dims)  # (d,)
+    kernel = _expand_signs if _takes_signs(spec.distribution, x) else _expand_entries
+    _run(kernel, plan, spec, scaled, out.numpy())
 
 
-def add(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step: int,
-        params: Sequence[torch.Tensor]) -> None:  # fmt: skip
+def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> None:
     """See ``reference.add``."""
-    u = torch.empty(compartments[-1][2], dtype=c.dtype)
-    expand(c, compartments, distribution, seed, stream, step, u)
+    u = torch.empty(spec.size, dtype=c.dtype)
+    expand(c, spec, u)
     torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])

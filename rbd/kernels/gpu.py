@@ -17,8 +17,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import QUANTILE, Distribution
-from rbd.kernels.compartments import length, without_row
 from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
 
 try:
@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise RuntimeError(f"backend: 'gpu' needs Triton ({error}); pip install triton") from error
 
-_KIND = {"normal": 0, "uniform": 1, "rademacher": 2}
+_DISTRIBUTION_IDS = {"normal": 0, "uniform": 1, "rademacher": 2}
 _BLOCKS = {"normal": 64, "uniform": 64, "rademacher": 16}  # Philox blocks of a tile, whole chunks
 SEGMENTS = 64  # at most, of a compartment in project; not by the number of rows, which must not change a row's bits
 PROGRAMS = 1024  # of project, at most, as long as a program can take more segments: enough to fill a large GPU
@@ -54,9 +54,9 @@ def _philox(block, row, step, compartment, seed, stream):
 
 
 @triton.jit
-def _level(word, part, octaves, KIND: tl.constexpr):
+def _level(word, part, octaves, DISTRIBUTION: tl.constexpr):
     """Level of part number ``part`` of a word, float32, as distribution.py defines it."""
-    if KIND == _NORMAL:
+    if DISTRIBUTION == _NORMAL:
         top = word << tl.cast(16 - 16 * part, tl.uint32)
         x = (((top >> 15) & 0xFFFE) | 1).to(tl.float32)
         bits = x.to(tl.uint32, bitcast=True)
@@ -68,7 +68,7 @@ def _level(word, part, octaves, KIND: tl.constexpr):
         z = tl.fma(z, s, tl.load(at + 16))
         z = tl.fma(z, s, tl.load(at))
         level = (z.to(tl.uint32, bitcast=True) | (top & 0x80000000)).to(tl.float32, bitcast=True)
-    elif KIND == _UNIFORM:
+    elif DISTRIBUTION == _UNIFORM:
         top = (word << tl.cast(24 - 8 * part, tl.uint32)).to(tl.int32, bitcast=True)
         level = ((top >> 23) | 1).to(tl.float32)
     else:
@@ -77,13 +77,13 @@ def _level(word, part, octaves, KIND: tl.constexpr):
 
 
 @triton.jit
-def _add_product(total, word, part, x, octaves, KIND: tl.constexpr):
+def _add_product(total, word, part, x, octaves, DISTRIBUTION: tl.constexpr):
     """total + level * x; a sign goes straight into the sign bit of x."""
-    if KIND == 2 and total.dtype == tl.float32:
+    if DISTRIBUTION == 2 and total.dtype == tl.float32:
         sign = (word << tl.cast(31 - part, tl.uint32)) & 0x80000000
         total += (x.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
     else:
-        total = tl.fma(_level(word, part, octaves, KIND).to(total.dtype), x, total)
+        total = tl.fma(_level(word, part, octaves, DISTRIBUTION).to(total.dtype), x, total)
     return total
 
 
@@ -110,39 +110,41 @@ def _of_level(stack, level):
     return tl.sum(tl.where(tl.arange(0, 8)[None, :] == level, stack, 0.0), 1)
 
 
+# Long on purpose: the loop and its tail share a dozen values, which helpers would have to pass on and return.
 @triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
 def _project(g, owners, table, scales, partial, counters, out, octaves, seed, stream, step, row0,
-             KIND: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr, N: tl.constexpr):  # fmt: skip
+             DISTRIBUTION: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr,
+             N: tl.constexpr):  # fmt: skip
     """out = scale * (R rows of a compartment) @ g; see _project_plan for the table, NOTES.md for who adds up what."""
     k = tl.load(owners + tl.program_id(0))
     fields = table + 13 * k
     program = tl.program_id(0) - tl.load(fields)
     origin, low, high, rows = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 6)
     groups = (rows + R - 1) // R
-    share, group = program // groups, program % groups
+    slot, group = program // groups, program % groups
     r = group * R + tl.arange(0, R)  # (R,)
-    row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]
+    row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]  # (R, 1)
     number, per = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 7)
     count = tl.load(fields + 8)
-    chunk, drawn = low // (_WORDS * PARTS) + share * count * per, _step_of(step)
+    chunk, drawn = low // (_WORDS * PARTS) + slot * count * per, _step_of(step)
     stop = (high + _WORDS * PARTS - 1) // (_WORDS * PARTS)
     last_chunk = tl.minimum(chunk + count * per, stop)
-    lane, place = tl.arange(0, B), tl.arange(0, N)[None, :]
+    lane, place = tl.arange(0, B), tl.arange(0, N)[None, :]  # (B,), (1, N)
     inside = (lane // _CHUNK) * (_WORDS * PARTS) + lane % _CHUNK  # (B,) column of the lane's first entry in the tile
     total, stack, segment = tl.zeros((R, B), out.dtype.element_ty), tl.zeros((R, 8), tl.float64), 0
     end = tl.minimum(chunk + per, stop)
     while chunk < last_chunk:
-        block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]
-        words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
+        block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]  # (1, B)
+        words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))  # 4 of (R, B)
         column = chunk * (_WORDS * PARTS)
         left = tl.minimum(tl.minimum(high, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
         before = tl.maximum(low - column, 0).to(tl.int32)
         of_tile = tl.zeros((R, B), out.dtype.element_ty)
         for w in tl.static_range(4):
             for part in tl.static_range(PARTS):
-                j = inside + (_WORDS * part + _CHUNK * w)
+                j = inside + (_WORDS * part + _CHUNK * w)  # (B,)
                 x = tl.load(g + (origin + column) + j, mask=(j >= before) & (j < left), other=0).to(of_tile.dtype)[None, :]
-                of_tile = _add_product(of_tile, words[w], part, x, octaves, KIND)
+                of_tile = _add_product(of_tile, words[w], part, x, octaves, DISTRIBUTION)  # (R, B)
         total += of_tile
         chunk += B // _CHUNK
         if chunk >= end:
@@ -163,7 +165,7 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
     if programs > 1:
         partial += tl.load(fields + 10)
         counter = counters + tl.load(fields + 11) + group
-        tl.store(partial + share * rows + r, sums, mask=r < rows)
+        tl.store(partial + slot * rows + r, sums, mask=r < rows)
         tl.debug_barrier()
         last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
         if last:
@@ -177,7 +179,7 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
 
 @triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
 def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, step, row0,
-            KIND: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, P: tl.constexpr, L: tl.constexpr,
+            DISTRIBUTION: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, P: tl.constexpr, L: tl.constexpr,
             ADD: tl.constexpr):  # fmt: skip
     """A tile of u = all rows of a compartment, each times its coordinate; ADD: onto the tensors at the addresses."""
     k = tl.load(owners + tl.program_id(0))
@@ -197,11 +199,11 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
         r = r0 + lane // B  # (L,)
         x = (tl.load(c + at + r, mask=r < rows, other=0) * scale)[None, :]  # (1, L)
         row = (first_row + r).to(tl.uint32)
-        w0, w1, w2, w3 = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))
-        t0 = _add_product(t0, w0[None, :], part, x, octaves, KIND)
-        t1 = _add_product(t1, w1[None, :], part, x, octaves, KIND)
-        t2 = _add_product(t2, w2[None, :], part, x, octaves, KIND)
-        t3 = _add_product(t3, w3[None, :], part, x, octaves, KIND)
+        w0, w1, w2, w3 = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))  # (L,) each
+        t0 = _add_product(t0, w0[None, :], part, x, octaves, DISTRIBUTION)  # (P, L)
+        t1 = _add_product(t1, w1[None, :], part, x, octaves, DISTRIBUTION)
+        t2 = _add_product(t2, w2[None, :], part, x, octaves, DISTRIBUTION)
+        t3 = _add_product(t3, w3[None, :], part, x, octaves, DISTRIBUTION)
         r0 += L // B
     b = tl.arange(0, B)[None, :]
     column = (chunk + b // _CHUNK) * (_WORDS * PARTS) + _WORDS * part + b % _CHUNK  # (P, B)
@@ -271,50 +273,50 @@ def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tu
     return torch.from_numpy(owners).to(device), torch.from_numpy(table).to(device)
 
 
-def _scales(compartments, distribution: Distribution, device: torch.device) -> torch.Tensor:
-    scales = [distribution.scale(length(k)) for k in compartments]
+def _scales(compartments: Sequence[Compartment], distribution: Distribution, device: torch.device) -> torch.Tensor:
+    scales = [distribution.scale(k.length) for k in compartments]
     return torch.tensor(scales, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=4096)
-def _project_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distribution, device: torch.device) -> _Plan:
+def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribution, device: torch.device) -> _Plan:
     """Table: first program, number, place of column 0, low, high, row, rows, chunks of a segment, segments of a program,
     programs of a row group, place in partial, place of the first counter, place in c.
     """
     tall, wide = _ROWS[distribution.name], _BLOCKS[distribution.name] // BLOCKS
     cut = [_segments(k, distribution.columns, wide) for k in compartments]
-    groups = [-(-dim // tall) for _, _, _, dim, *_ in compartments]
-    share = _share(groups, [segments for segments, _ in cut])
+    groups = [-(-k.dim // tall) for k in compartments]
+    each = _segments_per_program(groups, [segments for segments, _ in cut])
     table, counts, at, partials, counters = [], [], 0, 0, 0
-    for (number, start, stop, dim, row, low, _), (segments, per), tiles in zip(compartments, cut, groups):
-        programs = -(-segments // share)
-        table.append((number, start - low, low, low + stop - start, row, dim, per, share, programs, partials, counters, at))
+    for k, (segments, per), tiles in zip(compartments, cut, groups):
+        programs = -(-segments // each)
+        place = k.number, k.start - k.before, k.before, k.before + k.size, k.row, k.dim
+        table.append((*place, per, each, programs, partials, counters, at))
         counts.append(tiles * programs)
-        at += dim
+        at += k.dim
         if programs > 1:
-            partials, counters = partials + programs * dim, counters + tiles
+            partials, counters = partials + programs * k.dim, counters + tiles
     return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device), partials,
                  _Counters.of(counters, device))  # fmt: skip
 
 
-def _segments(compartment: tuple[int, ...], columns: int, wide: int) -> tuple[int, int]:
+def _segments(k: Compartment, columns: int, wide: int) -> tuple[int, int]:
     """How many, and chunks of each, in whole tiles; by the compartment's columns alone."""
-    _, start, stop, _, _, low, _ = compartment
-    chunks = -(-(low + stop - start) // columns) - low // columns
+    chunks = -(-(k.before + k.size) // columns) - k.before // columns
     per = wide * -(-chunks // (wide * SEGMENTS))
     return -(-chunks // per), per
 
 
-def _share(groups: Sequence[int], segments: Sequence[int]) -> int:
-    """Segments of a program: the least power of two that leaves PROGRAMS or fewer, or all segments."""
-    share = 1
-    while share < SEGMENTS and sum(n * -(-count // share) for n, count in zip(groups, segments)) > PROGRAMS:
-        share *= 2
-    return share
+def _segments_per_program(groups: Sequence[int], segments: Sequence[int]) -> int:
+    """The least power of two that leaves PROGRAMS or fewer, or all segments."""
+    each = 1
+    while each < SEGMENTS and sum(n * -(-count // each) for n, count in zip(groups, segments)) > PROGRAMS:
+        each *= 2
+    return each
 
 
 @lru_cache(maxsize=4096)
-def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distribution, device: torch.device,
+def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distribution, device: torch.device,
                  sizes: tuple[int, ...]) -> _Plan:  # fmt: skip
     """One row for each overlap of a compartment with a tensor of the target, whose sizes are given.
 
@@ -325,13 +327,13 @@ def _expand_plan(compartments: tuple[tuple[int, ...], ...], distribution: Distri
     tile = distribution.columns * _BLOCKS[distribution.name] // BLOCKS
     splits = distribution.per_word // _PARTS[distribution.name]
     bounds = np.cumsum([0, *sizes]).tolist()
-    for k, (number, start, stop, dim, row, before, _) in enumerate(compartments):
-        origin = start - before
+    for i, k in enumerate(compartments):
+        origin = k.start - k.before
         for tensor, (begin, end) in enumerate(zip(bounds, bounds[1:])):
-            if (low := max(start, begin) - origin) < (high := min(stop, end) - origin):
-                table.append((number, origin - begin, row, dim, at, low // tile, low, high, tensor, k))
+            if (low := max(k.start, begin) - origin) < (high := min(k.stop, end) - origin):
+                table.append((k.number, origin - begin, k.row, k.dim, at, low // tile, low, high, tensor, i))
                 counts.append((-(-high // tile) - low // tile) * splits)
-        at += dim
+        at += k.dim
     return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device))
 
 
@@ -342,7 +344,7 @@ if DEVICE == "cuda":
     _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
     LANES = 256  # rows times blocks of a tile of expand
 else:  # one NumPy call for each operation on a tile: few large ones
-    _ROWS, _PARTS, LANES = dict.fromkeys(_KIND, 64), {"normal": 2, "uniform": 4, "rademacher": 32}, 4096
+    _ROWS, _PARTS, LANES = dict.fromkeys(_DISTRIBUTION_IDS, 64), {"normal": 2, "uniform": 4, "rademacher": 32}, 4096
 
 
 @lru_cache(maxsize=8)
@@ -372,7 +374,7 @@ def _keep(x: torch.Tensor, *tables) -> None:
 
 def _tile(distribution: Distribution) -> dict[str, int]:
     name = distribution.name
-    return {"KIND": _KIND[name], "PARTS": distribution.per_word, "B": _BLOCKS[name]}
+    return {"DISTRIBUTION": _DISTRIBUTION_IDS[name], "PARTS": distribution.per_word, "B": _BLOCKS[name]}
 
 
 def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int | None]:
@@ -380,23 +382,21 @@ def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int | No
     return {"maxnreg": _REGISTERS[distribution.name][dtype == torch.float64]} if DEVICE == "cuda" else {}
 
 
-def project(g: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
-            out: torch.Tensor) -> None:  # fmt: skip
+def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
-    row, cuts = without_row(compartments)
     if _overlap(g, out):
         made = torch.empty_like(out)  # programs would read what others have written
-        project(g, compartments, distribution, seed, stream, step, made)
+        project(g, spec, made)
         out.copy_(made)
         return
-    plan = _project_plan(cuts, distribution, g.device)
+    distribution, plan = spec.distribution, _project_plan(spec.from_first_row, spec.distribution, g.device)
     counters = plan.counters.of_call(g.device)
     _keep(g, plan, counters)
     partial = torch.empty(plan.partials, dtype=torch.float64, device=g.device)
     with torch.cuda.device_of(g):
         _project[(len(plan.owners),)](g, plan.owners, plan.table, plan.scales, partial, counters, out,
-                                      _octaves(g.device), _word(seed), _word(stream), _word(step), row,
-                                      **_tile(distribution), R=_ROWS[distribution.name], N=SEGMENTS,
+                                      _octaves(g.device), *_words(spec), **_tile(distribution),
+                                      R=_ROWS[distribution.name], N=SEGMENTS,
                                       **_limit(distribution, out.dtype))  # fmt: skip
 
 
@@ -404,28 +404,30 @@ def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def expand(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
-           out: torch.Tensor) -> None:  # fmt: skip
+def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``; step as in ``project``."""
-    row, cuts = without_row(compartments)
-    plan = _expand_plan(cuts, distribution, c.device, (compartments[-1][2],))
+    plan = _expand_plan(spec.from_first_row, spec.distribution, c.device, (spec.size,))
     if _overlap(c, out):
         c = c.clone()  # programs would read what others have written
-    _launch_expand(plan, c, distribution, seed, stream, step, row, out, out, False)
+    _launch_expand(plan, c, spec, out, out, False)
 
 
-def add(c: torch.Tensor, compartments, distribution: Distribution, seed: int, stream: int, step,
-        params: Sequence[torch.Tensor]) -> None:  # fmt: skip
+def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> None:
     """See ``reference.add``: every parameter is read and written once, and no vector of length D is made."""
-    row, cuts = without_row(compartments)
-    plan = _expand_plan(cuts, distribution, c.device, tuple(p.numel() for p in params))
+    plan = _expand_plan(spec.from_first_row, spec.distribution, c.device, tuple(p.numel() for p in params))
     addresses = _addresses(tuple(p.data_ptr() for p in params), c.device)
-    _launch_expand(plan, c, distribution, seed, stream, step, row, params[0], addresses, True)
+    _launch_expand(plan, c, spec, params[0], addresses, True)
 
 
-def _launch_expand(plan: _Plan, c, distribution, seed, stream, step, row, out, addresses, add: bool) -> None:
+def _launch_expand(plan: _Plan, c: torch.Tensor, spec: BasisSpec, out: torch.Tensor, addresses: torch.Tensor,
+                   add: bool) -> None:  # fmt: skip
     _keep(c, plan, addresses)
     with torch.cuda.device_of(c):
         _expand[(len(plan.owners),)](c, plan.owners, plan.table, plan.scales, out, addresses, _octaves(c.device),
-                                     _word(seed), _word(stream), _word(step), row, **_tile(distribution),
-                                     P=_PARTS[distribution.name], L=LANES, ADD=add, num_warps=LANES // 32)  # fmt: skip
+                                     *_words(spec), **_tile(spec.distribution), P=_PARTS[spec.distribution.name], L=LANES,
+                                     ADD=add, num_warps=LANES // 32)  # fmt: skip
+
+
+def _words(spec: BasisSpec) -> tuple:
+    """seed, stream, step, row0 as the Triton kernels take them."""
+    return _word(spec.seed), _word(spec.stream), _word(spec.step), spec.row

@@ -67,7 +67,7 @@ def _constant(vector: ir.VectorType, values) -> ir.Constant:
     return ir.Constant(vector, [ir.Constant(vector.element, v) for v in values])
 
 
-def _splatted(context, builder, x, given: types.Type, scalar: types.Type):
+def _emit_splat(context, builder, x, given: types.Type, scalar: types.Type):
     vector = context.get_value_type(_OF_SCALAR[scalar])
     x = context.cast(builder, x, given, scalar)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(_INDEX, 0))
@@ -78,7 +78,7 @@ def _splat(scalar: types.Type):
     @intrinsic
     def splat(typingctx, x):
         def generate(context, builder, sig, args):
-            return _splatted(context, builder, args[0], sig.args[0], scalar)
+            return _emit_splat(context, builder, args[0], sig.args[0], scalar)
 
         return _OF_SCALAR[scalar](x), generate
 
@@ -145,7 +145,7 @@ def splat_like(typingctx, x, pointer):
     """The scalar x in every lane, in the precision of what the pointer points to."""
 
     def generate(context, builder, sig, args):
-        return _splatted(context, builder, args[0], sig.args[0], pointer.dtype)
+        return _emit_splat(context, builder, args[0], sig.args[0], pointer.dtype)
 
     return _OF_SCALAR[pointer.dtype](x, pointer), generate
 

@@ -6,11 +6,14 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as encode
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rbd.suite import store
@@ -20,12 +23,22 @@ from rbd.suite.record import Point
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, the curve and its wall seconds so far, the commits that made them."""
+    """Where a run stands: optimizer steps done, the curve and its wall seconds so far.
+
+    Attributes:
+        commits, threads: of the code, and the numbers of CPU threads, that made the curve; each once, in their order.
+    """
 
     step: int = 0
     curve: tuple[Point, ...] = ()
     seconds: tuple[float, ...] = ()
     commits: tuple[str, ...] = ()
+    threads: tuple[int, ...] = ()
+
+    def add(self, point: Point, seconds: float, commit: str, threads: int) -> Progress:
+        """One point further, made by that commit on so many threads."""
+        made = tuple(dict.fromkeys((*self.commits, commit))), tuple(dict.fromkeys((*self.threads, threads)))
+        return Progress(point.step, (*self.curve, point), (*self.seconds, seconds), *made)
 
     @property
     def diverged(self) -> bool:
@@ -39,9 +52,31 @@ def save(path: Path, config: RunConfig, model: nn.Module, optimizer: Optimizer, 
         OSError: the file cannot be written (names the directory).
     """
     known = {"config": config.canonical(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+    texts = {name: json.dumps(value) for name, value in known.items()}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    content = encode(tensors, {name: json.dumps(value) for name, value in known.items()})
-    store.write(path, content, "a checkpoint")
+    store.write(path, encode(tensors, texts | {"checksum": compute_checksum(tensors, texts)}), "a checkpoint")
+
+
+def compute_checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    """32 hex digits of names, dtypes, shapes and bits of the tensors, and of the texts (BLAKE2b)."""
+    total = blake2b(repr(sorted(texts.items())).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON values of a file whose checksum is right; files of rbd 0.1 have none."""
+    with safe_open(path, "pt") as file:
+        texts = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    checksum = texts.pop("checksum", None)
+    if unknown := texts.keys() - {"config", "optimizer", "progress"}:
+        raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
+    if checksum is not None and checksum != compute_checksum(tensors, texts):
+        raise ValueError("its checksum is wrong, so some of its bits have changed")
+    return tensors, {name: json.loads(text) for name, text in texts.items()}
 
 
 def load(path: Path, config: RunConfig, model: nn.Module, build_optimizer: Callable[[RunConfig, nn.Module], Optimizer],
@@ -52,14 +87,14 @@ def load(path: Path, config: RunConfig, model: nn.Module, build_optimizer: Calla
         ValueError: the file is damaged, or of another configuration or stream version; it is left as it is.
     """
     try:
-        with safe_open(path, "pt") as file:
-            known = {name: json.loads(text) for name, text in file.metadata().items()}
-            if known["config"] != config.canonical():
-                raise ValueError(f"made by {known['config']}")
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        tensors, known = _read(path)
+        if known["config"] != config.canonical():
+            raise ValueError(f"made by {known['config']}")
+        model.load_state_dict(tensors)
         stored = known["progress"]
         points = tuple(Point(**point) for point in stored["curve"])
-        progress = Progress(stored["step"], points, tuple(stored["seconds"]), tuple(stored.get("commits", ())))
+        past = tuple(stored.get("commits", ())), tuple(stored.get("threads", ()))
+        progress = Progress(stored["step"], points, tuple(stored["seconds"]), *past)
         optimizer = build_optimizer(config.at(points[-1].epoch), model)
         optimizer.load_state_dict(known["optimizer"])
         return optimizer, progress

@@ -149,7 +149,7 @@ def download(name: str, data_dir: str | Path | None = None) -> None:
     """Fetch what a full data set lacks, through torchvision; intact files are kept and not fetched again.
 
     Damaged and half-fetched files are removed first, each with a line on stderr, so that running it again goes on
-    after an interruption.
+    after an interruption. Downloads of one set into one directory wait for each other, across processes.
 
     Args:
         name: mnist, fmnist or cifar10.
@@ -161,12 +161,19 @@ def download(name: str, data_dir: str | Path | None = None) -> None:
     """
     if name not in _FULL:
         raise ValueError(f"name: got {name!r}, allowed {', '.join(_FULL)} (the embedded sets come with the package)")
+    from filelock import FileLock  # of the extra `suite`; reading needs none of it
+
     root = _root(name, data_dir)
-    _remove_damaged(name, root)
-    lacking = {file.path.name for file in _files(name, root) if file.state == "missing"}
-    if lacking:
-        _fetch(name, root, lacking)
-    _verify(name, root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{name}: download into {root} failed: {error}") from error
+    with FileLock(root / f".{name}.lock"):
+        _remove_damaged(name, root)
+        lacking = {file.path.name for file in _files(name, root) if file.state == "missing"}
+        if lacking:
+            _fetch(name, root, lacking)
+        _verify(name, root)
 
 
 def _root(name: str, explicit: str | Path | None) -> Path:
@@ -244,7 +251,6 @@ def _fetch(name: str, root: Path, lacking: set[str]) -> None:
     else:  # torchvision would fetch all four, were one lacking
         source = _source(name, resources=[r for r in source.resources if r[0].removesuffix(".gz") in lacking])
     try:
-        root.mkdir(parents=True, exist_ok=True)
         source(root, train=True, download=True)
     except (RuntimeError, OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())  # torchvision's runs over several lines

@@ -82,7 +82,7 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
         dry: show what is missing, and do none of it.
 
     Yields:
-        A line for whatever is not as it should be: learning rates not chosen yet, runs that failed, records that are damaged.
+        A line for everything that is wrong: learning rates not chosen yet, runs that failed, records that are damaged.
 
     Raises:
         ValueError, OSError: there is nothing to run with: a data set, a learning rate file, a cluster or a directory.

@@ -62,11 +62,11 @@ def count_torchrun() -> int:
 
 def run_together(config: RunConfig, directory: Path, results: Path, timeout: float, **options) -> Record | None:
     """`run` in each of torchrun's processes: worker 0 keeps record and checkpoints; None on the others."""
-    from rbd.distributed import Workers, joined
+    from rbd.distributed import Workers, join
     from rbd.suite.train import train
 
     assert config.workers is not None and config.variant is not None
-    with joined(config.workers, timeout, options["device"]):
+    with join(config.workers, timeout, options["device"]):
         workers = Workers(config.variant)
         found = workers.tell(find(config, directory, results) if workers.rank == 0 else None)
         if workers.rank == 0:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from rbd import distributed
-from rbd.distributed import OWN_BATCH, Workers, digest
+from rbd.distributed import OWN_BATCH, Alone, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
-from rbd.suite import batches, checkpoint, datasets, models
+from rbd.suite import batches, checkpoint, datasets, models, wire
 from rbd.suite.checkpoint import Progress
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.record import Point, Record, environment
@@ -45,6 +45,14 @@ class Budget:
     def epoch(self, step: int) -> int:
         """Epochs behind a number of steps; the last step ends the last one."""
         return self.epochs if step == self.steps else step * self.batches // self.per_epoch
+
+    def stretches(self, done: int) -> Iterator[range]:
+        """The numbers of the steps after `done`, cut where an epoch ends and the network is validated."""
+        first = done + 1
+        for step in range(first, self.steps + 1):
+            if self.epoch(step) > self.epoch(step - 1):
+                yield range(first, step + 1)
+                first = step + 1
 
     def sampled(self, step: int) -> bool:
         """Whether the step's cosine of update and gradient is taken."""
@@ -99,15 +107,14 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         RuntimeError: a worker died, hung, or differs from the others.
     """
     _check_place(config, device, threads)
-    if config.workers and not distributed.launched():
+    if config.workers and not distributed.is_launched():
         each = max(1, threads // config.workers) if threads else None
         given = (config, checkpoints, data_dir, device, each, bar, timeout)
         return distributed.launch(train, config.workers, *given, timeout=timeout)
     threads = threads or torch.get_num_threads()
-    group = distributed.joined(config.workers, timeout, device) if config.workers else nullcontext()
+    group = distributed.join(config.workers, timeout, device) if config.workers else nullcontext()
     with _cores(config, threads), group:
-        made = _train(config, checkpoints, data_dir, device, bar)
-    return replace(made, environment=made.environment | {"threads": threads})
+        return _train(config, checkpoints, data_dir, device, threads, bar)
 
 
 def _check_place(config: RunConfig, device: str, threads: int | None) -> None:
@@ -134,63 +141,45 @@ def _cores(config: RunConfig, threads: int) -> Iterator[None]:
         cpu.set_threads(None)
 
 
-def _train(config: RunConfig, checkpoints, data_dir, device: str, bar: bool | None) -> Record:
-    where, sets = environment(device), datasets.load(config.data, data_dir)
-    split, held_out = sets.train.to(device), sets.validation.to(device)
-    allowed = budget(config, len(split))
-    workers = Workers(config.variant) if config.workers and config.variant else None
-    if workers:  # each was started by a command of its own
-        workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})
-    rank, own_batch = workers.rank if workers else 0, config.variant in OWN_BATCH
-    model = models.build(config.model, tuple(split.images.shape[1:]), config.seed).to(device)
+def _train(config: RunConfig, checkpoints, data_dir, device: str, threads: int, bar: bool | None) -> Record:
+    here, sets = environment(device), datasets.load(config.data, data_dir)
+    training, held_out = sets.train.to(device), sets.validation.to(device)
+    allowed = budget(config, len(training))
+    workers = Workers(config.variant) if config.variant else Alone()
+    workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # each was started by a command of its own
+    model = models.build(config.model, tuple(training.images.shape[1:]), config.seed).to(device)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
-    optimizer, progress = _begun(path, config, model, workers)
-    done, commits = progress.step, tuple(dict.fromkeys((*progress.commits, _commit(where))))
-    network = _replica(model, workers) if workers and workers.variant == "ddp" else model
-
-    outcome, losses, cosines, bytes_sent = "finished", [], [], []
-    start = progress.step * allowed.batches + (rank if own_batch else 0)
-    stream = _stream(split, config, start, allowed.per_epoch, allowed.batches if own_batch else 1)
+    optimizer, progress = _begin(path, config, model, workers)
+    network = _replicate(model, workers) if config.variant == "ddp" else model
+    own_batch, done, sent, outcome = config.variant in OWN_BATCH, progress.step, 0.0, "finished"
+    start, every = done * allowed.batches + workers.rank * own_batch, allowed.batches if own_batch else 1
+    stream = _stream(training, config, start, allowed.per_epoch, every)
     began = time.perf_counter() - (progress.seconds[-1] if progress.seconds else 0)
-    sent = _sent(workers)
     try:
-        for step in _shown(config, progress.step, allowed.steps, bar if rank == 0 else False):
-            if progress.diverged:
-                raise FloatingPointError
-            if config.method in ("sgd", "rbd", "fpd") and allowed.sampled(step):
-                loss, cosine = _observed_update(config, network, optimizer, stream)
-                cosines.append(cosine)
-            else:
-                loss = _update(config, network, optimizer, stream)
-            losses.append(loss)
-            if (epoch := allowed.epoch(step)) > allowed.epoch(step - 1):
-                bytes_sent.append(_sent(workers) - sent)
-                shared = workers if own_batch else None
-                point = Point(epoch, step, step * allowed.batches * config.batch_size, step * allowed.passes,
-                              _mean(losses, shared), accuracy(model, held_out, workers),
-                              _mean(cosines, shared) if cosines else None)  # fmt: skip
-                seconds = (*progress.seconds, time.perf_counter() - began)
-                progress, losses, cosines = Progress(step, (*progress.curve, point), seconds, commits), [], []
-                if workers:
-                    workers.agree({"step": step, "parameters": digest(model.parameters())})
-                if epoch == config.switch:
-                    optimizer = build_optimizer(config.at(epoch), model)
-                if path and rank == 0:
+        with _show(config, progress.step, allowed.steps, bar if workers.rank == 0 else False) as shown:
+            for steps in allowed.stretches(progress.step):
+                if progress.diverged:
+                    raise FloatingPointError
+                before = _count_sent(workers)
+                losses, cosines = _descend(config, network, optimizer, stream, steps, allowed, shown)
+                sent += _count_sent(workers) - before
+                point = _measure(config, steps[-1], allowed, losses, cosines, model, held_out, workers)
+                progress = progress.add(point, time.perf_counter() - began, _commit(here), threads)
+                workers.agree({"step": point.step, "parameters": digest(model.parameters())})
+                if point.epoch == config.switch:
+                    optimizer = build_optimizer(config.at(point.epoch), model)
+                if path and workers.rank == 0:
                     checkpoint.save(path, config, model, optimizer, progress)
-                sent = _sent(workers)
     except FloatingPointError:
         outcome = "diverged"
     except KeyboardInterrupt:
-        if workers:
+        if config.workers:
             raise  # the others may wait for this one for ever
         outcome = "interrupted"
-    if progress.diverged:
-        outcome = "diverged"
-    if earlier := [c for c in progress.commits if c != _commit(where)]:
-        where |= {"earlier_commits": " ".join(earlier)}  # of epochs before the run was taken up again
-    if workers and bytes_sent:
-        where |= {"bytes_per_step": _bytes_per_step(workers, bytes_sent, progress.step - done)}
-    return Record(config, outcome, progress.curve, progress.seconds, where)
+    here |= _describe_past(progress, _commit(here), threads)
+    if config.workers and progress.step > done:
+        here |= {"bytes_per_step": _mean_bytes(workers, sent / (progress.step - done))}
+    return Record(config, "diverged" if progress.diverged else outcome, progress.curve, progress.seconds, here)
 
 
 def _commit(environment: dict) -> str:
@@ -198,51 +187,82 @@ def _commit(environment: dict) -> str:
     return f"{environment['commit']}{'+' * bool(environment['dirty'])}" if environment["commit"] else "unknown"
 
 
-def _begun(path: Path | None, config: RunConfig, model: nn.Module,
-           workers: Workers | None) -> tuple[torch.optim.Optimizer, Progress]:  # fmt: skip
+def _describe_past(progress: Progress, commit: str, threads: int) -> dict[str, str | int | bool | None]:
+    """Threads now, and other commits and thread counts of the epochs before the run was resumed, if there are any."""
+    commits = " ".join(c for c in progress.commits if c != commit)
+    counts = " ".join(str(n) for n in progress.threads if n != threads)
+    return {"threads": threads, **({"earlier_commits": commits} if commits else {}),
+            **({"earlier_threads": counts} if counts else {})}  # fmt: skip
+
+
+def _begin(path: Path | None, config: RunConfig, model: nn.Module,
+           workers: Workers | Alone) -> tuple[torch.optim.Optimizer, Progress]:  # fmt: skip
     """Where the checkpoint left off, or the start; worker 0 reads it and tells the others, who need not see the file."""
     optimizer, progress = build_optimizer(config.at(0), model), Progress()
-    if path and path.exists() and (workers is None or workers.rank == 0):
+    if path and path.exists() and workers.rank == 0:
         optimizer, progress = checkpoint.load(path, config, model, build_optimizer)
-    if workers:
+    if workers.size > 1:
         progress = workers.tell(progress)
         workers.copy(model.state_dict().values())
         optimizer.load_state_dict(workers.tell(optimizer.state_dict()))
     return optimizer, progress
 
 
-def _replica(model: nn.Module, workers: Workers) -> nn.Module:
+def _descend(config: RunConfig, network: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator, steps: range,
+             allowed: Budget, shown: tqdm) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Do some steps; returns their losses, and the cosines of update and gradient of those that are sampled."""
+    losses, cosines = [], []
+    for step in steps:
+        if config.method in ("sgd", "rbd", "fpd") and allowed.sampled(step):
+            loss, cosine = _observed_update(config, network, optimizer, stream)
+            cosines.append(cosine)
+        else:
+            loss = _update(config, network, optimizer, stream)
+        losses.append(loss)
+        shown.update()
+    return losses, cosines
+
+
+def _measure(config: RunConfig, step: int, allowed: Budget, losses: list[Tensor], cosines: list[Tensor], model: nn.Module,
+             held_out: datasets.Split, workers: Workers | Alone) -> Point:  # fmt: skip
+    """The point of the curve after a step, with the means over the steps since the last one."""
+    among = workers if config.variant in OWN_BATCH else Alone()  # those who have losses of their own
+    return Point(
+        allowed.epoch(step), step, step * allowed.batches * config.batch_size, step * allowed.passes,
+        _mean(losses, among), accuracy(model, held_out, workers), _mean(cosines, among) if cosines else None,
+    )  # fmt: skip
+
+
+def _replicate(model: nn.Module, workers: Workers | Alone) -> nn.Module:
     """DDP, which means the gradients of all workers, in their order."""
     replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     replica.register_comm_hook(workers, distributed.ordered_hook)
     return replica
 
 
-def _mean(values: list[Tensor], workers: Workers | None) -> float:
+def _mean(values: list[Tensor], among: Workers | Alone) -> float:
     """Over an epoch's steps, and over the workers where each has values of its own."""
-    mean = torch.stack(values).double().mean()[None]  # (1,)
-    return float(workers.mean(mean) if workers else mean)
+    return float(among.mean(torch.stack(values).double().mean()[None]))  # (1,)
 
 
-def _sent(workers: Workers | None) -> float:
+def _count_sent(workers: Workers | Alone) -> float:
     """Bytes that this worker has put on the wire; NaN where the system does not tell."""
     try:
-        return distributed.wire().sent if workers else math.nan
+        return wire.count_bytes().sent if workers.size > 1 else 0.0
     except OSError:
         return math.nan
 
 
-def _bytes_per_step(workers: Workers, sent: list[float], steps: int) -> int | None:
+def _mean_bytes(workers: Workers | Alone, per_step: float) -> int | None:
     """Mean over workers; validation and checkpoints stand between the measured steps and do not count."""
-    mean = float(workers.mean(torch.tensor([sum(sent) / steps], dtype=torch.float64)))
+    mean = float(workers.mean(torch.tensor([per_step], dtype=torch.float64)))
     return round(mean) if math.isfinite(mean) else None
 
 
-def _shown(config: RunConfig, done: int, steps: int, bar: bool | None) -> Iterator[int]:
-    """The numbers of the steps to do, with a progress bar."""
+def _show(config: RunConfig, done: int, steps: int, bar: bool | None) -> tqdm:
+    """A progress bar of steps."""
     title = f"{config.model} {config.data} {config.method} seed {config.seed}"
-    hidden = None if bar is None else not bar
-    return iter(tqdm(range(done + 1, steps + 1), title, initial=done, total=steps, unit="step", disable=hidden, leave=False))
+    return tqdm(desc=title, initial=done, total=steps, unit="step", disable=None if bar is None else not bar, leave=False)
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -291,19 +311,15 @@ def _stream(split: datasets.Split, config: RunConfig, start: int, per_epoch: int
         start += -(-(per_epoch - first) // every) * every  # the first one of the next epochs
 
 
-def accuracy(model: nn.Module, split: datasets.Split, workers: Workers | None = None) -> float:
+def accuracy(model: nn.Module, split: datasets.Split, workers: Workers | Alone = Alone()) -> float:  # noqa: B008
     """Share of right answers, %; workers share out the batches, and take batch norm's buffers from worker 0."""
-    rank, size = (workers.rank, workers.size) if workers else (0, 1)
-    if workers:
-        workers.copy(model.buffers())
+    workers.copy(model.buffers())
     model.eval()
     with torch.no_grad():
-        parts = islice(batches.evaluation(split), rank, None, size)
+        parts = islice(batches.evaluation(split), workers.rank, None, workers.size)
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in parts)
     model.train()
-    if workers:
-        right = int(workers.sum(torch.tensor([right], dtype=torch.float64)))
-    return 100 * right / len(split)
+    return 100 * int(workers.sum(torch.tensor([right], dtype=torch.float64))) / len(split)
 
 
 def _vector(tensors) -> Tensor:

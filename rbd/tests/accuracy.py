@@ -32,6 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from tqdm import tqdm
 
 from rbd import distributed
+from rbd.compartment import BasisSpec
 from rbd.distribution import distribution
 from rbd.partition import Partition, partition
 from rbd.suite import batches, datasets, models, record
@@ -241,7 +242,7 @@ def _workers(case: Case) -> tuple[dict[str, float], list[dict[str, float]]]:
     per_epoch = len(sets.train) // config.batch_size
     for step in range(config.epochs * per_epoch):
         loss, g = gradient(theta)
-        part = distributed.Part(g, bases.compartments, law, config.seed, step)
+        part = distributed.Part(g, BasisSpec(bases.compartments, law, config.seed, 0, step))
         moved = theta - config.lr * distributed.in_turn([part] * case.workers, "directions")
         observe(theta - moved, g)
         losses.append(float(loss))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rbd import kernels, optim
+from rbd.compartment import BasisSpec
 from rbd.partition import Partition
 from rbd.suite import train as loop
 
@@ -55,8 +56,9 @@ def drawn(stream_and_step: Callable[[int, int], tuple[int, int]]) -> Plant:
     """The basis of a product is another one than its stream and step name."""
 
     def renamed(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def other(x, compartments, law, seed, stream, step, *rest, **named):
-            return product(x, compartments, law, seed, *stream_and_step(stream, step), *rest, **named)
+        def other(x, spec, *rest, **named):
+            stream, step = stream_and_step(spec.stream, spec.step)
+            return product(x, replace(spec, stream=stream, step=step), *rest, **named)
 
         return other
 
@@ -87,8 +89,9 @@ def biased(patch: pytest.MonkeyPatch) -> None:
         shift = 0.5 / math.sqrt(partition.size)
         u, c = real(g, partition, *name)
         c = c - shift * g.sum()  # (Φ - s 1) g
-        (whole,), (law, *rest) = partition.compartments, name
-        u = kernels.expand(c, (whole,), optim.distribution_of(law), *rest) - shift * c.sum()  # (Φ - s 1)ᵀ c
+        distribution, *rest = name
+        spec = BasisSpec(partition.compartments, optim.distribution_of(distribution), *rest)
+        u = kernels.expand(c, spec) - shift * c.sum()  # (Φ - s 1)ᵀ c
         return u, c
 
     patch.setattr(optim, "rbd_direction", direction)

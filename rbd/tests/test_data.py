@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -531,6 +532,18 @@ def test_download_and_load(small, server, tmp_path, capsys):
     server.asked.clear()
     datasets.download(name, root)
     assert server.asked == []
+
+
+def test_two_downloads_at_once(small, server, tmp_path):
+    """The second one waits for the first and then finds everything there: no file is fetched twice."""
+    name, _, _ = small
+    datasets.download(name, tmp_path / "one")
+    asked_by_one = sorted(server.asked)
+    server.asked.clear()
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(datasets.download, name, tmp_path / "two") for _ in range(2)]:
+            done.result()
+    assert sorted(server.asked) == asked_by_one and states(name, tmp_path / "two") == {"ok"}
 
 
 def test_interrupted_download_goes_on(small, server, tmp_path, capsys):

@@ -7,6 +7,7 @@ found is compared here with what this process computes alone. Faults have proces
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import re
@@ -28,11 +29,13 @@ from torch import Tensor, nn
 
 import rbd
 from rbd import FPD, RBD, Basis, distributed, kernels, optim
-from rbd.distributed import OWN_BATCH, VARIANTS, Part, Workers, in_turn, share
-from rbd.distribution import DISTRIBUTIONS, distribution
+from rbd.compartment import BasisSpec
+from rbd.distributed import OWN_BATCH, VARIANTS, Alone, Part, Workers, in_turn, worker_rows
+from rbd.distributed.launch import _work
+from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import rbd_direction
 from rbd.partition import Compartment, partition
-from rbd.suite import record
+from rbd.suite import record, wire
 from rbd.suite.config import RunConfig
 from rbd.suite.train import train
 
@@ -245,11 +248,11 @@ def bytes_a_step(variant: str, group: dist.ProcessGroup, dim: int = 1000, steps:
         optimizer = RBD(model.parameters(), 0.1, dim, distribution="rademacher", variant=variant, process_group=group)
     for step in range(steps + 1):
         if step == 1:
-            before = distributed.wire()
+            before = wire.count_bytes()
         optimizer.zero_grad()
         replica(normal(4, 90, seed=step)).sum().backward()
         optimizer.step()
-    return (distributed.wire().sent - before.sent) / steps
+    return (wire.count_bytes().sent - before.sent) / steps
 
 
 def resumed(group: dist.ProcessGroup, state: dict, weights: dict) -> Tensor:
@@ -455,15 +458,15 @@ def followed_behind_hook(make, case: Case, workers: int) -> list[Tensor]:
     return after
 
 
-def projected(g: Tensor, has: Tensor, k: Compartment, name: tuple) -> Tensor:
+def projected(g: Tensor, has: Tensor, k: Compartment, spec: BasisSpec) -> Tensor:
     """A worker's summand of one compartment's coordinates, from every run of values that it has."""
     c = g.new_zeros(k.dim)
     places = (k.start + has[k.start : k.stop].nonzero()[:, 0]).tolist()
     for _, run in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
         first, *others = [place for _, place in run]
         stop = first + 1 + len(others)
-        part = k._replace(start=0, stop=stop - first, before=first - k.start, after=k.stop - stop)
-        c += kernels.project(g[first:stop], (part,), *name)
+        part = replace(k, start=0, stop=stop - first, before=first - k.start, after=k.stop - stop)
+        c += kernels.project(g[first:stop], replace(spec, compartments=(part,)))
     return c
 
 
@@ -479,14 +482,13 @@ def test_sharded_parameters(found, name, workers):
     for step in range(STEPS):
         gradient = found[workers, f"sharded {name}"][0][2 * step]
         g, terms = gradient.float(), []
-        compartments = twin.partition().compartments
-        name_of = distribution(given.get("distribution", "rademacher")), 5, 0, twin._drawn(twin.param_groups[0])
+        spec = twin._spec(0)
         for worker in range(workers):
             has = torch.zeros(len(g), dtype=torch.bool)
             for start, stop in distributed.local_pieces(shapes, worker, workers):
                 has[start:stop] = True
-            terms.append(torch.cat([projected(g, has, k, name_of) for k in compartments]))
-        u = kernels.expand(distributed.ordered_sum(terms), compartments, *name_of)
+            terms.append(torch.cat([projected(g, has, k, spec) for k in spec.compartments]))
+        u = kernels.expand(distributed.ordered_sum(terms), spec)
         with torch.no_grad():
             for p, v in zip(model.parameters(), u.split([p.numel() for p in model.parameters()])):
                 p.add_(v.view_as(p), alpha=-0.5)
@@ -545,7 +547,7 @@ def test_all_are_told_who_differs(found, workers):
     for told in found[workers, "disagreeing"]:
         assert told.keys() == got.keys()
         for name, (usual, odd) in got.items():
-            message = f"{names.get(name, name)}: got {usual} on worker {others}, {odd} on worker 1, allowed the same"
+            message = f"workers differ in {names.get(name, name)}: {usual} on worker {others}, {odd} on worker 1"
             assert re.search(f"RuntimeError: {message}", told[name]), told[name]
 
 
@@ -578,7 +580,7 @@ def test_runs_of_different_commands_are_refused(found, name):
     """Also where worker 0's state would overwrite the others', or their tensors be of other sizes."""
     for told in found["unlike", name]:
         usual, odd = getattr(run("common"), name), UNLIKE[name]
-        message = f"{name}: got {usual!r} on worker 0, 2, 3, {odd!r} on worker 1, allowed the same on all workers"
+        message = f"workers differ in {name}: {usual!r} on worker 0, 2, 3, {odd!r} on worker 1"
         assert told == f"RuntimeError: {message}"
 
 
@@ -597,7 +599,7 @@ def test_threads_of_a_run_are_shared_out(monkeypatch):
 def test_wrong_number_of_workers(monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
-    with pytest.raises(ValueError, match="^workers: got 2, allowed 3, as many as were started$"), distributed.joined(2):
+    with pytest.raises(ValueError, match="^workers: got 2, allowed 3, as many as were started$"), distributed.join(2):
         pass
 
 
@@ -614,10 +616,10 @@ def alone_under_torchrun(monkeypatch):
 
 def test_workers_on_the_cpu_leave_gpus_alone(alone_under_torchrun):
     """More workers than GPUs is no harm to them."""
-    with distributed.joined(1):
+    with distributed.join(1):
         assert dist.get_backend() == "gloo"
     message = "^device: got 'cuda' for 4 workers and 1 GPUs, allowed a GPU for each, or 'cpu'$"
-    with pytest.raises(ValueError, match=message), distributed.joined(1, device="cuda"):
+    with pytest.raises(ValueError, match=message), distributed.join(1, device="cuda"):
         pass
 
 
@@ -649,13 +651,20 @@ def suffering(path: Path, hook: bool) -> None:
                 (path / f"{odd}-{dist.get_rank()}").write_text(json.dumps(told))
 
 
+def test_a_kernel_that_does_not_count_bytes(monkeypatch):
+    """TCP_INFO had 192 bytes before Linux 4.19, and has them in gVisor."""
+    monkeypatch.setattr(wire, "_tcp_info", lambda fd: bytes(192))
+    with pytest.raises(OSError, match="TCP_INFO of this kernel has no numbers of bytes"):
+        wire.count_bytes()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 @pytest.mark.parametrize("hook", [False, True])
 def test_dead_and_hung_workers(tmp_path, hook):
     """Real processes, stopped and killed: all the others are told, within the group's timeout or at once."""
     store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
     started = mp.get_context("spawn")
-    processes = [started.Process(target=distributed._work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (
+    processes = [started.Process(target=_work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (
         tmp_path, hook))) for r in range(4)]  # fmt: skip
     for process in processes:
         process.start()
@@ -743,9 +752,9 @@ def test_launch_shows_what_failed():
 def dense(part: Part, variant: str, worker: int, workers: int) -> list[tuple[slice, Tensor]]:
     """Worker r's rows of Φ for each compartment, as float64 matrices beside the columns they have."""
     k: Compartment
-    made, stream = [], worker if variant in ("bases", "directions") else 0
-    for k in share(part.compartments, worker, workers) if variant == "shares" else part.compartments:
-        phi = Basis(k.dim, k.stop - k.start, part.distribution.name, part.seed, stream, k.number, part.step, k.row).dense()
+    spec, made, stream = part.spec, [], worker if variant in ("bases", "directions") else 0
+    for k in worker_rows(spec.compartments, worker, workers) if variant == "shares" else spec.compartments:
+        phi = Basis(k.dim, k.size, spec.distribution.name, spec.seed, stream, k.number, spec.step, k.row).dense()
         made.append((slice(k.start, k.stop), phi.double()))
     return made
 
@@ -758,7 +767,7 @@ def test_in_turn_is_the_table(variant, workers, form):
     layout = tuple((name, p.numel()) for name, p in network().named_parameters())
     cut = partition(form, layout, 12).compartments
     g = [normal(83, seed=r if variant in OWN_BATCH else 0, dtype=torch.float64) for r in range(workers)]
-    parts = [Part(g_r, cut, DISTRIBUTIONS["uniform"], 3, 9) for g_r in g]
+    parts = [Part(g_r, BasisSpec(cut, DISTRIBUTIONS["uniform"], 3, 0, 9)) for g_r in g]
     expected = torch.zeros(83, dtype=torch.float64)
     for r, part in enumerate(parts):
         for columns, phi in dense(part, variant, r, workers):
@@ -771,7 +780,7 @@ def test_in_turn_is_the_table(variant, workers, form):
 def test_one_worker_is_plain_rbd(variant):
     cut = partition("even:5", (("", 83),), 12)
     g = normal(83)
-    u = in_turn([Part(g, cut.compartments, DISTRIBUTIONS["normal"], 3, 9)], variant)
+    u = in_turn([Part(g, BasisSpec(cut.compartments, DISTRIBUTIONS["normal"], 3, 0, 9))], variant)
     assert torch.equal(u, rbd_direction(g, cut, "normal", 3, 0, 9)[0])
 
 
@@ -779,7 +788,7 @@ def test_one_worker_is_plain_rbd(variant):
 def test_shares_are_all_rows_once(workers):
     """And even to one row, over compartments of any size."""
     cut = partition("by_tensor", (("a", 50), ("b", 3), ("c", 30)), 17).compartments
-    shares = [share(cut, r, workers) for r in range(workers)]
+    shares = [worker_rows(cut, r, workers) for r in range(workers)]
     rows = [(k.number, k.row + i) for mine in shares for k in mine for i in range(k.dim)]
     assert rows == [(k.number, i) for k in cut for i in range(k.dim)]
     counts = [sum(k.dim for k in mine) for mine in shares]
@@ -798,13 +807,30 @@ def test_workers_with_own_bases_never_replay_each_other():
 
 def test_without_a_process_group():
     model = network()
-    with pytest.raises(RuntimeError, match="^process_group: torch.distributed is not initialised, allowed after"):
+    with pytest.raises(RuntimeError, match="^torch.distributed is not initialised: call .*init_process_group"):
         RBD(model.parameters(), 0.1, 7, variant="common")
-    with pytest.raises(RuntimeError, match="^process_group: torch.distributed is not initialised"):
+    with pytest.raises(RuntimeError, match="^torch.distributed is not initialised"):
         FPD(model.parameters(), 0.1, 7, variant="shares")
     with pytest.raises(ValueError, match="^variant: got 'gossip', allowed 'common', 'bases', 'directions', 'shares'$"):
         RBD(model.parameters(), 0.1, 7, variant="gossip")
     assert RBD(model.parameters(), 0.1, 7)._workers is None
+
+
+def test_the_old_name_of_join_warns(alone_under_torchrun):
+    with pytest.warns(DeprecationWarning, match="rbd.distributed.joined is deprecated, use rbd.distributed.join"):
+        joined = distributed.joined(1)
+    with joined:
+        assert dist.get_world_size() == 1
+
+
+def test_a_process_alone_has_what_workers_have():
+    """So that a loop needs no branches: the same names and arguments, and nothing changes what it is given."""
+    alone, x = Alone(), normal(5)
+    assert (alone.rank, alone.size, alone.variant) == (0, 1, None)
+    assert alone.sum(x) is x and alone.mean(x) is x and alone.tell(x) is x and alone.gather(x, [5])() == [x]
+    assert alone.copy([x]) is None and alone.agree({"seed": 0}) is None
+    for name in ("sum", "mean", "tell", "copy", "agree", "gather"):
+        assert inspect.signature(getattr(Alone, name)) == inspect.signature(getattr(Workers, name))
 
 
 def test_local_pieces_are_torchs_chunks():

@@ -302,7 +302,7 @@ def test_sweep_runs_in_processes_and_a_failure_does_not_stop_it(demo):
     assert sorted(r.config.seed for r in made) == [0, 1, 2]
     assert {r.environment["threads"] for r in made} == {max(1, cost.count_cores() // 2)}
     (noted,) = (here / "results" / "failures").iterdir()
-    assert "share(dim, [size])" in json.loads(noted.read_text())["traceback"]
+    assert "apportion(dim, [size])" in json.loads(noted.read_text())["traceback"]
     manifest = json.loads((here / "results" / "sweeps" / "demo-quick.json").read_text())
     assert manifest["question"] == "Does it work?" and {r.config.id for r in made} < {r["id"] for r in manifest["runs"]}
     assert [*(here / "results" / "locks").iterdir(), *(here / "results" / "checkpoints").iterdir()] == []

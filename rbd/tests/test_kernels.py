@@ -21,6 +21,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import rbd
 from rbd import kernels
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import DISTRIBUTIONS, Distribution, distribution
 from rbd.kernels import reference
 from rbd.philox import words
@@ -48,19 +49,19 @@ def unscaled(name: str) -> Unscaled:
 
 def one(dim: int, size: int, row: int = 0, index: int = INDEX) -> tuple:
     """The only compartment of a basis."""
-    return ((index, 0, size, dim, row, 0, 0),)
+    return (Compartment(index, 0, size, dim, row),)
 
 
 def project(backend: str, g: torch.Tensor, compartments: tuple, law: Distribution, name: tuple = KEY) -> torch.Tensor:
     """project into a buffer full of NaN, of which none may be left that the sums do not make."""
-    out = torch.full((sum(k[3] for k in compartments),), math.nan, dtype=_dtype(g), device=DEVICES[backend])
-    assert kernels.project(g.to(out.device), compartments, law, *name, out=out, backend=backend) is out
+    out = torch.full((sum(k.dim for k in compartments),), math.nan, dtype=_dtype(g), device=DEVICES[backend])
+    assert kernels.project(g.to(out.device), BasisSpec(compartments, law, *name), out=out, backend=backend) is out
     return out.cpu()
 
 
 def expand(backend: str, c: torch.Tensor, compartments: tuple, law: Distribution, name: tuple = KEY) -> torch.Tensor:
-    out = torch.full((compartments[-1][2],), math.nan, dtype=_dtype(c), device=DEVICES[backend])
-    assert kernels.expand(c.to(out.device), compartments, law, *name, out=out, backend=backend) is out
+    out = torch.full((compartments[-1].stop,), math.nan, dtype=_dtype(c), device=DEVICES[backend])
+    assert kernels.expand(c.to(out.device), BasisSpec(compartments, law, *name), out=out, backend=backend) is out
     return out.cpu()
 
 
@@ -194,7 +195,7 @@ def test_extremes_of_every_field(backend, place):
 def test_every_level_of_every_distribution(backend, name, dtype):
     """1.3 million entries show all 65,536 normal levels (one is missed with a chance of 65,536 exp(-20) = 1.4e-4)."""
     law, size, dim = unscaled(name), 2**12 if slow(backend) else 2**16, 20
-    made = reference.rows(one(dim, size)[0], law, *KEY, 0, dim)
+    made = reference.rows(one(dim, size)[0], BasisSpec((), law, *KEY), 0, dim)
     rows = [expand(backend, one_hot(i, dim, dtype), one(dim, size), law) for i in range(dim)]
     assert same_bits(torch.stack(rows), torch.from_numpy(made).to(dtype))
     if name != "normal" or not slow(backend):
@@ -208,7 +209,7 @@ def test_entries_of_every_size(backend, bearable, name, size):
     law, dim = distribution(name), min(7 if slow(backend) else 250, size)
     for dtype in FLOATS:
         row = expand(backend, one_hot(dim - 1, dim, dtype), one(dim, size), law)
-        last = torch.from_numpy(reference.rows(one(dim, size)[0], law, *KEY, dim - 1, dim)[0])
+        last = torch.from_numpy(reference.rows(one(dim, size)[0], BasisSpec((), law, *KEY), dim - 1, dim)[0])
         assert same_bits(row, last.to(dtype) * law.scale(size))
 
 
@@ -216,7 +217,7 @@ def test_entries_of_every_size(backend, bearable, name, size):
 def test_columns_of_every_kind(backend, name):
     """Columns by project: the first, the last, and those at borders of registers, words, chunks and segments."""
     law, size, dim = distribution(name), 5_000 if slow(backend) else 40_000, 130
-    made = torch.from_numpy(reference.rows(one(dim, size)[0], law, *KEY, 0, dim))
+    made = torch.from_numpy(reference.rows(one(dim, size)[0], BasisSpec((), law, *KEY), 0, dim))
     columns = (0, 1, 15, 16, 63, 64, 127, 128, 255, 256, 2047, 2048, 16383, 16384, 32767, 32768, size - 1)
     for column in some(backend, [j for j in columns if j < size]):
         for dtype in FLOATS:
@@ -349,12 +350,12 @@ def test_numbers_that_are_not_finite_reach_every_coordinate(backend, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_that_are_not_finite_stay_in_their_compartment(backend, name):
     """Even in the first of three short ones that share a buffer."""
-    three, law = ((0, 0, 50, 3, 0, 0, 0), (1, 50, 90, 2, 0, 0, 0), (2, 90, 300, 4, 0, 0, 0)), distribution(name)
+    three, law = (Compartment(0, 0, 50, 3), Compartment(1, 50, 90, 2), Compartment(2, 90, 300, 4)), distribution(name)
     for first, last in ((0, 50), (50, 90), (90, 300)):
         g = normal(300, 22)
         g[first:last] = math.nan
         c = project(backend, g, three, law)
-        inside = [start == first for _, start, _, dim, *_ in three for _ in range(dim)]
+        inside = [k.start == first for k in three for _ in range(k.dim)]
         assert c.isnan().tolist() == inside
         u = expand(backend, c, three, law)
         assert u.isnan().tolist() == [first <= i < last for i in range(300)]
@@ -407,7 +408,7 @@ def test_columns_do_not_depend_on_what_is_there_of_the_others(backend, name, dty
     pieces = list(zip(cuts, cuts[1:]))[::-1]
     parts, at = [], 0
     for low, high in pieces:
-        parts.append((INDEX, at, at + high - low, dim, row, low, size - high))
+        parts.append(Compartment(INDEX, at, at + high - low, dim, row, low, size - high))
         at += high - low
     g = integers(size, 40, 100, dtype) if name != "normal" else normal(size, 40, dtype)
     c = normal(dim, 41, dtype)
@@ -421,7 +422,7 @@ def test_columns_do_not_depend_on_what_is_there_of_the_others(backend, name, dty
 
 
 def test_a_part_of_a_compartment_is_scaled_as_the_whole(backend):
-    law, part = distribution("uniform"), ((INDEX, 0, 10, 2, 0, 30, 60),)
+    law, part = distribution("uniform"), (Compartment(INDEX, 0, 10, 2, 0, 30, 60),)
     ones = torch.ones(10)
     assert same_bits(project(backend, ones, part, law), project("reference", ones, part, law))
     whole = project("reference", torch.cat([torch.zeros(30), ones, torch.zeros(60)]), one(2, 100), law)
@@ -433,7 +434,7 @@ def several(long: int = 17_000) -> tuple:
     sizes, dims = (5, 127, 1, 2048, 300, long, 64, 4097), (2, 7, 1, 130, 16, 50, 64, 3)
     stops = np.cumsum(sizes).tolist()
     rows, indices = (0, 9, 0, 1, 2**31, 0, 3, 250), (3, 1, 4, 0, 2**32 - 1, 7, 2, 6)
-    return tuple((i, stop - n, stop, d, r, 0, 0) for i, n, stop, d, r in zip(indices, sizes, stops, dims, rows))
+    return tuple(Compartment(i, stop - n, stop, d, r) for i, n, stop, d, r in zip(indices, sizes, stops, dims, rows))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -443,15 +444,15 @@ def test_compartments_together_are_each_alone(backend, set_threads, name, dtype)
     if slow(backend) and dtype == torch.float64 and name != "normal":
         pytest.skip("minutes in Triton's interpreter; normal entries are not skipped")
     together, law = several(600 if slow(backend) else 17_000), distribution(name)
-    g, c = normal(together[-1][2], 15, dtype), normal(sum(k[3] for k in together), 16, dtype)
+    g, c = normal(together[-1].stop, 15, dtype), normal(sum(k.dim for k in together), 16, dtype)
     for threads in thread_counts(backend, 1, 2, 3):
         set_threads(threads)
         coordinates, vector, at = project(backend, g, together, law), expand(backend, c, together, law), 0
-        for index, start, stop, dim, row, *_ in together:
-            alone = one(dim, stop - start, row, index)
-            assert same_bits(coordinates[at : at + dim], project(backend, g[start:stop], alone, law))
-            assert same_bits(vector[start:stop], expand(backend, c[at : at + dim], alone, law))
-            at += dim
+        for k in together:
+            alone = one(k.dim, k.size, k.row, k.number)
+            assert same_bits(coordinates[at : at + k.dim], project(backend, g[k.start : k.stop], alone, law))
+            assert same_bits(vector[k.start : k.stop], expand(backend, c[at : at + k.dim], alone, law))
+            at += k.dim
 
 
 def test_many_compartments(backend):
@@ -459,7 +460,7 @@ def test_many_compartments(backend):
     count = 12 if slow(backend) else 500
     sizes = torch.randint(1, 41, (count,), generator=torch.Generator().manual_seed(0)).tolist()
     stops = np.cumsum(sizes).tolist()
-    many = tuple((i, stop - n, stop, 1, 0, 0, 0) for i, (n, stop) in enumerate(zip(sizes, stops)))
+    many = tuple(Compartment(i, stop - n, stop, 1) for i, (n, stop) in enumerate(zip(sizes, stops)))
     g, c = integers(stops[-1], 1, 100, torch.float32), integers(count, 2, 100, torch.float32)
     for name in ("rademacher", "uniform"):
         law = unscaled(name)
@@ -492,8 +493,8 @@ def test_calls_from_four_threads_at_once(backend, set_threads):
     def work(job) -> tuple[torch.Tensor, torch.Tensor]:
         name, step, size = job
         k, law = one(20, size), distribution(name)
-        c = kernels.project(normal(size, step).to(DEVICES[backend]), k, law, 1, 2, step, backend=backend)
-        return c, kernels.expand(c, k, law, 1, 2, step, backend=backend)
+        c = kernels.project(normal(size, step).to(DEVICES[backend]), BasisSpec(k, law, 1, 2, step), backend=backend)
+        return c, kernels.expand(c, BasisSpec(k, law, 1, 2, step), backend=backend)
 
     def multiply() -> None:
         while not busy.is_set():
@@ -518,6 +519,7 @@ PROCESS = """
 import os, sys, multiprocessing, threading
 import torch
 from rbd import kernels
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import DISTRIBUTIONS
 
 backend = sys.argv[1]
@@ -527,9 +529,9 @@ def work(threads):
     torch.set_num_threads(threads)
     made = []
     for law in DISTRIBUTIONS.values():
-        name = (((0, 0, 100_000, 20, 0, 0, 0),), law, 1, 2, 3)
-        c = kernels.project(g, *name, backend=backend)
-        u = kernels.expand(c, *name, backend=backend)
+        spec = BasisSpec((Compartment(0, 0, 100_000, 20),), law, 1, 2, 3)
+        c = kernels.project(g, spec, backend=backend)
+        u = kernels.expand(c, spec, backend=backend)
         made += [c.numpy().tobytes(), u.numpy().tobytes()]  # torch's own threads would hang in a forked child
     return made
 """
@@ -573,6 +575,7 @@ PEAK = """
 import resource, sys
 import torch
 from rbd import RBD, kernels
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution
 backend, few, many, size = sys.argv[1], *map(int, sys.argv[2:])
 
@@ -582,8 +585,8 @@ def peak():
 def use(dim):
     g = torch.ones(size)
     for name in ("normal", "rademacher"):
-        basis = (((0, 0, size, dim, 0, 0, 0),), distribution(name), 0, 0, 0)
-        kernels.expand(kernels.project(g, *basis, backend=backend), *basis, backend=backend)
+        spec = BasisSpec((Compartment(0, 0, size, dim),), distribution(name), 0, 0, 0)
+        kernels.expand(kernels.project(g, spec, backend=backend), spec, backend=backend)
         if backend == "cpu":
             p = torch.nn.Parameter(torch.zeros(size))
             p.grad = g
@@ -656,32 +659,32 @@ def test_compiled_code_is_not_older_than_the_generator(compiled):
 class TestBadInput:
     """g for project, c for expand, both (10,), in a basis of ten directions in R^10."""
 
-    NAME = (one(10, 10), distribution("normal"), *KEY)
+    SPEC = BasisSpec(one(10, 10), distribution("normal"), *KEY)
 
     @pytest.mark.parametrize("shape", [(9,), (11,), (1, 10), (10, 1), (), (0,)], ids=str)
     def test_shape(self, direction, shape):
         with pytest.raises(ValueError, match=rf"^[gc]: got shape {_escaped(shape)}, allowed \(10,\)$"):
-            direction(torch.zeros(shape), *self.NAME)
+            direction(torch.zeros(shape), self.SPEC)
 
     @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64], ids=str)
     def test_dtype(self, direction, dtype):
         with pytest.raises(TypeError, match=rf"^[gc]: got {dtype}, allowed a real floating-point tensor$"):
-            direction(torch.zeros(10, dtype=dtype), *self.NAME)
+            direction(torch.zeros(10, dtype=dtype), self.SPEC)
 
     @pytest.mark.parametrize("given", [[0.0] * 10, np.zeros(10), None, 1.0], ids=["list", "array", "None", "float"])
     def test_type(self, direction, given):
         with pytest.raises(TypeError, match=rf"^[gc]: got {type(given).__name__}, allowed a real floating-point"):
-            direction(given, *self.NAME)
+            direction(given, self.SPEC)
 
     def test_layout(self, direction):
         with pytest.raises(TypeError, match=r"^[gc]: got layout torch.sparse_coo, allowed torch.strided$"):
-            direction(torch.ones(10).to_sparse(), *self.NAME)
+            direction(torch.ones(10).to_sparse(), self.SPEC)
 
     def test_device(self, direction):
         with pytest.raises(RuntimeError, match=r"^device: no kernels for 'meta', allowed .*'cpu'"):
-            direction(torch.zeros(10, device="meta"), *self.NAME)
+            direction(torch.zeros(10, device="meta"), self.SPEC)
         with pytest.raises(RuntimeError, match=r"^device: backend 'reference' works on 'cpu', got a tensor on 'meta'$"):
-            direction(torch.zeros(10, device="meta"), *self.NAME, backend="reference")
+            direction(torch.zeros(10, device="meta"), self.SPEC, backend="reference")
 
     @pytest.mark.parametrize("out", [
         torch.zeros(10, dtype=torch.float64), torch.zeros(10, dtype=torch.int32), torch.zeros(9), torch.zeros(1, 10),
@@ -689,16 +692,16 @@ class TestBadInput:
     ], ids=["float64", "int32", "short", "matrix", "strided", "meta", "list", "array"])  # fmt: skip
     def test_out(self, direction, out):
         with pytest.raises((TypeError, ValueError), match=r"^out: got .*allowed .*torch.float32"):
-            direction(torch.zeros(10), *self.NAME, out=out)
+            direction(torch.zeros(10), self.SPEC, out=out)
 
     def test_out_of_double(self, direction):
         with pytest.raises(ValueError, match=r"^out: got torch.float32 \(10,\) on cpu, allowed .* torch.float64"):
-            direction(torch.zeros(10, dtype=torch.float64), *self.NAME, out=torch.zeros(10))
+            direction(torch.zeros(10, dtype=torch.float64), self.SPEC, out=torch.zeros(10))
 
     @pytest.mark.parametrize("name", ["tpu", "", "CPU"])
     def test_backend(self, direction, name):
         with pytest.raises(ValueError, match=rf"^backend: got '{name}', allowed 'reference', 'cpu'"):
-            direction(torch.zeros(10), *self.NAME, backend=name)
+            direction(torch.zeros(10), self.SPEC, backend=name)
 
 
 def _escaped(shape: tuple) -> str:
@@ -713,7 +716,7 @@ def test_input_may_be_strided_or_part_of_a_graph(backend):
     expected = project(backend, g.contiguous(), k, law)
     assert same_bits(project(backend, g, k, law), expected)
     parameter = torch.nn.Parameter(g.clone())
-    made = kernels.project(2 * parameter.to(DEVICES[backend]), k, law, *KEY, backend=backend)
+    made = kernels.project(2 * parameter.to(DEVICES[backend]), BasisSpec(k, law, *KEY), backend=backend)
     assert not made.requires_grad
     assert same_bits(made.cpu(), 2 * expected)  # a power of two: exact
     assert torch.equal(g, kept)
@@ -724,9 +727,9 @@ def test_out_may_be_the_input(backend):
     size = 100 if slow(backend) else 1000
     law, k, g = distribution("normal"), one(size, size), normal(size, 21).to(DEVICES[backend])
     for direction in (kernels.project, kernels.expand):
-        expected = direction(g, k, law, *KEY, backend=backend)
+        expected = direction(g, BasisSpec(k, law, *KEY), backend=backend)
         x = g.clone()
-        direction(x, k, law, *KEY, out=x, backend=backend)
+        direction(x, BasisSpec(k, law, *KEY), out=x, backend=backend)
         assert same_bits(x, expected)
 
 
@@ -740,7 +743,7 @@ def test_out_may_be_the_input(backend):
 @pytest.mark.parametrize("name", NAMES)
 def test_add_is_expand_then_addition(backend, name, dtype, of_c):
     """Onto tensors that cross compartments and tiles, of any shape; the padding between them is left alone."""
-    law, k = distribution(name), ((5, 0, 700, 3, 0, 0, 0), (0, 700, 1000, 7, 2, 0, 0))
+    law, k = distribution(name), (Compartment(5, 0, 700, 3), Compartment(0, 700, 1000, 7, 2))
     c = normal(10, 24, of_c)
     shapes = ((13, 50), (1,), (4, 2, 3), (325,))
     buffer = torch.cat([torch.cat([normal(math.prod(s), 25), torch.full((3,), math.nan)]) for s in shapes]).to(dtype)
@@ -748,7 +751,7 @@ def test_add_is_expand_then_addition(backend, name, dtype, of_c):
     pieces = buffer.split([n for s in shapes for n in (math.prod(s), 3)])
     params = [piece.view(s) for piece, s in zip(pieces[::2], shapes)]
     before, version = [p.clone().cpu() for p in params], params[0]._version
-    kernels.add(c.to(buffer.device), k, law, *KEY, params, backend=backend)
+    kernels.add(c.to(buffer.device), BasisSpec(k, law, *KEY), params, backend=backend)
     assert params[0]._version > version  # so that autograd notices
     u = expand(backend, c, k, law).split([p.numel() for p in params])
     for p, old, v in zip(params, before, u):
@@ -760,11 +763,11 @@ def test_add_is_expand_then_addition(backend, name, dtype, of_c):
 
 
 class TestBadParams:
-    NAME = (one(2, 10), distribution("normal"), *KEY)
+    SPEC = BasisSpec(one(2, 10), distribution("normal"), *KEY)
 
     def test_values(self):
         with pytest.raises(ValueError, match=r"^params: got 9 values, allowed 10$"):
-            kernels.add(torch.zeros(2), *self.NAME, [torch.zeros(9)], backend="cpu")
+            kernels.add(torch.zeros(2), self.SPEC, [torch.zeros(9)], backend="cpu")
 
     @pytest.mark.parametrize("params", [
         [torch.zeros(5), torch.zeros(5, dtype=torch.float64)], [torch.zeros(20)[::2]], [torch.zeros(10, dtype=torch.int32)],
@@ -772,7 +775,7 @@ class TestBadParams:
     ], ids=["dtypes", "strided", "integers", "device"])  # fmt: skip
     def test_tensors(self, params):
         with pytest.raises(TypeError, match=r"^params: got torch.*, allowed contiguous tensors of one floating-point dtype"):
-            kernels.add(torch.zeros(2), *self.NAME, params)
+            kernels.add(torch.zeros(2), self.SPEC, params)
 
 
 # torch.compile
@@ -783,16 +786,16 @@ def test_compiled_without_a_break_and_without_tracing_again(backend):
     law, k, count = distribution("uniform"), one(20, 1000), CompileCounterWithBackend("aot_eager")
 
     def direction(g: torch.Tensor, step: int) -> torch.Tensor:
-        c = kernels.project(g, k, law, 1, 2, step, backend=backend)
-        return kernels.expand(c / 2, k, law, 1, 2, step, backend=backend)
+        c = kernels.project(g, BasisSpec(k, law, 1, 2, step), backend=backend)
+        return kernels.expand(c / 2, BasisSpec(k, law, 1, 2, step), backend=backend)
 
     g = normal(1000, 23).to(DEVICES[backend])
     compiled = torch.compile(direction, backend=count, fullgraph=True)
     made = [compiled(g, step) for step in (3, 2**31, 2**31 + 1, 2**32 - 1)]
     assert count.frame_count <= 2
     for u, step in zip(made, (3, 2**31, 2**31 + 1, 2**32 - 1)):
-        c = kernels.project(g, k, law, 1, 2, step, backend=backend)
-        assert same_bits(u, kernels.expand(c / 2, k, law, 1, 2, step, backend=backend))
+        c = kernels.project(g, BasisSpec(k, law, 1, 2, step), backend=backend)
+        assert same_bits(u, kernels.expand(c / 2, BasisSpec(k, law, 1, 2, step), backend=backend))
 
 
 # on a GPU
@@ -804,9 +807,10 @@ def test_step_in_device_memory(name):
     law, k, g = distribution(name), one(7, 1000), normal(1000, 26).to(DEVICES["gpu"])
     for step in (0, 7, 2**32 - 1):
         counter = torch.tensor(step, device=g.device)
-        c, u = (f(x, k, law, 1, 2, counter, backend="gpu") for f, x in ((kernels.project, g), (kernels.expand, g[:7])))
-        assert same_bits(c, kernels.project(g, k, law, 1, 2, step, backend="gpu"))
-        assert same_bits(u, kernels.expand(g[:7], k, law, 1, 2, step, backend="gpu"))
+        counted = BasisSpec(k, law, 1, 2, counter)
+        c, u = kernels.project(g, counted, backend="gpu"), kernels.expand(g[:7], counted, backend="gpu")
+        assert same_bits(c, kernels.project(g, BasisSpec(k, law, 1, 2, step), backend="gpu"))
+        assert same_bits(u, kernels.expand(g[:7], BasisSpec(k, law, 1, 2, step), backend="gpu"))
 
 
 @pytest.fixture
@@ -831,7 +835,7 @@ def plan_of(k: tuple, law: Distribution):
 def test_any_share_of_segments_gives_the_same_bits(planned, name, size):
     """9 or 10 segments, one, two, four or all to a program, which leaves its counters as it found them; and cut columns."""
     law, g, made = distribution(name), normal(size, 50), []
-    k = ((INDEX, 0, size - 9, 18 if name == "uniform" else 3, 0, 5, 4), (0, size - 9, size, 2, 0, 0, 0))
+    k = (Compartment(INDEX, 0, size - 9, 18 if name == "uniform" else 3, 0, 5, 4), Compartment(0, size - 9, size, 2))
     for programs, share in ((10**6, 1), (7, 2), (4, 4), (1, 64)):
         planned(programs)
         made += [project("gpu", g, k, law) for _ in range(2 if share == 2 else 1)]
@@ -877,14 +881,14 @@ def test_cuda_graph_counts_up(name):
     """A graph captured once draws a new basis at every replay."""
     law, k, g = distribution(name), one(250, 101_770), normal(101_770, 27).cuda()
     counter, c = torch.zeros((), dtype=torch.int64, device="cuda"), torch.empty(250, device="cuda")
-    kernels.project(g, k, law, 1, 2, counter, out=c)  # compiles, and makes the tables
+    kernels.project(g, BasisSpec(k, law, 1, 2, counter), out=c)  # compiles, and makes the tables
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kernels.project(g, k, law, 1, 2, counter, out=c)
+        kernels.project(g, BasisSpec(k, law, 1, 2, counter), out=c)
         counter += 1
     for step in range(3):
         graph.replay()
-        assert same_bits(c, kernels.project(g, k, law, 1, 2, step))
+        assert same_bits(c, kernels.project(g, BasisSpec(k, law, 1, 2, step)))
 
 
 @ON_A_GPU
@@ -894,8 +898,8 @@ def test_memory_of_the_gpu_does_not_grow_with_dim():
     for dim in (10, 10, 10_000):
         torch.cuda.reset_peak_memory_stats()
         for name in NAMES:
-            basis = one(dim, 10**6), distribution(name), 0, 0, 0
-            kernels.expand(kernels.project(g, *basis), *basis)
+            spec = BasisSpec(one(dim, 10**6), distribution(name), 0, 0, 0)
+            kernels.expand(kernels.project(g, spec), spec)
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[2] <= 1.01 * peaks[1]
 
@@ -904,12 +908,12 @@ def test_memory_of_the_gpu_does_not_grow_with_dim():
 def test_current_stream_and_device():
     """Work queued on a side stream is seen by nobody else until it is waited for."""
     law, k, g = distribution("normal"), one(250, 101_770), normal(101_770, 28).cuda()
-    expected = kernels.project(g, k, law, 1, 2, 3)  # compiles, and makes the tables
+    expected = kernels.project(g, BasisSpec(k, law, 1, 2, 3))  # compiles, and makes the tables
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         torch.cuda._sleep(10**9)  # cycles
-        c = kernels.project(g, k, law, 1, 2, 3)
+        c = kernels.project(g, BasisSpec(k, law, 1, 2, 3))
         done = side.record_event()
     assert not done.query()
     done.synchronize()
@@ -921,13 +925,13 @@ def test_current_stream_and_device():
 def test_calls_and_graphs_beside_each_other_share_no_counters(name):
     """One plan on two streams at once, eager and in a graph of each: 200 rounds, all as when done alone."""
     law, k, g = distribution(name), one(250, 101_770), normal(101_770, 52).cuda()
-    expected = kernels.project(g, k, law, 1, 2, 3)
+    expected = kernels.project(g, BasisSpec(k, law, 1, 2, 3))
     torch.testing.assert_close(expected.cpu(), project("reference", g.cpu(), k, law, (1, 2, 3)), rtol=0, atol=1e-4)
     streams, graphs, made = [torch.cuda.Stream() for _ in range(2)], [], [torch.empty_like(expected) for _ in range(2)]
     for out in made:
         graphs.append(torch.cuda.CUDAGraph())
         with torch.cuda.graph(graphs[-1]):
-            kernels.project(g, k, law, 1, 2, 3, out=out)
+            kernels.project(g, BasisSpec(k, law, 1, 2, 3), out=out)
     torch.cuda.synchronize()
     for _ in range(200):
         eager = []
@@ -935,7 +939,7 @@ def test_calls_and_graphs_beside_each_other_share_no_counters(name):
             with torch.cuda.stream(stream):
                 out.fill_(math.nan)
                 graph.replay()
-                eager.append(kernels.project(g, k, law, 1, 2, 3))
+                eager.append(kernels.project(g, BasisSpec(k, law, 1, 2, 3)))
         torch.cuda.synchronize()
         assert all(same_bits(c, expected) for c in (*made, *eager))
 

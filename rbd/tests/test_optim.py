@@ -363,7 +363,7 @@ def test_add_param_group():
     before = b.detach().clone()
     optimizer.step()
     assert [group["step"] for group in optimizer.param_groups] == [2, 1]
-    u, _ = rbd_direction(b.grad, partition("whole", (("w", 20),), 2).renumbered(1))
+    u, _ = rbd_direction(b.grad, partition("whole", (("w", 20),), 2).renumber(1))
     assert torch.equal(b, before - u)
 
 
@@ -427,9 +427,9 @@ def test_state_that_does_not_fit_is_refused():
     """Another size, another optimizer, another basis for FPD, or values that a group cannot have; nothing changes."""
     ten, fifty = [parameter(normal(10))], [parameter(normal(50))]
     for optimizer, other, message in (
-        (RBD(ten, 1.0, dim=3), RBD(fifty, 1.0, dim=40), "^state_dict: got 50 parameters in a group, allowed 10"),
-        (RBD(ten, 1.0, dim=3), NES(ten, 1.0, dim=4), "^state_dict: got a group without partition, redraw"),
-        (NES(ten, 1.0, dim=3), RBD(ten, 1.0, dim=4), "^state_dict: got a group without sigma"),
+        (RBD(ten, 1.0, dim=3), RBD(fifty, 1.0, dim=40), "^state_dict has 50 parameters in a group, this optimizer 10$"),
+        (RBD(ten, 1.0, dim=3), NES(ten, 1.0, dim=4), "^state_dict has a group without partition, redraw"),
+        (NES(ten, 1.0, dim=3), RBD(ten, 1.0, dim=4), "^state_dict has a group without sigma"),
         (FPD(ten, 1.0, dim=3), RBD(ten, 1.0, dim=4), "^redraw: got 1, allowed 0"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -444,7 +444,7 @@ def test_state_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("given", [torch.nn.Sequential(torch.nn.Linear(2, 2)), [1, 2]])
 def test_params_that_are_no_tensors_are_named(given):
-    with pytest.raises(TypeError, match=r"^params: got a (Linear|int), allowed tensors"):
+    with pytest.raises(TypeError, match=r"^params must be tensors, as of model.parameters\(\), but one is a (Linear|int)$"):
         RBD(given, lr=1.0, dim=1)
 
 
@@ -582,7 +582,7 @@ def test_gradients_whose_projections_overflow():
 def test_sparse_gradients():
     embedding = nn.Embedding(10, 3, sparse=True)
     embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(TypeError, match="^params: got a sparse gradient, allowed dense ones$"):
+    with pytest.raises(TypeError, match="^sparse gradients are not supported$"):
         RBD(embedding.parameters(), lr=0.5, dim=2).step()
 
 
@@ -639,7 +639,7 @@ def test_bad_arguments(optimizer_class, arguments, error, message):
 @pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
 def test_bad_parameters(optimizer_class):
     model = network().requires_grad_(False)
-    with pytest.raises(ValueError, match="^params: got none that requires a gradient, allowed at least one"):
+    with pytest.raises(ValueError, match="^a parameter group needs at least one parameter that requires a gradient$"):
         optimizer_class(model.parameters(), lr=0.1, dim=20)
     with pytest.raises(ValueError, match="empty parameter list"):
         optimizer_class([], lr=0.1, dim=20)
@@ -775,16 +775,16 @@ def test_nes_needs_a_closure():
     optimizer = NES([parameter(normal(30))], lr=0.1, dim=12)
     with pytest.raises(TypeError, match="closure"):
         optimizer.step()
-    with pytest.raises(TypeError, match="^closure: got None, allowed a function that returns the loss$"):
+    with pytest.raises(TypeError, match="^NES.step needs a closure that returns the loss$"):
         optimizer.step(None)
 
 
 def test_nes_has_one_group():
     groups = [{"params": [parameter(normal(30))]}, {"params": [parameter(normal(30))]}]
-    with pytest.raises(ValueError, match="^params: got 2 groups, allowed one$"):
+    with pytest.raises(ValueError, match="^NES supports one parameter group, got 2$"):
         NES(groups, lr=0.1, dim=12)
     optimizer = NES(groups[:1], lr=0.1, dim=12)
-    with pytest.raises(ValueError, match="^params: got 2 groups, allowed one$"):
+    with pytest.raises(ValueError, match="^NES supports one parameter group, got 2$"):
         optimizer.add_param_group(groups[1])
     assert len(optimizer.param_groups) == 1
 
@@ -835,7 +835,7 @@ def test_capturable_takes_a_rate_in_device_memory():
 
 def test_capturable_needs_all_gradients():
     optimizer = RBD([parameter(torch.ones(3), torch.ones(3)), parameter(torch.ones(2))], lr=1.0, dim=2, capturable=True)
-    with pytest.raises(ValueError, match="^params: got one without a gradient, allowed none with capturable$"):
+    with pytest.raises(ValueError, match="^capturable=True needs a gradient in every parameter$"):
         optimizer.step()
 
 

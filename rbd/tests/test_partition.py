@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 from torch import nn
 
-from rbd.partition import Compartment, Partition, parse, partition, share
+from rbd.partition import Compartment, Partition, apportion, parse, partition
 
 LAYOUT = (("conv.weight", 288), ("conv.bias", 32), ("bn.weight", 32), ("bn.bias", 32),
           ("fc.weight", 640), ("fc.bias", 10))  # fmt: skip
@@ -53,8 +53,8 @@ def check_cover(p: Partition, size: int) -> None:
     (4, [1, 1, 1, 1], [1, 1, 1, 1]),
     (250, [100_352, 128, 1280, 10], [246, 1, 2, 1]),  # FC by tensor: 246.52, 0.31, 3.14, 0.02; 246 lacks more than 3
 ])  # fmt: skip
-def test_share_by_hand(dim, sizes, shares):
-    assert share(dim, sizes) == shares
+def test_apportion_by_hand(dim, sizes, shares):
+    assert apportion(dim, sizes) == shares
 
 
 def test_share_on_a_sweep():
@@ -63,7 +63,7 @@ def test_share_on_a_sweep():
     for _ in range(5000):
         parts = [int(10 ** generator.uniform(0, 5)) for _ in range(generator.randint(1, 12))]
         dim = generator.randint(len(parts), min(sum(parts), 3000))
-        shares = share(dim, parts)
+        shares = apportion(dim, parts)
         quotas = [Fraction(dim * size, sum(parts)) for size in parts]
         assert sum(shares) == dim
         assert all(1 <= d <= size for d, size in zip(shares, parts))
@@ -81,7 +81,7 @@ def test_shares_that_give_way_are_the_furthest_above_their_quotas():
     for _ in range(2000):
         parts = [generator.choice([1, 2, 3, 5, 100, 1000]) for _ in range(generator.randint(2, 8))]
         dim = generator.randint(len(parts), min(sum(parts), 50))
-        shares = share(dim, parts)
+        shares = apportion(dim, parts)
         over = [d - Fraction(dim * size, sum(parts)) for d, size in zip(shares, parts)]
         givers = [over[k] for k in range(len(parts)) if shares[k] > 1]
         takers = [over[k] for k in range(len(parts)) if shares[k] < parts[k]]
@@ -92,7 +92,7 @@ def test_shares_that_give_way_are_the_furthest_above_their_quotas():
 def test_share_refuses(dim, sizes):
     allowed = rf"{len(sizes)} ... {sum(sizes)} \(at least 1 per compartment, at most 1 per parameter\)"
     with pytest.raises(ValueError, match=rf"^dim: got {dim}, allowed {allowed}$"):
-        share(dim, sizes)
+        apportion(dim, sizes)
 
 
 @pytest.mark.timeout(10)
@@ -195,12 +195,12 @@ def test_tensors_without_values_get_no_directions(form):
 # values
 
 
-def test_renumbered():
+def test_renumber():
     p = partition("even:3", LAYOUT, 30)
-    q = p.renumbered(5)
+    q = p.renumber(5)
     assert [k.number for k in q.compartments] == [5, 6, 7]
-    assert [k[1:] for k in q.compartments] == [k[1:] for k in p.compartments]
-    assert p.renumbered(0) == p
+    assert [k.fields[1:] for k in q.compartments] == [k.fields[1:] for k in p.compartments]
+    assert p.renumber(0) == p
 
 
 def test_partitions_are_values():

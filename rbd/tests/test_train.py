@@ -28,6 +28,7 @@ from rbd import optim
 from rbd.basis import Basis
 from rbd.kernels import cpu
 from rbd.suite import batches, datasets, models, record
+from rbd.suite import checkpoint as checkpoints
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record
 from rbd.suite.train import train
@@ -86,7 +87,9 @@ def same_checkpoints(a: Path, b: Path) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
-    first, second = ({k: json.loads(v) for k, v in header(path)[1]["__metadata__"].items()} for path in (a, b))
+    first, second = (header(path)[1]["__metadata__"] for path in (a, b))
+    assert first.pop("checksum") and second.pop("checksum")  # of the wall times too
+    first, second = ({k: json.loads(v) for k, v in texts.items()} for texts in (first, second))
     assert first["progress"].pop("seconds") and second["progress"].pop("seconds")
     assert first == second
 
@@ -215,6 +218,17 @@ def test_budget_of_workers(workers, variant, batches, steps):
     assert {made.epoch(step - 1) for step in sampled} == set(range(3))  # in each of the three epochs
 
 
+@pytest.mark.parametrize("run", [
+    config("sgd"), config("nes"), config("nes", dim=250, epochs=60), config("rbd", workers=3, variant="common"),
+], ids=str)  # fmt: skip
+def test_stretches_end_where_epochs_do(run):
+    made = loop.budget(run, IMAGES)
+    steps = list(made.stretches(0))
+    assert [step for stretch in steps for step in stretch] == list(range(1, made.steps + 1))
+    assert all(made.epoch(stretch[-1]) > made.epoch(stretch[-1] - 1) == made.epoch(stretch[0] - 1) for stretch in steps)
+    assert list(made.stretches(steps[0][-1])) == steps[1:] and list(made.stretches(made.steps)) == []
+
+
 def test_more_workers_than_batches():
     with pytest.raises(ValueError, match=r"workers: got 31, allowed 1 \.\.\. 30 \(the batches of all epochs\)"):
         loop.budget(config("rbd", workers=31), IMAGES)
@@ -231,9 +245,10 @@ def test_same_config_twice(method, few):
     assert repr(train(config(method, seed=8)).curve) != repr(first.curve)  # and the seed matters
 
 
-@pytest.mark.parametrize("model", ["cnn", "resnet8"])
-def test_same_config_twice_with_convolutions(model, few):
-    same(train(config("rbd", model=model, epochs=1)), train(config("rbd", model=model, epochs=1)))
+@pytest.mark.parametrize(("model", "threads"), [("cnn", 2), ("resnet8", 1)])  # on two, a busy core costs ResNet-8 a minute
+def test_same_config_twice_with_convolutions(model, threads, few):
+    run = config("rbd", model=model, epochs=1)
+    same(train(run, threads=threads), train(run, threads=threads))
 
 
 @pytest.mark.parametrize("method", ["sgd", "rbd", "nes"])
@@ -398,6 +413,17 @@ def test_a_run_that_another_commit_began_says_so(few, tmp_path, monkeypatch):
     assert "earlier_commits" not in train(run, tmp_path / "whole").environment
 
 
+def test_a_run_says_on_how_many_threads_its_earlier_epochs_ran(few, tmp_path, monkeypatch):
+    """The CNN's curve depends on it."""
+    run = config("sgd", model="cnn", epochs=2)
+    with monkeypatch.context() as patch:
+        while_validating(patch)
+        assert train(run, tmp_path, threads=2).environment["threads"] == 2
+    resumed = train(run, tmp_path, threads=1).environment
+    assert (resumed["threads"], resumed["earlier_threads"]) == (1, "2")
+    assert "earlier_threads" not in train(run, tmp_path / "whole", threads=1).environment
+
+
 @pytest.mark.parametrize("changes", [
     {"redraw": 7},  # 7 steps to a basis, 10 to an epoch: the basis of steps 7 ... 13 is needed on both sides
     {"partition": "by_layer", "distribution": "normal"},
@@ -408,11 +434,11 @@ def test_a_run_that_another_commit_began_says_so(few, tmp_path, monkeypatch):
 ], ids=str)  # fmt: skip
 def test_other_state_survives_too(changes, few, tmp_path, monkeypatch):
     run = replace(config("rbd"), **changes)
-    whole = train(run, tmp_path / "whole")
+    whole = train(run, tmp_path / "whole", threads=1)
     with monkeypatch.context() as patch:
         while_validating(patch)
-        assert len(train(run, tmp_path / "broken").curve) == 1
-    same(train(run, tmp_path / "broken"), whole)
+        assert len(train(run, tmp_path / "broken", threads=1).curve) == 1
+    same(train(run, tmp_path / "broken", threads=1), whole)
     same_checkpoints(checkpoint(tmp_path / "broken", run), checkpoint(tmp_path / "whole", run))
 
 
@@ -466,7 +492,9 @@ def test_checkpoint_is_safetensors_of_the_parameters(few, tmp_path):
         train(config("rbd", dim=dim, epochs=1), tmp_path)
         path = checkpoint(tmp_path, config("rbd", dim=dim, epochs=1))
         length, content = header(path)
-        known = {name: json.loads(text) for name, text in content.pop("__metadata__").items()}
+        texts = content.pop("__metadata__")
+        assert len(texts.pop("checksum")) == 32
+        known = {name: json.loads(text) for name, text in texts.items()}
         assert {name: entry["shape"] for name, entry in content.items()} == {
             "1.weight": [128, 784], "1.bias": [128], "3.weight": [10, 128], "3.bias": [10],
         }  # fmt: skip
@@ -509,6 +537,33 @@ def test_damaged_checkpoint_is_named_and_left(how, few, tmp_path):
         train(run, tmp_path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(few, tmp_path):
+    run = config("rbd", epochs=1)
+    train(run, tmp_path)
+    path = checkpoint(tmp_path, run)
+    content, model = path.read_bytes(), models.build("fc", (1, 28, 28), 7)
+    length, _ = header(path)
+    places = [*range(8 + length), *range(8 + length, len(content), 9973)]  # all of the header, some of the parameters
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
+        with pytest.raises(ValueError, match="not a checkpoint of this run"):
+            checkpoints.load(path, run, model, loop.build_optimizer)
+    path.write_bytes(content)
+    checkpoints.load(path, run, model, loop.build_optimizer)
+
+
+def test_checkpoint_without_a_checksum_is_read(few, tmp_path):
+    """Those of rbd 0.1 have none."""
+    run = config("rbd", epochs=2)
+    whole = train(run, tmp_path)
+    path = checkpoint(tmp_path, run)
+    content, (length, known) = path.read_bytes(), header(path)
+    del known["__metadata__"]["checksum"]
+    older = json.dumps(known).encode()
+    path.write_bytes(struct.pack("<Q", len(older)) + older + content[8 + length :])
+    same(train(run, tmp_path), whole)
 
 
 def test_checkpoint_of_another_config_is_refused(few, tmp_path):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import rbd
 from rbd import distributed
 from rbd.suite import rates
 from rbd.suite.experiments import workers
 
-ROOT = Path(distributed.__file__).parents[1]
+ROOT = Path(rbd.__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "analysis").is_dir(), reason="analysis is in the repository only")
 
 # Least of 300 calls (60 of the longest), microseconds, gloo on the loopback of two busy cores, 2026-11-22: what, values, W.

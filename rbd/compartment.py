@@ -1,0 +1,113 @@
+"""Compartment and BasisSpec: which random basis a kernel multiplies by, as named values. No torch and no NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from rbd.distribution import Distribution
+
+_FIELDS_BEFORE_TOTAL = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Compartment:
+    """dim random directions over the values start ... stop - 1 of a vector; its number tells its basis from the others'.
+
+    Attributes:
+        number: of the compartment, a word of the generator's counter.
+        start, stop: where its values stand in the vector.
+        dim: number of directions that are used here.
+        row: number of the first of them.
+        before, after: values of the compartment that the vector lacks at either side, where it holds a part of it.
+        total: d_k, the number of directions of the whole compartment, of which these are row ... row + dim - 1; by default
+            row + dim. Entries of the dense distributions do not depend on it.
+    """
+
+    number: int
+    start: int
+    stop: int
+    dim: int
+    row: int = 0
+    before: int = 0
+    after: int = 0
+    total: int = None  # type: ignore[assignment]  # an integer once made
+    _hash: int | None = field(default=None, init=False, repr=False, compare=False)  # kept: plans are looked up every step
+
+    def __new__(cls, *fields: int, **named: int) -> Compartment:
+        """Pickles of rbd 0.1, where this was a tuple of seven fields, call nothing else."""
+        made = object.__new__(cls)
+        if len(fields) == _FIELDS_BEFORE_TOTAL:
+            made.__init__(*fields)  # type: ignore[misc]
+        return made
+
+    def __post_init__(self) -> None:
+        if self.total is None:
+            object.__setattr__(self, "total", self.row + self.dim)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            object.__setattr__(self, "_hash", hash(self.fields))
+        return self._hash  # type: ignore[return-value]
+
+    def __reduce__(self) -> tuple:
+        return Compartment, self.fields
+
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """The arguments that make this compartment, in their order."""
+        return (self.number, self.start, self.stop, self.dim, self.row, self.before, self.after, self.total)
+
+    @property
+    def size(self) -> int:
+        """Number of values that are here."""
+        return self.stop - self.start
+
+    @property
+    def length(self) -> int:
+        """D_k, the number of values of the whole compartment."""
+        return self.before + self.stop - self.start + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class BasisSpec:
+    """The name of the random bases of some compartments: all that their entries depend on.
+
+    Attributes:
+        compartments: cover the values 0 ... size - 1 in order, without gaps.
+        distribution: of the entries.
+        seed, stream: words of the generator's key.
+        step: a word of its counter; on a GPU it may be a tensor of one int64 there, read when the kernel runs.
+    """
+
+    compartments: tuple[Compartment, ...]
+    distribution: Distribution
+    seed: int
+    stream: int
+    step: int | torch.Tensor
+
+    @property
+    def dim(self) -> int:
+        """d, the number of directions of all compartments."""
+        return sum(k.dim for k in self.compartments)
+
+    @property
+    def size(self) -> int:
+        """D, the number of values."""
+        return self.compartments[-1].stop
+
+    @property
+    def row(self) -> int:
+        """Number of the first compartment's first direction."""
+        return self.compartments[0].row
+
+    @property
+    def from_first_row(self) -> tuple[Compartment, ...]:
+        """The compartments with rows counted from ``row`` on: dense kernels plan by these, so one plan serves every row."""
+        first = self.row
+        return self.compartments if first == 0 else tuple(
+            Compartment(k.number, k.start, k.stop, k.dim, k.row - first, k.before, k.after) for k in self.compartments
+        )  # fmt: skip

@@ -1,0 +1,99 @@
+"""Communication hooks for DistributedDataParallel: coordinates in place of gradients, or a mean in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rbd.basis import WORD, check_word
+from rbd.compartment import BasisSpec
+from rbd.distributed.exchange import CHECK, Workers, digest
+from rbd.distributed.variants import Part, project, update
+from rbd.distribution import distribution as distribution_of
+from rbd.partition import by_tensor
+from rbd.philox import STREAM_VERSION
+
+
+class CoordinatesState:
+    """State of ``coordinates_hook``: a basis for each tensor of a model, redrawn every so many steps.
+
+    Args:
+        params: ``model.parameters()``, in the order that all workers have.
+        dim: total number of random directions, at least one a tensor, apportioned by size.
+        distribution, seed, redraw: as in RBD.
+        process_group: the one given to DistributedDataParallel; None: the default one.
+
+    Attributes:
+        step: number of the next step, which names its bases. Keep it in your checkpoints, and set it to go on from one.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range.
+        RuntimeError: torch.distributed is not initialised, or the workers were given different arguments; from a backward
+            pass, on all workers, if their steps or parameters differ (looked at in the first step and every CHECK).
+    """
+
+    def __init__(self, params: Iterable[Tensor], dim: int = 250, distribution: str = "rademacher", seed: int = 0,
+                 redraw: int = 1, process_group: dist.ProcessGroup | None = None):  # fmt: skip
+        kept = [p for p in params if p.requires_grad]
+        cut = by_tensor(tuple(("", p.numel()) for p in kept), dim).compartments
+        self.params = [p for p in kept if p.numel()]
+        self.compartments = {id(p): k for p, k in zip(self.params, cut)}
+        self.distribution, self.seed = distribution_of(distribution), check_word("seed", seed)
+        self.redraw, self.step, self._calls = check_word("redraw", redraw), 0, 0
+        self.workers = Workers("common", process_group)
+        self.workers.agree({"stream_version": STREAM_VERSION, "dim": dim, "distribution": distribution, "seed": seed,
+                            "redraw": redraw, "shapes": [tuple(p.shape) for p in kept]})  # fmt: skip
+
+    def advance(self) -> None:
+        """The next step; once in a while, are all workers at the same one, with the same parameters?"""
+        if self._calls % CHECK == 0:
+            self.workers.agree({"step": self.step, "parameters": digest(self.params)})
+        self._calls, self.step = self._calls + 1, self.step + 1
+
+
+def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Send coordinates in place of gradients: g becomes Φᵀ (1/W) Σ_r Φ g_r, tensor by tensor.
+
+    For ``DistributedDataParallel.register_comm_hook``, whatever optimizer is used; with plain SGD it is RBD by tensors with
+    the variant common. Directions have unit expected norm and E[Φᵀ Φ g] = (d / D) g, so learning rates are RBD's, not SGD's.
+    How DDP cuts its buckets does not matter: bases are named by tensors. A worker sends its d coordinates to each other one,
+    d (W-1) values in a step, while the rest of the backward pass goes on.
+
+    Raises:
+        RuntimeError: from the backward pass: another worker died, left, or kept this one waiting for longer than the group's
+            timeout; or as in CoordinatesState.
+    """
+    g, at, compartments = bucket.buffer(), 0, []
+    for p in bucket.parameters():
+        if p.numel():
+            compartments.append(replace(state.compartments[id(p)], start=at, stop=at + p.numel()))
+        at += p.numel()
+    drawn = state.step // state.redraw % WORD if state.redraw else 0
+    if bucket.is_last():
+        state.advance()
+    part = Part(g, BasisSpec(tuple(compartments), state.distribution, state.seed, 0, drawn))
+    c = project(part, "common", state.workers.rank, state.workers.size)
+    everyone = c.new_empty(state.workers.size * len(c))
+    work = state.workers.attempt(lambda: dist.all_gather_into_tensor(everyone, c, state.workers.group, async_op=True))
+
+    def finished(arrived: torch.futures.Future) -> Tensor:
+        state.workers.attempt(arrived.wait)
+        return g.copy_(update(part, "common", list(everyone.view(state.workers.size, len(c)))))
+
+    return work.get_future().then(finished)
+
+
+def ordered_hook(workers: Workers, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's mean of gradients, but summed in the order of the workers, so that one process can follow bit for bit."""
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer().copy_(workers.mean(bucket.buffer())))
+    return done
+
+
+if dist.is_available():  # DDP compares annotations with the types themselves, not with their names
+    for _hook in (coordinates_hook, ordered_hook):
+        _hook.__annotations__ |= {"bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}

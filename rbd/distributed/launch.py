@@ -1,0 +1,105 @@
+"""Starting workers, and joining those that torchrun has started."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = 60.0  # seconds that workers started by ``launch`` or ``join`` wait for each other
+
+T = TypeVar("T")
+
+
+def is_launched() -> bool:
+    """Whether torchrun, ``launch`` or the caller has made this process one of several workers."""
+    return dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
+
+
+_joins = itertools.count()
+
+
+def _own_gpu() -> int:
+    """Number of this worker's GPU: NCCL wants one for each worker of a machine."""
+    gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if here > gpus:
+        raise ValueError(f"device: got 'cuda' for {here} workers and {gpus} GPUs, allowed a GPU for each, or 'cpu'")
+    return int(os.environ["LOCAL_RANK"])
+
+
+@contextmanager
+def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterator[None]:
+    """The default process group, of torchrun's workers or of the caller, for as long as the block runs.
+
+    Raises:
+        ValueError: it has another number of workers; the device is "cuda", and there is no GPU for each of them.
+    """
+    ours = not dist.is_initialized()
+    if ours:
+        if device == "cuda":
+            torch.cuda.set_device(_own_gpu())
+        backend, limit = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout)
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        # torchrun's store outlives its workers, and those of a restart would call at the addresses of the dead
+        ours_alone = dist.PrefixStore(f"rbd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joins)}", store)
+        dist.init_process_group(backend, store=ours_alone, rank=rank, world_size=size, timeout=limit)
+    try:
+        if dist.get_world_size() != workers:
+            raise ValueError(f"workers: got {workers}, allowed {dist.get_world_size()}, as many as were started")
+        yield
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float = TIMEOUT) -> T:
+    """Call a function in W new processes of this machine, all in one gloo group; returns worker 0's result.
+
+    Args:
+        function: importable by name, as are all its arguments (they are pickled).
+        timeout: seconds that workers wait for each other.
+
+    Raises:
+        RuntimeError: a worker failed or was killed; the others are stopped, and its traceback is shown.
+    """
+    import torch.multiprocessing as mp
+
+    store = dist.TCPStore("localhost", 0, None, True, timedelta(seconds=timeout), wait_for_workers=False)
+    with TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer"
+        context = mp.start_processes(_work, (function, workers, store.port, timeout, answer, args), workers, join=False,
+                                     start_method="spawn")  # fmt: skip
+        try:
+            while not context.join():
+                pass
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            raise RuntimeError(f"worker {error.error_index} of {workers} failed: {error}") from error
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+        return pickle.loads(answer.read_bytes())
+
+
+def _work(rank: int, function: Callable, workers: int, port: int, timeout: float, answer: Path, args: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to tell of
+    limit = timedelta(seconds=timeout)
+    store = dist.TCPStore("localhost", port, None, False, limit)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=workers, timeout=limit)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    try:
+        made = function(*args)
+        if rank == 0:
+            answer.write_bytes(pickle.dumps(made))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,96 @@
+"""What workers compute in each variant, without any communication: equations for any worker, of any number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from rbd import kernels
+from rbd.compartment import BasisSpec, Compartment
+
+VARIANTS = ("common", "bases", "directions", "shares")  # what a user picks; FSDP2 parameters are always "sharded"
+OWN_BATCH = ("common", "bases", "ddp")
+OWN_BASIS = ("bases", "directions")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a parameter group brings to a step.
+
+    Attributes:
+        g: (D,) gradient, float32 or float64.
+        spec: names its bases, with stream 0; own bases have the worker's number there.
+    """
+
+    g: Tensor
+    spec: BasisSpec
+
+
+@lru_cache(maxsize=256)  # looked up every step
+def worker_rows(compartments: tuple[Compartment, ...], worker: int, workers: int) -> tuple[Compartment, ...]:
+    """Worker r's rows of all compartments together: numbers ⌊r d / W⌋ ... ⌊(r+1) d / W⌋ - 1, so one more or less."""
+    d, at, mine = sum(k.dim for k in compartments), 0, []
+    low, high = worker * d // workers, (worker + 1) * d // workers
+    for k in compartments:
+        first, last = max(low - at, 0), min(high - at, k.dim)
+        if first < last:
+            mine.append(replace(k, dim=last - first, row=k.row + first))
+        at += k.dim
+    return tuple(mine)
+
+
+@lru_cache(maxsize=256)
+def _shift_to_start(compartments: tuple[Compartment, ...]) -> tuple[Compartment, ...]:
+    """The same compartments in a vector that begins where the first of them does."""
+    start = compartments[0].start
+    return tuple(replace(k, start=k.start - start, stop=k.stop - start) for k in compartments)
+
+
+def project(part: Part, variant: str, worker: int, workers: int) -> Tensor:
+    """c_r, the coordinates that worker r finds and sends: (d,), or as many as it has rows with the variant shares."""
+    if variant != "shares":
+        return kernels.project(part.g, replace(part.spec, stream=worker if variant in OWN_BASIS else 0))
+    mine = worker_rows(part.spec.compartments, worker, workers)
+    if not mine:  # more workers than directions
+        return part.g.new_empty(0)
+    spec = replace(part.spec, compartments=_shift_to_start(mine))
+    return kernels.project(part.g[mine[0].start : mine[-1].stop], spec)
+
+
+def expand(part: Part, c: Tensor, stream: int = 0) -> Tensor:
+    """Φᵀ c, (d,) -> (D,)."""
+    return kernels.expand(c, replace(part.spec, stream=stream))
+
+
+def update(part: Part, variant: str, c: Sequence[Tensor]) -> Tensor:
+    """u (D,) from the coordinates of all workers, in their order."""
+    if variant in OWN_BASIS:
+        return ordered_sum(expand(part, c_r, stream) for stream, c_r in enumerate(c))
+    return expand(part, ordered_sum(c) / len(c) if variant == "common" else torch.cat(list(c)))
+
+
+def ordered_sum(terms: Iterable[Tensor]) -> Tensor:
+    """((x_0 + x_1) + x_2) + ... in the order of the workers."""
+    terms = iter(terms)  # one at a time, as W of them may not fit into memory
+    total = next(terms).clone()
+    for term in terms:
+        total += term
+    return total
+
+
+def in_turn(parts: Sequence[Part], variant: str) -> Tensor:
+    """u (D,) of W workers, computed by one process in turn: the definition that W processes equal bit for bit.
+
+    Args:
+        parts: one for each worker, alike in all but their gradients; variant: one of VARIANTS.
+    """
+    return update(parts[0], variant, [project(part, variant, r, len(parts)) for r, part in enumerate(parts)])
+
+
+def split_by_part(c: Tensor, parts: Sequence[Part], lengths: Sequence[int]) -> list[Tensor]:
+    """Coordinates of all groups cut into those of each, in its dtype."""
+    return [piece.to(part.g.dtype) for piece, part in zip(c.split(list(lengths)), parts)]

@@ -1,0 +1,71 @@
+"""Operators for torch.compile: rbd::project and rbd::expand, opaque, whose integers may change from step to step.
+
+The tables of the GPU kernels outlive a call, which Inductor's own CUDA graphs do not allow: it is told to leave them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rbd.compartment import BasisSpec, Compartment
+from rbd.distribution import distribution as distribution_of
+
+FIELDS = 8  # of a compartment
+
+Product = Callable[[torch.Tensor, BasisSpec, torch.Tensor | None, str | None], torch.Tensor]
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of a dtype are summed in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def register(name: str, product: Product, length: Callable[[Sequence[int]], int]) -> Product:
+    """Register a product as the operator rbd::<name>; returns a product that calls the operator.
+
+    Args:
+        product: run by the operator, without out.
+        length: of the result, from compartments as ``flatten`` makes them.
+    """
+
+    @torch.library.custom_op(f"rbd::{name}", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+    def operator(x: torch.Tensor, compartments: Sequence[int], distribution: str, seed: int, stream: int, step: int,
+                 counter: torch.Tensor | None, backend: str | None) -> torch.Tensor:  # fmt: skip
+        number = step if counter is None else counter
+        spec = BasisSpec(unflatten(compartments), distribution_of(distribution), seed, stream, number)
+        return product(x, spec, None, backend)
+
+    @operator.register_fake
+    def _(x, compartments, distribution, seed, stream, step, counter, backend):
+        return x.new_empty(length(compartments), dtype=sum_dtype(x.dtype))
+
+    def call(x: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend: str | None) -> torch.Tensor:
+        step, counter = (0, spec.step) if isinstance(spec.step, torch.Tensor) else (spec.step, None)
+        made = operator(
+            x, flatten(spec.compartments), spec.distribution.name, spec.seed, spec.stream, step, counter, backend
+        )
+        return made if out is None else out.copy_(made)
+
+    return call
+
+
+def flatten(compartments: Sequence[Compartment]) -> list[int]:
+    """The fields of all compartments, one after another: operators take lists of integers."""
+    return [int(value) for k in compartments for value in k.fields]
+
+
+def unflatten(flat: Sequence[int]) -> tuple[Compartment, ...]:
+    """The compartments that ``flatten`` took apart."""
+    return tuple(Compartment(*flat[i : i + FIELDS]) for i in range(0, len(flat), FIELDS))
+
+
+def flat_dim(flat: Sequence[int]) -> int:
+    """d of flattened compartments, whose integers may be symbolic."""
+    return sum(flat[3::FIELDS])
+
+
+def flat_size(flat: Sequence[int]) -> int:
+    """D of flattened compartments."""
+    return flat[2 - FIELDS]
