@@ -274,7 +274,7 @@ def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tu
 
 
 def _scales(compartments: Sequence[Compartment], distribution: Distribution, device: torch.device) -> torch.Tensor:
-    scales = [distribution.scale(k.length) for k in compartments]
+    scales = [distribution.scale(k.length, k.total) for k in compartments]
     return torch.tensor(scales, dtype=torch.float64, device=device)
 
 
