@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from zlib import crc32
@@ -26,7 +26,7 @@ from numba import njit
 
 from rbd import distribution as distribution_module
 from rbd import philox
-from rbd.compartment import BasisSpec
+from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import Distribution
 from rbd.kernels import cpu, simd
 from rbd.kernels.cpu import _inline, _philox, _rademacher
@@ -476,14 +476,15 @@ class _Plan:
     of_scales: int = 0  # the address of the scales
 
 
-def _make_plan(compartments, distribution: Distribution, units: list, columns: int, **others) -> _Plan:
+def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list, columns: int,
+               **others) -> _Plan:  # fmt: skip
     table = np.array(units, np.int64).reshape(-1, _FIELDS)
     scales = np.array([distribution.scale(k.length, k.total) for k in compartments])
     return _Plan(table, scales, columns, address=table.ctypes.data, of_scales=scales.ctypes.data, **others)
 
 
 @lru_cache(maxsize=256)
-def _project_plan(compartments: tuple, distribution: Distribution) -> _Plan:
+def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribution) -> _Plan:
     """Units of up to BLOCK rows and a run of segments.
 
     A unit: number, total, place of column 0, low, high, row, rows, first and last segment, compartment, place of its sums
@@ -511,7 +512,7 @@ def _project_plan(compartments: tuple, distribution: Distribution) -> _Plan:
 
 
 @lru_cache(maxsize=256)
-def _expand_plan(compartments: tuple, distribution: Distribution, sizes: tuple[int, ...]) -> _Plan:
+def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distribution, sizes: tuple[int, ...]) -> _Plan:
     """Units of up to UNIT columns, whole chunks, of one tensor; sizes: of the tensors that make up the vector.
 
     A unit: number, total, place of column 0 in the tensor, low, high, row, rows, place in c, compartment, tensor, 0, 0.
@@ -527,12 +528,6 @@ def _expand_plan(compartments: tuple, distribution: Distribution, sizes: tuple[i
                 low = cut
         at += k.dim
     return _make_plan(compartments, distribution, units, bounds[-1], places=np.empty((0, 5), np.int64))
-
-
-def _from_first_row(compartments: tuple) -> tuple:
-    """The compartments with rows counted from the first one's, so that one plan serves every row (NES)."""
-    first = compartments[0].row
-    return tuple(replace(k, row=k.row - first) for k in compartments) if first else compartments
 
 
 _of_thread = threading.local()
@@ -578,7 +573,7 @@ def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``."""
     g = _apart(g, out)
-    plan, dtype = _project_plan(_from_first_row(spec.compartments), spec.distribution), _DTYPES[g.dtype]
+    plan, dtype = _project_plan(spec.from_first_row, spec.distribution), _DTYPES[g.dtype]
     name = spec.seed, spec.stream, spec.step, spec.row, plan.of_scales
     if not plan.partials:
         return _run(_project, plan, dtype, g.data_ptr(), *name, 0, out.data_ptr())
@@ -607,7 +602,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> Non
 
 
 def _write_to(c: torch.Tensor, spec: BasisSpec, tensors: Sequence[torch.Tensor], add: bool) -> None:
-    plan = _expand_plan(_from_first_row(spec.compartments), spec.distribution, tuple([t.numel() for t in tensors]))
+    plan = _expand_plan(spec.from_first_row, spec.distribution, tuple([t.numel() for t in tensors]))
     bases = np.array([t.data_ptr() for t in tensors], np.int64)
     name = spec.seed, spec.stream, spec.step, spec.row
     _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, bases.ctypes.data, add)
