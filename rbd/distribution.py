@@ -122,8 +122,9 @@ def offsets(segments: np.ndarray, dim: int, seed: int, stream: int, step: int, c
 
     Segment q has word q mod 64 of chunk q div 64, and o_q = word * dim div 2**32: uniform up to dim / 2**32.
     """
-    made = words(np.array([0]), segments // WORDS, seed, stream, step, compartment, OFFSETS)[0]  # (n, 64)
-    word = made[np.arange(len(segments)), segments % WORDS].astype(np.uint64)  # (n,)
+    chunks, which = np.unique(segments // WORDS, return_inverse=True)
+    made = words(np.array([0]), chunks, seed, stream, step, compartment, OFFSETS)[0]  # (chunks, 64)
+    word = made[which, segments % WORDS].astype(np.uint64)  # (n,)
     return ((word * np.uint64(dim)) >> np.uint64(32)).astype(np.int64)
 
 
@@ -138,9 +139,8 @@ def sketch(columns: np.ndarray, dim: int, seed: int, stream: int, step: int, com
         Rows (n,) int64 in 0 ... dim - 1 and signs (n,) float32.
     """
     law = DISTRIBUTIONS["countsketch"]
-    segment, place = columns // dim, columns % dim
-    segments, which = np.unique(segment, return_inverse=True)
-    rows = (place + offsets(segments, dim, seed, stream, step, compartment)[which]) % dim
+    segments, place = columns // dim, columns % dim
+    rows = (place + offsets(segments, dim, seed, stream, step, compartment)) % dim
     chunks, which = np.unique(columns // law.columns, return_inverse=True)
     signs = law.entries(words(np.array([0]), chunks, seed, stream, step, compartment, SIGNS)[0])  # (chunks, 2048)
     return rows, signs[which, columns % law.columns]

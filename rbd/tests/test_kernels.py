@@ -388,11 +388,13 @@ def test_rows_do_not_depend_on_their_number(backend, name, dtype):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_one_plan_serves_all_rows(backend):
+@pytest.mark.parametrize("name", ["uniform", "countsketch"])
+def test_one_plan_serves_all_rows(backend, name):
     """NES names its rows one by one; a plan for each would push the others out of the cache."""
-    module = kernels.load(backend)
-    for row in (0, 3, 2**32 - 1):
-        expand(backend, torch.ones(1), one(1, 997, row), distribution("uniform"))
+    law, total = distribution(name), 2**32 - 1 if name == "uniform" else 997
+    module = kernels.load(backend, law.sparse)
+    for row in (0, 3, total - 1):
+        expand(backend, torch.ones(1), one(1, 997, row, total=total), law)
         if row == 0:
             before = module._expand_plan.cache_info()
     after = module._expand_plan.cache_info()
