@@ -204,18 +204,15 @@ def _add_segments(g, low, high, total, row, rows, q0, q1, name, words, x, sums):
             _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
         o = _offset(q, span, total, words)
         at = 2 * (q & 3) * rows if kinds == 8 and total > 1 else 0
-        if total == 1 or (all_rows and kinds > 1):  # columns in order are rows from o on, and then the others
-            state = _add_run(g, low, high, q * span, at + o, span, True, False, state, name, words, x, sums)
+        start, first, last = q * span, max(o, row), min(o, row + rows)
+        if total == 1 or (all_rows and kinds > 1):  # columns in order are rows from o on, and then the others: one run
+            column, place, count, runs = start, at + o, span, 1
         else:
-            first, last, fresh = max(o, row), min(o, row + rows), q == q0 and kinds == 1 and low <= q * span
-            if first < row + rows:
-                place, count, column = at + first - row, row + rows - first, q * total + first - o
-                fresh = fresh and column + count <= high
-                state = _add_run(g, low, high, column, place, count, all_rows, fresh, state, name, words, x, sums)
-            if row < last:
-                place, count, column = at + (rows if kinds > 1 else 0), last - row, q * total + total - o + row
-                fresh = fresh and column + count <= high
-                state = _add_run(g, low, high, column, place, count, all_rows, fresh, state, name, words, x, sums)
+            column, place, count, runs = start + first - o, at + first - row, max(row + rows - first, 0), 2
+        for _ in range(runs):
+            fresh = q == q0 and kinds == 1 and low <= start and start + span <= high
+            state = _add_run(g, low, high, column, place, count, all_rows, fresh, state, name, words, x, sums)
+            column, place, count = start + span - o + row, at + (rows if kinds > 1 else 0), max(last - row, 0)
 
 
 @_inline

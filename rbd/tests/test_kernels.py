@@ -108,7 +108,7 @@ def levels(name: str, dim: int, size: int) -> np.ndarray:
     if name == "countsketch":
         rows, signs = sketch(np.arange(size), dim, *KEY, INDEX)
         return np.where(rows == np.arange(dim)[:, None], signs, np.float32(0))
-    return dense_levels(name, dim, size)
+    return dense_levels(name, size)[:dim]
 
 
 @lru_cache(maxsize=1)
@@ -391,9 +391,9 @@ def test_rows_do_not_depend_on_their_number(backend, name, dtype):
 @pytest.mark.parametrize("name", ["uniform", "countsketch"])
 def test_one_plan_serves_all_rows(backend, name):
     """NES names its rows one by one; a plan for each would push the others out of the cache."""
-    law, total = distribution(name), 2**32 - 1 if name == "uniform" else 997
+    law, total = distribution(name), 997 if name == "countsketch" else None
     module = kernels.load(backend, law.sparse)
-    for row in (0, 3, total - 1):
+    for row in (0, 3, 996 if total else 2**32 - 1):
         expand(backend, torch.ones(1), one(1, 997, row, total=total), law)
         if row == 0:
             before = module._expand_plan.cache_info()
