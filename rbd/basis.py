@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -74,6 +75,7 @@ class Basis:
             raise ValueError(f"row: got {self.row}, allowed 0 ... {self.size - self.dim} (size - dim)")
         distribution_of(self.distribution)
 
+    @lru_cache(maxsize=256)  # noqa: B019  # a name, and small
     def _spec(self) -> BasisSpec:
         total = self.row + self.dim if self.total is None else self.total
         one = Compartment(self.compartment, 0, self.size, self.dim, self.row, total=total)

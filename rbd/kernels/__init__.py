@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -17,6 +18,7 @@ BACKENDS = ("reference", "cpu", "gpu")
 _OF_DEVICE = {"cpu": "cpu", "cuda": "gpu"}
 
 
+@cache
 def load(backend: str, sparse: bool = False) -> ModuleType:
     """The module of a backend, for dense or for sparse bases, imported when first asked for.
 

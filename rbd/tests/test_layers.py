@@ -98,7 +98,8 @@ if TYPE_CHECKING:
 """
     assert imported(source, "rbd.kernels") == {
         "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.data",
-        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.train",
+        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.kernels.countsketch_cpu",
+        "rbd.kernels.countsketch_gpu", "rbd.train",
     }  # fmt: skip
 
 
@@ -115,7 +116,8 @@ def test_imports_go_down():
 def test_imports_inside_a_layer_make_no_circle():
     """So that every module can be imported first."""
     left = {name: of_package(others) - {PUBLIC, name} for name, others in imports().items() if name != PUBLIC}
-    left["rbd.kernels"] -= {"rbd.kernels.reference", "rbd.kernels.cpu", "rbd.kernels.gpu"}  # when first asked for
+    backends = ("reference", "cpu", "gpu", "countsketch_cpu", "countsketch_gpu")
+    left["rbd.kernels"] -= {f"rbd.kernels.{name}" for name in backends}  # when first asked for
     while ready := [name for name, others in left.items() if not others & set(left)]:
         for name in ready:
             del left[name]
@@ -140,11 +142,12 @@ def test_compartments_need_nothing():
 
 
 def test_backends_never_import_each_other():
-    backends = {"rbd.kernels.reference", "rbd.kernels.cpu", "rbd.kernels.gpu"}
-    found = imports()
-    for name in backends & set(found):
-        assert not found[name] & (backends - {name})
-        assert "rbd.kernels" not in found[name]  # nor what picks one of them
+    kinds = {"reference": ("reference",), "cpu": ("cpu", "countsketch_cpu"), "gpu": ("gpu", "countsketch_gpu")}
+    backends, found = {f"rbd.kernels.{name}" for names in kinds.values() for name in names}, imports()
+    for names in kinds.values():
+        own = {f"rbd.kernels.{name}" for name in names}
+        for name in own & set(found):
+            assert not found[name] & (backends - own)
 
 
 @pytest.mark.parametrize("name", sorted(NO_TORCH))
@@ -158,7 +161,7 @@ def test_modules_that_do_without_torch(name):
 
 
 def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
-    homes = {"numba": {"rbd.kernels.cpu", "rbd.kernels.simd"}, "llvmlite": {"rbd.kernels.simd"},
+    homes = {"numba": {"rbd.kernels.cpu", "rbd.kernels.countsketch_cpu", "rbd.kernels.simd"}, "llvmlite": {"rbd.kernels.simd"},
              "triton": {"rbd.kernels.gpu"}}  # fmt: skip
     for library, home in homes.items():
         users = {n for n, others in imports().items() if library in {other.split(".")[0] for other in others}}
