@@ -605,4 +605,4 @@ def _write_to(c: torch.Tensor, spec: BasisSpec, tensors: Sequence[torch.Tensor],
     _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, bases.ctypes.data, add)
 
 
-_DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+_DTYPES: dict[torch.dtype, np.dtype] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
