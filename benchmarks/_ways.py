@@ -57,7 +57,7 @@ class OnDemand:
         drawn = philox.words(b.row + np.arange(b.dim), np.array([chunk]), b.seed, b.stream, b.step, b.compartment)
         start = max(chunk * law.columns, b.size - 128)
         levels = law.entries(drawn).reshape(b.dim, -1)[:, start - chunk * law.columns : b.size - chunk * law.columns]
-        return slice(start, b.size), torch.from_numpy(levels).double() * law.scale(b.size)
+        return slice(start, b.size), torch.from_numpy(levels).double() * law.scale(b.size, b.dim)
 
 
 def _rows(basis: Basis, device: str):

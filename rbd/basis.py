@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -32,14 +33,15 @@ class Basis:
     """d random directions in R^D, each of unit expected norm, regenerated whenever they are used.
 
     Every entry is a pure function of (seed, stream, compartment, step, row, column) and the distribution, with mean 0
-    and variance 1 / D (arXiv 2011.04720).
+    and variance 1 / D (arXiv 2011.04720). Entries of "countsketch" depend on (total, size) as well.
 
     Attributes:
         dim: d, number of directions, 1 ... size.
         size: D, length of a direction.
-        distribution: "normal", "uniform" or "rademacher".
+        distribution: "normal", "uniform" or "rademacher" (dense), or "countsketch" (one nonzero in every column).
         seed, stream, compartment, step: integers in 0 ... 2**32 - 1; bases that differ in one of them are independent.
         row: number of the first direction, for some rows of a larger basis.
+        total: number of directions of that larger basis, by default row + dim. Dense entries do not depend on it.
 
     Raises:
         TypeError, ValueError: a field is out of its range.
@@ -53,6 +55,7 @@ class Basis:
     compartment: int = 0
     step: int = 0
     row: int = 0
+    total: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("seed", "stream", "compartment", "step", "row", "dim", "size"):
@@ -63,10 +66,19 @@ class Basis:
             raise ValueError(f"dim: got {self.dim}, allowed 1 ... {self.size} (the size)")
         if self.row + self.dim > WORD:
             raise ValueError(f"row: got {self.row}, allowed 0 ... {WORD - self.dim} with {self.dim} rows")
+        if self.total is not None:
+            object.__setattr__(self, "total", check_word("total", self.total))
+            if not self.row + self.dim <= self.total <= self.size:
+                least = self.row + self.dim
+                raise ValueError(f"total: got {self.total}, allowed {least} (row + dim) ... {self.size} (the size)")
+        elif distribution_of(self.distribution).sparse and self.row + self.dim > self.size:
+            raise ValueError(f"row: got {self.row}, allowed 0 ... {self.size - self.dim} (size - dim)")
         distribution_of(self.distribution)
 
+    @lru_cache(maxsize=256)  # noqa: B019  # a name, and small
     def _spec(self) -> BasisSpec:
-        one = Compartment(self.compartment, 0, self.size, self.dim, self.row)
+        total = self.row + self.dim if self.total is None else self.total
+        one = Compartment(self.compartment, 0, self.size, self.dim, self.row, total=total)
         return BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
 
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -87,4 +99,5 @@ class Basis:
         from rbd.kernels.reference import rows
 
         spec = self._spec()
-        return torch.from_numpy(rows(spec.compartments[0], spec, 0, self.dim)) * spec.distribution.scale(self.size)
+        (k,) = spec.compartments
+        return torch.from_numpy(rows(k, spec, 0, self.dim)) * spec.distribution.scale(k.length, k.total)

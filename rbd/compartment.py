@@ -106,8 +106,12 @@ class BasisSpec:
 
     @property
     def from_first_row(self) -> tuple[Compartment, ...]:
-        """The compartments with rows counted from ``row`` on: dense kernels plan by these, so one plan serves every row."""
-        first = self.row
+        """The compartments with rows counted from ``row`` on: kernels plan by these, so one plan serves every row.
+
+        Dense kernels do not ask for the total, so theirs may be another one.
+        """
+        first, sparse = self.row, self.distribution.sparse
         return self.compartments if first == 0 else tuple(
-            Compartment(k.number, k.start, k.stop, k.dim, k.row - first, k.before, k.after) for k in self.compartments
+            Compartment(k.number, k.start, k.stop, k.dim, k.row - first, k.before, k.after, *(k.total,) * sparse)
+            for k in self.compartments
         )  # fmt: skip

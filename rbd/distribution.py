@@ -1,4 +1,4 @@
-"""Words to entries: normal, uniform and Rademacher numbers of mean 0 and variance 1. NumPy only.
+"""Words to entries: normal, uniform and Rademacher numbers of mean 0 and variance 1, and a sparse sketch. NumPy only.
 
 A distribution is a table of levels indexed by the bits of one entry: 1 bit for a sign, 8 for a uniform number, 16 for a
 normal one. Random bits are what on-demand bases cost, so an entry takes no more of them than its distribution needs. The
@@ -6,6 +6,11 @@ table is the definition; the fast kernels compute the same levels, bit for bit, 
 
 Column ``64 * per_word * chunk + 64 * part + p`` of a row is part ``part`` (the lowest bits first) of word ``p`` of the
 chunk, so contiguous columns meet contiguous words.
+
+"countsketch" has one nonzero in every column, a sign (Charikar, Chen, Farach-Colton 2002; Clarkson, Woodruff 2013). Its
+D columns are cut into segments of d. Segment q is a signed cyclic shift of the identity by an offset o_q: column q d + k
+belongs to row (k + o_q) mod d. Rows have disjoint supports of floor(D/d) or ceil(D/d) columns, so they are orthogonal;
+with d = D there is one segment, and the basis is orthogonal.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rbd.philox import WORDS
+from rbd.philox import OFFSETS, SIGNS, WORDS, words
 
 
 @dataclass(frozen=True)
@@ -23,16 +28,18 @@ class Distribution:
     """Distribution of the entries of a basis.
 
     Attributes:
-        name: "normal", "uniform" or "rademacher".
+        name: "normal", "uniform", "rademacher" or "countsketch".
         bits: random bits an entry takes.
         levels: (2**bits,) float32, the value for every pattern of bits, symmetric about 0 and not yet of variance 1.
         deviation: root mean square of the levels; level / deviation has variance 1.
+        sparse: whether a column has one entry only, in a row of its own, instead of one in every row.
     """
 
     name: str
     bits: int
     levels: np.ndarray = field(repr=False, compare=False)
     deviation: float = field(repr=False)
+    sparse: bool = False
 
     @property
     def per_word(self) -> int:
@@ -50,9 +57,12 @@ class Distribution:
         parts = (words[..., None, :] >> shifts) & np.uint32(2**self.bits - 1)  # (..., per_word, 64)
         return self.levels[parts].reshape(*words.shape[:-1], self.columns)
 
-    def scale(self, size: int) -> float:
-        """Factor from levels to entries of directions in R^size with unit expected norm: 1 / (deviation sqrt(size))."""
-        return 1.0 / (self.deviation * math.sqrt(size))
+    def scale(self, size: int, dim: int) -> float:
+        """Factor from levels to entries of dim directions in R^size with unit expected norm.
+
+        Dense: 1 / (deviation sqrt(size)), whatever dim is. Sparse: sqrt(dim / size), as a row has size / dim entries.
+        """
+        return math.sqrt(dim / size) if self.sparse else 1.0 / (self.deviation * math.sqrt(size))
 
 
 # Row e: z(u) for u = x / 2**17, x in [2**e, 2**(e+1)), as a polynomial in s = 2 - x / 2**e, lowest power first; z is
@@ -107,16 +117,46 @@ def rademacher_levels() -> np.ndarray:
     return np.array([1, -1], dtype=np.float32)
 
 
-def _distribution(name: str, bits: int, levels: np.ndarray) -> Distribution:
+def offsets(segments: np.ndarray, dim: int, seed: int, stream: int, step: int, compartment: int) -> np.ndarray:
+    """Offsets o_q in 0 ... dim - 1 of segments of a sketch with dim rows: (n,) integers -> (n,) int64.
+
+    Segment q has word q mod 64 of chunk q div 64, and o_q = word * dim div 2**32: uniform up to dim / 2**32.
+    """
+    chunks, which = np.unique(segments // WORDS, return_inverse=True)
+    made = words(np.array([0]), chunks, seed, stream, step, compartment, OFFSETS)[0]  # (chunks, 64)
+    word = made[which, segments % WORDS].astype(np.uint64)  # (n,)
+    return ((word * np.uint64(dim)) >> np.uint64(32)).astype(np.int64)
+
+
+def sketch(columns: np.ndarray, dim: int, seed: int, stream: int, step: int, compartment: int,
+           ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Where the nonzeros of a sketch with dim rows are, and their signs.
+
+    Args:
+        columns: (n,) integers; the others integers in 0 ... 2**32 - 1.
+
+    Returns:
+        Rows (n,) int64 in 0 ... dim - 1 and signs (n,) float32.
+    """
+    law = DISTRIBUTIONS["countsketch"]
+    segments, place = columns // dim, columns % dim
+    rows = (place + offsets(segments, dim, seed, stream, step, compartment)) % dim
+    chunks, which = np.unique(columns // law.columns, return_inverse=True)
+    signs = law.entries(words(np.array([0]), chunks, seed, stream, step, compartment, SIGNS)[0])  # (chunks, 2048)
+    return rows, signs[which, columns % law.columns]
+
+
+def _distribution(name: str, bits: int, levels: np.ndarray, sparse: bool = False) -> Distribution:
     levels.setflags(write=False)
     mean_square = math.fsum(levels.astype(np.float64) ** 2) / len(levels)  # exact, so equal on every machine
-    return Distribution(name, bits, levels, math.sqrt(mean_square))
+    return Distribution(name, bits, levels, math.sqrt(mean_square), sparse)
 
 
 DISTRIBUTIONS = {
     "normal": _distribution("normal", 16, normal_levels()),
     "uniform": _distribution("uniform", 8, uniform_levels()),
     "rademacher": _distribution("rademacher", 1, rademacher_levels()),
+    "countsketch": _distribution("countsketch", 1, rademacher_levels(), sparse=True),
 }
 
 
@@ -124,7 +164,7 @@ def distribution(name: str) -> Distribution:
     """The distribution of that name.
 
     Raises:
-        ValueError: the name is not one of "normal", "uniform", "rademacher".
+        ValueError: the name is not one of DISTRIBUTIONS.
     """
     if not isinstance(name, str) or name not in DISTRIBUTIONS:
         raise ValueError(f"distribution: got {name!r}, allowed {', '.join(map(repr, DISTRIBUTIONS))}")

@@ -25,19 +25,21 @@ SETTINGS = ("stream_version", "step", "size", "dim", "partition", "distribution"
 
 
 def rbd_direction(
-    g: Tensor, partition: Partition, distribution: str = "rademacher", seed: int = 0, stream: int = 0, step: int | Tensor = 0
+    g: Tensor, partition: Partition, distribution: str = "rademacher", seed: int = 0, stream: int = 0,
+    step: int | Tensor = 0, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gradient seen through random bases: u = Φᵀ Φ g, compartment by compartment (arXiv 2011.04720).
 
     Args:
         g: (D,) real floating-point gradient; the others name the bases.
+        out: (D,) for u, of its dtype, overwritten.
 
     Returns:
         u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32.
     """
     spec = BasisSpec(partition.compartments, distribution_of(distribution), seed, stream, step)
     c = kernels.project(g, spec)  # (d,)
-    return kernels.expand(c, spec), c  # (D,), (d,)
+    return kernels.expand(c, spec, out), c  # (D,), (d,)
 
 
 def centred_ranks(losses: Tensor) -> Tensor:
@@ -135,6 +137,37 @@ def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
     return [part.view(p.shape).to(p.dtype) for part, p in zip(u.split([p.numel() for p in params]), params)]
 
 
+class _Vectors:
+    """Gradient and update of a parameter group as vectors of length D, kept from step to step.
+
+    New ones would be new pages of memory, whose first use costs several times as much as a sparse product.
+    """
+
+    def __init__(self, params: list[Tensor], partition: Partition):
+        wide = any(p.dtype == torch.float64 for p in params)
+        self.params, self.partition = params, partition
+        self.g = torch.empty(partition.size, dtype=torch.float64 if wide else torch.float32, device=params[0].device)  # (D,)
+        self.u = torch.empty_like(self.g)  # (D,)
+        pieces = [x.split([p.numel() for p in params]) for x in (self.g, self.u)]
+        self._gradients, self._updates = ([v.view(p.shape) for v, p in zip(cut, params)] for cut in pieces)
+        self._narrow = any(p.dtype != self.g.dtype for p in params)
+
+    def read(self) -> Tensor:
+        """g, with zeros where there is no gradient."""
+        grads = [p.grad for p in self.params]
+        if any(grad is not None and grad.is_sparse for grad in grads):
+            raise TypeError("sparse gradients are not supported")
+        if any(grad is None for grad in grads):
+            self.g.zero_()
+        if given := [(v, grad) for v, grad in zip(self._gradients, grads) if grad is not None]:
+            torch._foreach_copy_(*zip(*given))
+        return self.g
+
+    def cut(self, u: Tensor) -> list[Tensor]:
+        """u cut into the shapes and dtypes of the parameters."""
+        return _views(u, self.params) if self._narrow or u is not self.u else self._updates
+
+
 def _flatten(tensors: list[Tensor]) -> Tensor:
     """One vector of all values: float64 if any tensor is, else float32."""
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
@@ -149,7 +182,8 @@ class RBD(_RandomBases):
         lr: η, for directions of unit expected norm; E[Φᵀ Φ g] = (d / D) g, so it is larger than SGD's.
         dim: total number of random directions d, 1 ... D, apportioned to the compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
-        distribution: of the entries, "normal", "uniform" or "rademacher" (signs: cheapest, and no less accurate).
+        distribution: of the entries, "normal", "uniform" or "rademacher" (dense; signs cost least, and are no less
+            accurate), or "countsketch" (sparse, one nonzero in every column: a step costs the same for every dim).
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
         redraw: steps between draws of a new basis; 0 keeps the first one for ever (FPD).
         variant: what workers share, "common", "bases", "directions" or "shares" (the table in rbd.distributed); None: this
@@ -173,6 +207,7 @@ class RBD(_RandomBases):
     _workers: Workers | None = None
     _capturable = False
     _agreed = False  # since the state was last set
+    _kept: tuple[list, list[_Vectors]] | None = None  # with the settings and shapes that they were made for
 
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "rademacher",
                  seed: int = 0, redraw: int = 1, variant: str | None = None, process_group=None,
@@ -218,10 +253,12 @@ class RBD(_RandomBases):
             self._queue()
             return loss
         self._agree()
-        updates = self._directions()
-        for group, u in zip(self.param_groups, updates):
-            values = _local(group["params"])
-            pairs = [(p, v) for p, v, w in zip(values, _views(u, values), group["params"]) if w.grad is not None]
+        vectors = self._vectors() if self._workers is None else None
+        for index, u in enumerate(self._directions(vectors)):
+            group = self.param_groups[index]
+            values = group["params"] if vectors else _local(group["params"])
+            updates = vectors[index].cut(u) if vectors else _views(u, values)
+            pairs = [(p, v) for p, v, w in zip(values, updates, group["params"]) if w.grad is not None]
             if pairs:
                 torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))  # θ -= η u
             group["step"] += 1
@@ -241,19 +278,41 @@ class RBD(_RandomBases):
             kernels.add(-group["lr"] * c, part.spec, group["params"])
             group["step"] += 1
 
-    def _directions(self) -> list[Tensor]:
-        """u of every group, (D,) or this worker's values of it."""
+    def _vectors(self) -> list[_Vectors]:
+        """Of every group; made anew when a setting, a shape, a dtype or a device is not what it was in the step before."""
+        facts = [(group.get("partition"), group["dim"], [(p.shape, p.dtype, p.device) for p in group["params"]])
+                 for group in self.param_groups]  # fmt: skip
+        if self._kept is None or self._kept[0] != facts:
+            made = [_Vectors(group["params"], self.partition(i)) for i, group in enumerate(self.param_groups)]
+            self._kept = facts, made
+        return self._kept[1]
+
+    def _direction_alone(self, group: dict, vectors: _Vectors) -> tuple[Tensor, list[Tensor]]:
+        g, step = vectors.read(), self._basis_step(group)
+        u, c = rbd_direction(g, vectors.partition, group["distribution"], group["seed"], 0, step, vectors.u)
+        return u, [c]
+
+    def _directions(self, vectors: list[_Vectors] | None) -> list[Tensor]:
+        """u of every group, (D,) or this worker's values of it; vectors: of a process that works alone."""
+        if vectors is not None:
+            return self._check_finite([self._direction_alone(*each) for each in zip(self.param_groups, vectors)])
+        assert self._workers is not None
         parts = [self._part(index) for index in range(len(self.param_groups))]
-        if self._workers is None:
-            found = [(u, [c]) for u, c in (_direction_alone(part) for part in parts)]
-        elif self._workers.variant == "sharded":
+        if self._workers.variant == "sharded":
             mine = [self._columns(part, group["params"]) for part, group in zip(parts, self.param_groups)]
             found = sharded_directions(self._workers, parts, mine)
         else:
             found = self._workers.directions(parts)
+        return self._check_finite(found)
+
+    def _check_finite(self, found: list[tuple[Tensor, list[Tensor]]]) -> list[Tensor]:
+        """The updates of all groups, if their coordinates are finite.
+
+        Every column of a basis has an entry that is not 0, so nothing non-finite in g stays hidden.
+        """
         for group, (_, coordinates) in zip(self.param_groups, found):
             bad = [r for r, c in enumerate(coordinates) if not math.isfinite(float(c.sum()))]
-            if bad:  # no entry is 0, so nothing non-finite in g stays hidden
+            if bad:
                 raise FloatingPointError(f"gradient: got {_culprit(group, bad, self._workers)}, allowed finite values")
         return [u for u, _ in found]
 
@@ -287,11 +346,6 @@ class RBD(_RandomBases):
                 facts |= {f"parameters{of}": digest(group["params"])}
         workers.agree(facts)
         self._agreed = True
-
-
-def _direction_alone(part: Part) -> tuple[Tensor, Tensor]:
-    spec = part.spec
-    return rbd_direction(part.g, Partition(spec.compartments), spec.distribution.name, spec.seed, spec.stream, spec.step)
 
 
 def _local(tensors: list[Tensor]) -> list[Tensor]:

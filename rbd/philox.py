@@ -8,6 +8,9 @@ so 16 consecutive words come from 16 counters that run in the lanes of one vecto
 
     key     = (seed, stream)
     counter = (16 * chunk + b, row, step, compartment)
+
+The sparse distribution has no words for each row. It reads row 0, in two parts of the range of the counter's first word:
+signs from SIGNS on, offsets from OFFSETS on. Dense rows never come so far: 2**32 columns of 16 bits take 2**29 blocks.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ WORDS = 4 * BLOCKS  # words in a chunk
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in units of 2**-32
+SIGNS = 0x80000000  # first block of a sketch's signs: at most 2**25 blocks, of 2048 signs in 16
+OFFSETS = 0xC0000000  # first block of a sketch's offsets: at most 2**30 blocks, of 64 segments in 16
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -46,15 +51,17 @@ def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
     return tuple(c.astype(np.uint32) for c in np.broadcast_arrays(c0, c1, c2, c3))
 
 
-def words(rows: np.ndarray, chunks: np.ndarray, seed: int, stream: int, step: int, compartment: int) -> np.ndarray:
+def words(rows: np.ndarray, chunks: np.ndarray, seed: int, stream: int, step: int, compartment: int,
+          first: int = 0) -> np.ndarray:  # fmt: skip
     """The words of some rows and chunks of one basis.
 
     Args:
         rows: (m,) integers; chunks: (n,) integers; the others integers in 0 ... 2**32 - 1.
+        first: block 0 of chunk 0: 0 for dense entries, SIGNS or OFFSETS for a sketch.
 
     Returns:
         uint32 array of shape (m, n, 64).
     """
-    block = BLOCKS * np.asarray(chunks)[:, None] + np.arange(BLOCKS)  # (n, 16)
+    block = first + BLOCKS * np.asarray(chunks)[:, None] + np.arange(BLOCKS)  # (n, 16)
     out = philox4x32((block, np.asarray(rows)[:, None, None], step, compartment), (seed, stream))
     return np.stack(out, axis=2).reshape(len(rows), len(chunks), WORDS)  # word-major: p = 16 w + b

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -17,8 +18,9 @@ BACKENDS = ("reference", "cpu", "gpu")
 _OF_DEVICE = {"cpu": "cpu", "cuda": "gpu"}
 
 
-def load(backend: str) -> ModuleType:
-    """The module of a backend, imported when first asked for.
+@cache
+def load(backend: str, sparse: bool = False) -> ModuleType:
+    """The module of a backend, for dense or for sparse bases, imported when first asked for.
 
     Raises:
         ValueError: the name is not one of BACKENDS.
@@ -26,6 +28,8 @@ def load(backend: str) -> ModuleType:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}, allowed {', '.join(map(repr, BACKENDS))}")
+    if sparse and backend != "reference":  # which defines both
+        return import_module(f"rbd.kernels.countsketch_{backend}")
     return import_module(f"rbd.kernels.{backend}")
 
 
@@ -67,14 +71,14 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
     """
     x = _check_operand("c", c, spec.dim)
     _check_params(params, spec.size, x.device)
-    module = _module_for(x.device, backend)
+    module = _module_for(x.device, backend, spec)
     module.add(x.to(sum_dtype(x.dtype)), _spec_for(module, spec), params)
     torch.autograd.graph.increment_version(list(params))  # kernels that write through addresses do not
 
 
 def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend: str | None) -> torch.Tensor:
     x = _check_operand("g", g, spec.size)
-    module = _module_for(x.device, backend)
+    module = _module_for(x.device, backend, spec)
     c = _result(out, x, spec.dim)
     if not _is_gpu(module):  # which widens numbers as it reads them
         x = x.to(c.dtype)
@@ -84,7 +88,7 @@ def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend
 
 def _expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend: str | None) -> torch.Tensor:
     x = _check_operand("c", c, spec.dim)
-    module = _module_for(x.device, backend)
+    module = _module_for(x.device, backend, spec)
     u = _result(out, x, spec.size)
     module.expand(x.to(u.dtype), _spec_for(module, spec), u)
     return u
@@ -94,11 +98,11 @@ _project_operator = compiled.register("project", _project, compiled.flat_dim)
 _expand_operator = compiled.register("expand", _expand, compiled.flat_size)
 
 
-def _module_for(device: torch.device, backend: str | None) -> ModuleType:
+def _module_for(device: torch.device, backend: str | None, spec: BasisSpec) -> ModuleType:
     if backend is None and device.type not in _OF_DEVICE:
         raise RuntimeError(f"device: no kernels for {device.type!r}, allowed {', '.join(map(repr, _OF_DEVICE))}")
     name = _OF_DEVICE[device.type] if backend is None else backend
-    module = load(name)
+    module = load(name, spec.distribution.sparse)
     works_on = module.DEVICE if name == "gpu" else "cpu"
     if device.type != works_on:
         raise RuntimeError(f"device: backend {name!r} works on {works_on!r}, got a tensor on {device.type!r}")
@@ -106,7 +110,7 @@ def _module_for(device: torch.device, backend: str | None) -> ModuleType:
 
 
 def _is_gpu(module: ModuleType) -> bool:
-    return module.__name__ == "rbd.kernels.gpu"
+    return module.__name__.endswith("gpu")
 
 
 def _spec_for(module: ModuleType, spec: BasisSpec) -> BasisSpec:

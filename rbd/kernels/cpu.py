@@ -370,7 +370,7 @@ class _Plan:
 def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list, **more) -> _Plan:
     entries = sum(k.size * k.dim for k in compartments)
     dims = np.array([k.dim for k in compartments])
-    scales = np.array([distribution.scale(k.length) for k in compartments])
+    scales = np.array([distribution.scale(k.length, k.total) for k in compartments])
     return _Plan(np.array(units), _pieces(units), entries, dims, scales, **more)
 
 
@@ -454,12 +454,17 @@ def set_threads(count: int | None) -> None:
     _count = count
 
 
+def thread_count() -> int:
+    """How many threads a product may use."""
+    return _count or torch.get_num_threads()
+
+
 def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.ndarray) -> None:
     """The kernel over all units, piece by piece, each taken by the next free thread."""
     distribution = spec.distribution
     shape = _DISTRIBUTION_IDS[distribution.name], distribution.columns
     args = *shape, x, spec.seed, spec.stream, spec.step, spec.row, out
-    threads = min(_count or torch.get_num_threads(), len(plan.pieces) - 1)
+    threads = min(thread_count(), len(plan.pieces) - 1)
     if threads == 1 or plan.entries * distribution.bits < INLINE:
         return kernel(plan.units, 0, len(plan.units), *args, _scratch(out.dtype))
     taken = itertools.count()  # next() is atomic

@@ -240,7 +240,12 @@ class _Counters:
 
     @classmethod
     def of(cls, groups: int, device: torch.device) -> _Counters:
-        """Made on the CPU: a copy from there is waited for, so every stream finds zeros."""
+        """Made on the CPU: a copy from there is waited for, so every stream finds zeros.
+
+        Each set begins at a multiple of 16 bytes. Triton compiles another kernel for an address that is none, and a call
+        captured by a CUDA graph must not have to load one that the call before it did not need.
+        """
+        groups = -(-groups // 4) * 4
         return cls(groups, list(torch.zeros(SLOTS, groups, dtype=torch.int32).to(device)), {})
 
     def of_call(self, device: torch.device) -> torch.Tensor:
@@ -274,7 +279,7 @@ def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tu
 
 
 def _scales(compartments: Sequence[Compartment], distribution: Distribution, device: torch.device) -> torch.Tensor:
-    scales = [distribution.scale(k.length) for k in compartments]
+    scales = [distribution.scale(k.length, k.total) for k in compartments]
     return torch.tensor(scales, dtype=torch.float64, device=device)
 
 

@@ -1,4 +1,7 @@
-"""The definition of project and expand: rows of the basis by tiles, multiplied out in float64. Slow and obvious."""
+"""The definition of project and expand, in float64. Slow and obvious.
+
+Dense bases: their rows by tiles, multiplied out. Sparse ones: the row and the sign of every column.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 import torch
 
 from rbd.compartment import BasisSpec, Compartment
+from rbd.distribution import sketch
 from rbd.philox import words
 
 TILE = 2**20  # entries in a tile of rows
@@ -15,10 +19,38 @@ TILE = 2**20  # entries in a tile of rows
 
 def rows(k: Compartment, spec: BasisSpec, first: int, last: int) -> np.ndarray:
     """Levels of the rows first ... last - 1 of a compartment, counted from its first: (last - first, size) float32."""
+    if spec.distribution.sparse:
+        of_column, signs = _sketch(k, spec)
+        return np.where(of_column == np.arange(first, last)[:, None], signs, np.float32(0))
     chunks = np.arange(-(-(k.before + k.size) // spec.distribution.columns))
     numbers = k.row + np.arange(first, last)
     made = words(numbers, chunks, spec.seed, spec.stream, int(spec.step), k.number)  # (rows, chunks, 64)
     return spec.distribution.entries(made).reshape(last - first, -1)[:, k.before : k.before + k.size]
+
+
+def _sketch(k: Compartment, spec: BasisSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Row, counted from the compartment's first (so maybe not among its rows), and sign of every column: (size,)."""
+    columns = k.before + np.arange(k.size)
+    of_column, signs = sketch(columns, k.total, spec.seed, spec.stream, int(spec.step), k.number)
+    return of_column - k.row, signs
+
+
+def _project_sparse(x: np.ndarray, k: Compartment, spec: BasisSpec) -> np.ndarray:
+    """Signed values by row and segment, then summed over the segments: (size,) -> (dim,)."""
+    of_column, signs = _sketch(k, spec)
+    here = (of_column >= 0) & (of_column < k.dim)
+    terms = np.zeros((k.dim, -(-k.length // k.total)))  # (dim, segments)
+    terms[of_column[here], (k.before + np.flatnonzero(here)) // k.total] = (signs * x)[here]
+    return terms.sum(1)
+
+
+def _expand_sparse(c: np.ndarray, k: Compartment, spec: BasisSpec) -> np.ndarray:
+    """The signed coordinate of every column's row, 0 where that is none of the compartment's: (dim,) -> (size,)."""
+    of_column, signs = _sketch(k, spec)
+    here = (of_column >= 0) & (of_column < k.dim)
+    u = np.zeros(k.size)
+    u[here] = signs[here] * c[of_column[here]]
+    return u
 
 
 def _tiles(k: Compartment, spec: BasisSpec) -> Iterator[tuple[slice, np.ndarray]]:
@@ -39,9 +71,12 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     at = 0
     for k in spec.compartments:
         x = g[k.start : k.stop].double().numpy()
-        total = np.concatenate([levels @ x for _, levels in _tiles(k, spec)])
+        if spec.distribution.sparse:
+            total = _project_sparse(x, k, spec)
+        else:
+            total = np.concatenate([levels @ x for _, levels in _tiles(k, spec)])
         c = torch.from_numpy(total).to(g.dtype)  # (d_k,)
-        out[at : at + k.dim] = c * spec.distribution.scale(k.length)
+        out[at : at + k.dim] = c * spec.distribution.scale(k.length, k.total)
         at += k.dim
 
 
@@ -54,8 +89,11 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """
     at = 0
     for k in spec.compartments:
-        scaled = (c[at : at + k.dim] * spec.distribution.scale(k.length)).double().numpy()
-        u = sum(levels.T @ scaled[tile] for tile, levels in _tiles(k, spec))
+        scaled = (c[at : at + k.dim] * spec.distribution.scale(k.length, k.total)).double().numpy()
+        if spec.distribution.sparse:
+            u = _expand_sparse(scaled, k, spec)
+        else:
+            u = sum(levels.T @ scaled[tile] for tile, levels in _tiles(k, spec))
         out[k.start : k.stop] = torch.from_numpy(u).to(c.dtype)  # (D_k,)
         at += k.dim
 

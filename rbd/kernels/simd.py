@@ -141,6 +141,14 @@ def like(typingctx, x, model):
 
 
 @intrinsic
+def as_elements(typingctx, x, pointer):
+    """x (f64) in the precision of what the pointer points to: itself, or rounded to f32."""
+    if _OF_SCALAR[pointer.dtype] == f64:
+        return f64(x, pointer), lambda context, builder, sig, args: args[0]
+    return f32(x, pointer), lambda context, builder, sig, args: builder.fptrunc(args[0], context.get_value_type(f32))
+
+
+@intrinsic
 def splat_like(typingctx, x, pointer):
     """The scalar x in every lane, in the precision of what the pointer points to."""
 
@@ -238,3 +246,25 @@ def add_lanes(typingctx, x):
         return builder.extract_element(total, ir.Constant(_INDEX, 0))
 
     return {f32: types.float32, f64: types.float64}[x](x), generate
+
+
+@intrinsic
+def at_address(typingctx, address, model):
+    """A pointer from an integer, to elements of the array's dtype, which someone else keeps alive."""
+
+    def generate(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return types.CPointer(model.dtype)(address, model), generate
+
+
+@intrinsic
+def first_lanes(typingctx, x, count):
+    """x in the lanes before number count (u32 in every lane), 0 in the others, whatever x has there."""
+
+    def generate(context, builder, sig, args):
+        vector = args[0].type
+        inside = builder.icmp_unsigned("<", _constant(args[1].type, range(LANES)), args[1])
+        return builder.select(inside, args[0], _constant(vector, [0] * LANES))
+
+    return x(x, count), generate

@@ -19,7 +19,7 @@ from rbd.partition import parse
 MODELS = ("fc", "cnn", "resnet8", "resnet32")
 DATA = ("mnist", "fmnist", "cifar10", "mnist-embedded", "fmnist-embedded")
 METHODS = ("sgd", "rbd", "fpd", "nes", "rbd-nes")
-DISTRIBUTIONS = ("normal", "uniform", "rademacher")
+DISTRIBUTIONS = ("normal", "uniform", "rademacher", "countsketch")
 PARTITIONS = "whole, by_layer, by_tensor, even:K (integer K >= 1), by_ratio:R (number R >= 1)"
 LARGEST = 2**32 - 1  # seeds, rows and steps are 32-bit words of Philox
 

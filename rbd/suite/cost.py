@@ -18,7 +18,7 @@ SIZE = {  # D on grey and on colour images
     "fc": (101_770, 394_634), "cnn": (93_322, 122_570), "resnet8": (78_042, 78_330), "resnet32": (466_906, 467_194),
 }  # fmt: skip
 BATCH = {"fc": (6e-4, 2e-3), "cnn": (1e-2, 2e-2), "resnet8": (5e-2, 7e-2), "resnet32": (0.25, 0.35)}  # s a batch of 32
-ENTRY = {"rademacher": 4e-11, "uniform": 3e-10, "normal": 4e-10, None: 0.0}  # s
+ENTRY = {"countsketch": 0.0, "rademacher": 4e-11, "uniform": 3e-10, "normal": 4e-10, None: 0.0}  # s
 
 
 def estimate(config: RunConfig) -> float:

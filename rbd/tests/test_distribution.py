@@ -18,7 +18,7 @@ import scipy.stats
 from rbd.distribution import DISTRIBUTIONS, QUANTILE, _fma, distribution
 from rbd.philox import words
 
-NAMES = tuple(DISTRIBUTIONS)
+NAMES = tuple(name for name, law in DISTRIBUTIONS.items() if not law.sparse)  # tests of the sparse one: test_countsketch
 ROWS, COLUMNS = 32, 2**15  # about a million entries: the standard error of a mean is 0.001
 
 
@@ -51,7 +51,7 @@ def test_variance_is_one(name):
     law = distribution(name)
     mean_square = sum(Fraction(float(level)) ** 2 for level in law.levels) / len(law.levels)
     assert law.deviation == math.sqrt(mean_square)  # the exact mean square, rounded once
-    assert law.scale(10) == 1 / (law.deviation * math.sqrt(10))
+    assert law.scale(10, 3) == 1 / (law.deviation * math.sqrt(10))
 
 
 def test_levels_of_signs_and_uniform_numbers():

@@ -327,7 +327,7 @@ def test_killed_worker_costs_its_own_run_only(demo):
 @LINUX
 def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(demo):
     """Killed, and then interrupted; it ends with the very curves of runs that nobody disturbed."""
-    here = demo(2, epochs=40)
+    here = demo(2, epochs=120)
     for number in (signal.SIGKILL, signal.SIGINT):
         before = {path: path.stat().st_mtime_ns for path in checkpoints(here)}
         running = start(here, "--jobs", "2")

@@ -22,12 +22,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import rbd
 from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
-from rbd.distribution import DISTRIBUTIONS, Distribution, distribution
+from rbd.distribution import DISTRIBUTIONS, Distribution, distribution, sketch
 from rbd.kernels import reference
 from rbd.philox import words
 from rbd.tests.conftest import DEVICES, INTERPRETED
 
 NAMES = tuple(DISTRIBUTIONS)
+DENSE = tuple(name for name, law in DISTRIBUTIONS.items() if not law.sparse)
 SIZES = (1, 3, 127, 128, 129, 1000, 101_770)  # around registers, words and chunks; the paper's smallest network
 SHAPES = [(dim, size) for size in SIZES for dim in (1, 2, 7, 250) if dim <= size]
 FLOATS = (torch.float32, torch.float64)
@@ -39,7 +40,7 @@ INDEX = 0xC0FFEE00  # of a compartment, likewise
 class Unscaled(Distribution):
     """Levels as they are, so that sums of integers are integers in both directions."""
 
-    def scale(self, size: int) -> float:
+    def scale(self, size: int, dim: int) -> float:
         return 1.0
 
 
@@ -47,9 +48,9 @@ def unscaled(name: str) -> Unscaled:
     return Unscaled(**vars(distribution(name)))
 
 
-def one(dim: int, size: int, row: int = 0, index: int = INDEX) -> tuple:
+def one(dim: int, size: int, row: int = 0, index: int = INDEX, total: int | None = None) -> tuple:
     """The only compartment of a basis."""
-    return (Compartment(index, 0, size, dim, row),)
+    return (Compartment(index, 0, size, dim, row, total=total),)
 
 
 def project(backend: str, g: torch.Tensor, compartments: tuple, law: Distribution, name: tuple = KEY) -> torch.Tensor:
@@ -102,9 +103,17 @@ def one_hot(place: int, count: int, dtype: torch.dtype = torch.float32) -> torch
     return torch.nn.functional.one_hot(torch.tensor(place), count).to(dtype)
 
 
+def levels(name: str, dim: int, size: int) -> np.ndarray:
+    """Levels of a basis with up to 250 rows, by definition: (dim, size) float32."""
+    if name == "countsketch":
+        rows, signs = sketch(np.arange(size), dim, *KEY, INDEX)
+        return np.where(rows == np.arange(dim)[:, None], signs, np.float32(0))
+    return dense_levels(name, size)[:dim]
+
+
 @lru_cache(maxsize=1)
-def levels(name: str, size: int) -> np.ndarray:
-    """Levels of the first 250 rows of the basis of that size, by definition: (min(250, size), size) float32."""
+def dense_levels(name: str, size: int) -> np.ndarray:
+    """Of the first 250 rows: (min(250, size), size) float32."""
     made = words(np.arange(min(250, size)), np.arange(-(-size // distribution(name).columns)), *KEY, INDEX)
     return distribution(name).entries(made).reshape(len(made), -1)[:, :size]
 
@@ -191,7 +200,7 @@ def test_extremes_of_every_field(backend, place):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DENSE)
 def test_every_level_of_every_distribution(backend, name, dtype):
     """1.3 million entries show all 65,536 normal levels (one is missed with a chance of 65,536 exp(-20) = 1.4e-4)."""
     law, size, dim = unscaled(name), 2**12 if slow(backend) else 2**16, 20
@@ -210,7 +219,7 @@ def test_entries_of_every_size(backend, bearable, name, size):
     for dtype in FLOATS:
         row = expand(backend, one_hot(dim - 1, dim, dtype), one(dim, size), law)
         last = torch.from_numpy(reference.rows(one(dim, size)[0], BasisSpec((), law, *KEY), dim - 1, dim)[0])
-        assert same_bits(row, last.to(dtype) * law.scale(size))
+        assert same_bits(row, last.to(dtype) * law.scale(size, dim))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -222,21 +231,21 @@ def test_columns_of_every_kind(backend, name):
     for column in some(backend, [j for j in columns if j < size]):
         for dtype in FLOATS:
             c = project(backend, one_hot(column, size, dtype), one(dim, size), law)
-            assert same_bits(c, made[:, column].to(dtype) * law.scale(size)), column
+            assert same_bits(c, made[:, column].to(dtype) * law.scale(size, dim)), column
 
 
 # integer sums, to the bit
 
 
 @pytest.mark.parametrize(("dim", "size"), SHAPES)
-@pytest.mark.parametrize("name", ["rademacher", "uniform"])
+@pytest.mark.parametrize("name", ["rademacher", "uniform", "countsketch"])
 def test_integers_to_the_bit(backend, bearable, set_threads, name, dim, size):
     """No sum leaves the integers below 2**24, which float32 holds exactly, so any order gives the same bits."""
     law, k = distribution(name), one(dim, size)
     for dtype in FLOATS:
-        g = integers(size, 1, 100 if name == "rademacher" else 1, dtype)
+        g = integers(size, 1, 1 if name == "uniform" else 100, dtype)
         c = integers(dim, 2, 200, dtype)
-        assert (np.abs(levels(name, size)[:dim]) @ g.abs().float().numpy()).max(initial=0) < 2**24
+        assert (np.abs(levels(name, dim, size)) @ g.abs().float().numpy()).max(initial=0) < 2**24
         assert law.levels.max() * c.abs().sum() < 2**24
         set_threads(1)
         coordinates = project("reference", g, k, law)
@@ -255,7 +264,7 @@ def bounds(name: str, dim: int, size: int, g: torch.Tensor, c: torch.Tensor) -> 
 
     3/2 of the result (times eps): the sum, the scale and their product are each rounded, by eps / 2 at most.
     """
-    phi, scale = levels(name, size)[:dim].astype(np.float64), distribution(name).scale(size)
+    phi, scale = levels(name, dim, size).astype(np.float64), distribution(name).scale(size, dim)
     g, c = g.double().numpy(), c.double().numpy()
     rows = scale * (np.abs(phi) @ np.abs(g) + 1.5 * np.abs(phi @ g))
     return rows, scale * (np.abs(phi.T) @ np.abs(c) + 1.5 * np.abs(phi.T @ c))
@@ -307,7 +316,7 @@ def test_reference_is_the_definition():
             dim = min(size, 250)
             g, c, k = normal(size, 7, torch.float64), normal(dim, 8, torch.float64), one(dim, size)
             rows, columns = bounds(name, dim, size, g, c)
-            phi = levels(name, size)[:dim].astype(np.float64) * distribution(name).scale(size)
+            phi = levels(name, dim, size).astype(np.float64) * distribution(name).scale(size, dim)
             eps = torch.finfo(torch.float64).eps
             c_, u_ = project("reference", g, k, distribution(name)), expand("reference", c, k, distribution(name))
             assert (np.abs(c_.numpy() - phi @ g.numpy()) <= 2 * eps * rows).all()
@@ -334,7 +343,7 @@ def test_adjoint(backend, name, dtype):
         assert abs(left - right) <= torch.finfo(dtype).eps * most
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DENSE)
 def test_numbers_that_are_not_finite_reach_every_coordinate(backend, name):
     """No level is 0, so one of them in g is seen in all of c; none appears where there was none."""
     k, law = one(20, 3000), distribution(name)
@@ -372,17 +381,20 @@ def test_rows_do_not_depend_on_their_number(backend, name, dtype):
     g, k = normal(size, 14, dtype), one(250, size)
     whole = project(backend, g, k, law)
     for first, last in some(backend, ((0, 1), (0, 7), (17, 18), (100, 200), (127, 129), (249, 250))):
-        assert same_bits(project(backend, g, one(last - first, size, row=first), law), whole[first:last])
-        share = expand(backend, one_hot(0, last - first, dtype), one(last - first, size, row=first), law)
+        rows = one(last - first, size, row=first, total=250)
+        assert same_bits(project(backend, g, rows, law), whole[first:last])
+        share = expand(backend, one_hot(0, last - first, dtype), rows, law)
         assert same_bits(share, expand(backend, one_hot(first, 250, dtype), k, law))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_one_plan_serves_all_rows(backend):
+@pytest.mark.parametrize("name", ["uniform", "countsketch"])
+def test_one_plan_serves_all_rows(backend, name):
     """NES names its rows one by one; a plan for each would push the others out of the cache."""
-    module = kernels.load(backend)
-    for row in (0, 3, 2**32 - 1):
-        expand(backend, torch.ones(1), one(1, 997, row), distribution("uniform"))
+    law, total = distribution(name), 997 if name == "countsketch" else None
+    module = kernels.load(backend, law.sparse)
+    for row in (0, 3, 996 if total else 2**32 - 1):
+        expand(backend, torch.ones(1), one(1, 997, row, total=total), law)
         if row == 0:
             before = module._expand_plan.cache_info()
     after = module._expand_plan.cache_info()
@@ -393,7 +405,7 @@ def test_segments_of_the_gpu_do_not_depend_on_the_number_of_rows():
     """A row's bits come from how its columns are cut, so `shares` of a basis add up alike for any number of workers."""
     from rbd.kernels import gpu
 
-    for law in DISTRIBUTIONS.values():
+    for law in map(distribution, DENSE):
         plans = [gpu._project_plan(one(dim, 101_770), law, torch.device("cpu")) for dim in (1, 125, 250)]
         assert len({int(plan.table[0, 7]) for plan in plans}) == 1  # chunks of a segment
 
@@ -462,7 +474,7 @@ def test_many_compartments(backend):
     stops = np.cumsum(sizes).tolist()
     many = tuple(Compartment(i, stop - n, stop, 1) for i, (n, stop) in enumerate(zip(sizes, stops)))
     g, c = integers(stops[-1], 1, 100, torch.float32), integers(count, 2, 100, torch.float32)
-    for name in ("rademacher", "uniform"):
+    for name in ("rademacher", "uniform", "countsketch"):
         law = unscaled(name)
         assert same_bits(project(backend, g, many, law), project("reference", g, many, law))
         assert same_bits(expand(backend, c, many, law), expand("reference", c, many, law))
@@ -950,7 +962,7 @@ COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from rbd.distribution import DISTRIBUTIONS
-from rbd.kernels import gpu
+from rbd.kernels import countsketch_gpu, gpu
 
 def cubin(kernel, warps, constants, registers=None, **types):
     signature = types | dict.fromkeys(constants, "constexpr")
@@ -961,7 +973,7 @@ def cubin(kernel, warps, constants, registers=None, **types):
     assert len(made.asm["cubin"]) > 1000
 
 words = dict(seed="i32", stream="i32", row0="i32", octaves="*fp32", owners="*i32", table="*i64", scales="*fp64")
-for law in DISTRIBUTIONS.values():
+for law in [law for law in DISTRIBUTIONS.values() if not law.sparse]:
     tile = gpu._tile(law)
     for step, g in (("i32", "*fp32"), ("*i64", "*bf16")):
         sums = dict(partial="*fp64", counters="*i32", out="*fp32")
@@ -970,6 +982,16 @@ for law in DISTRIBUTIONS.values():
         more = {"P": gpu._PARTS[law.name], "L": gpu.LANES, "ADD": g == "*bf16"}
         types = dict(c="*fp32", out=g, addresses="*i64")
         cubin(gpu._expand, gpu.LANES // 32, tile | more, **words, **types, step=step)
+
+made = dict(owners="*i32", table="*i64", words="*i32")
+for step, g in (("i32", "*fp32"), ("*i64", "*bf16")):
+    blocks = {"N": countsketch_gpu.BATCH * 16}
+    cubin(countsketch_gpu._make_words, 4, blocks, **made, seed="i32", stream="i32", step=step)
+    types = made | dict(scales="*fp64", row0="i32")
+    for tall in countsketch_gpu.TALL[:: 1 if g == "*fp32" else 3]:
+        tile = {"R": tall, "S": countsketch_gpu.TILE // tall}
+        cubin(countsketch_gpu._project, 4, tile, **types, g=g, partial="*fp64", counters="*i32", out="*fp32")
+    cubin(countsketch_gpu._expand, 4, {"ADD": g == "*bf16"}, **types, c="*fp32", out=g, addresses="*i64")
 print("compiled")
 """
 

@@ -17,6 +17,7 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.compartment": 2,
     "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3,
     "rbd.kernels.reference": 3, "rbd.kernels.cpu": 3, "rbd.kernels.gpu": 3,
+    "rbd.kernels.countsketch_cpu": 3, "rbd.kernels.countsketch_gpu": 3,
     "rbd.basis": 4, "rbd.partition": 4,
     "rbd.distributed": 5, "rbd.distributed.variants": 5, "rbd.distributed.exchange": 5, "rbd.distributed.fsdp": 5,
     "rbd.distributed.ddp_hook": 5, "rbd.distributed.launch": 5,
@@ -105,7 +106,8 @@ if TYPE_CHECKING:
 """
     assert imported(source, "rbd.kernels") == {
         "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.suite.datasets",
-        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.suite.train",
+        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.kernels.countsketch_cpu",
+        "rbd.kernels.countsketch_gpu", "rbd.suite.train",
     }  # fmt: skip
 
 
@@ -122,7 +124,8 @@ def test_imports_go_down():
 def test_imports_inside_a_layer_make_no_circle():
     """So that every module can be imported first."""
     left = {name: of_package(others) - {PUBLIC, name} for name, others in imports().items() if name != PUBLIC}
-    left["rbd.kernels"] -= {"rbd.kernels.reference", "rbd.kernels.cpu", "rbd.kernels.gpu"}  # when first asked for
+    backends = ("reference", "cpu", "gpu", "countsketch_cpu", "countsketch_gpu")
+    left["rbd.kernels"] -= {f"rbd.kernels.{name}" for name in backends}  # when first asked for
     while ready := [name for name, others in left.items() if not others & set(left)]:
         for name in ready:
             del left[name]
@@ -155,11 +158,13 @@ def test_experiments_say_what_is_run_and_know_nothing_of_how():
 
 
 def test_backends_never_import_each_other():
-    backends = {"rbd.kernels.reference", "rbd.kernels.cpu", "rbd.kernels.gpu"}
-    found = imports()
-    for name in backends & set(found):
-        assert not found[name] & (backends - {name})
-        assert "rbd.kernels" not in found[name]  # nor what picks one of them
+    kinds = {"reference": ("reference",), "cpu": ("cpu", "countsketch_cpu"), "gpu": ("gpu", "countsketch_gpu")}
+    backends, found = {f"rbd.kernels.{name}" for names in kinds.values() for name in names}, imports()
+    for names in kinds.values():
+        own = {f"rbd.kernels.{name}" for name in names}
+        for name in own & set(found):
+            assert not found[name] & (backends - own)
+            assert "rbd.kernels" not in found[name]  # nor what picks one of them
 
 
 @pytest.mark.parametrize("name", sorted(NO_TORCH))
@@ -173,8 +178,8 @@ def test_modules_that_do_without_torch(name):
 
 
 def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
-    homes = {"numba": {"rbd.kernels.cpu", "rbd.kernels.simd"}, "llvmlite": {"rbd.kernels.simd"},
-             "triton": {"rbd.kernels.gpu"}}  # fmt: skip
+    numba = {"rbd.kernels.cpu", "rbd.kernels.countsketch_cpu", "rbd.kernels.simd"}
+    homes = {"numba": numba, "llvmlite": {"rbd.kernels.simd"}, "triton": {"rbd.kernels.gpu"}}
     for library, home in homes.items():
         users = {n for n, others in imports().items() if library in {other.split(".")[0] for other in others}}
         assert users <= home, library

@@ -157,7 +157,7 @@ def test_expected_direction_is_a_share_of_the_gradient(name):
 
     One u_j has variance d (|g|^2 + (kurtosis - 2) g_j^2) / D^2.
     """
-    size, dim, draws, kurtosis = 40, 4, 2000, {"normal": 3, "uniform": 1.8, "rademacher": 1}[name]
+    size, dim, draws, kurtosis = 40, 4, 2000, {"normal": 3, "uniform": 1.8, "rademacher": 1, "countsketch": 1}[name]
     g, p = normal(size, dtype=torch.float64), partition("whole", (("w", size),), dim)
     mean = torch.stack([rbd_direction(g, p, name, step=t)[0] for t in range(draws)]).mean(0)
     error = (dim * (g @ g + (kurtosis - 2) * g**2) / draws).sqrt() / size
