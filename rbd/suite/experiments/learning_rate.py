@@ -13,6 +13,7 @@ from rbd.suite.rates import Request
 NAME = "learning_rate"
 SEEDS = (100, 101)  # of no reported run
 OCTAVES = 9
+DENSE = 2500  # largest d for which rates are searched with dense signs, whose cost grows with d
 
 
 def runs(profile: str) -> Iterator[RunConfig]:
@@ -46,9 +47,16 @@ def grid(profile: str, config: RunConfig) -> Iterator[RunConfig]:
     plain = RunConfig(config.model, config.data, config.method, dim=None if config.method == "sgd" else 250)
     cut = config.partition not in (None, "whole")  # one octave off costs five points there
     main = config.model == "fc" and (cut or rates.key(config) == rates.key(plain))  # the keys of table 1 and compartments
+    distribution = "countsketch" if is_sparse(config) else None
     for seed in SEEDS if main and profile == "quick" else SEEDS[:1]:
         for octave in range(low, low + OCTAVES + step, step):
-            yield RunConfig(**scale, lr=2.0**octave, epochs=choose_epochs(profile, config, main), seed=seed)
+            yield RunConfig(**scale, distribution=distribution, lr=2.0**octave, epochs=choose_epochs(profile, config, main),
+                            seed=seed)  # fmt: skip
+
+
+def is_sparse(config: RunConfig) -> bool:
+    """Whether a rate is searched with the sparse distribution."""
+    return (config.dim or 0) > DENSE
 
 
 def find_lowest(profile: str, config: RunConfig) -> int:
@@ -58,8 +66,8 @@ def find_lowest(profile: str, config: RunConfig) -> int:
         return -9
     if config.method == "sgd":
         return -7 - long
-    small = 3 if config.dim is not None and config.dim < 50 else 0  # few directions bear larger steps
-    return {"fc": -2, "cnn": -4, "resnet8": -3, "resnet32": -3}[config.model] + small - long
+    shift = -3 if is_sparse(config) else 3 if config.dim is not None and config.dim < 50 else 0  # η grows with √(D/d)
+    return {"fc": -2, "cnn": -4, "resnet8": -3, "resnet32": -3}[config.model] + shift - long
 
 
 def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
@@ -68,7 +76,7 @@ def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
         return min(config.epochs, {"fc": 20, "cnn": 10}.get(config.model, 4))
     if config.method == "rbd-nes":
         return 1
-    large = config.model == "fc" and (config.dim or 0) > 250
+    large = config.model == "fc" and (config.dim or 0) > 250 and not is_sparse(config)
     if profile == "quick":  # cnn and resnet8: as long as the reported runs; rates found in fewer epochs diverged
         return {"fc": 3 if large else 10 if main else 5}.get(config.model, config.epochs)
     return {"fc": 2 if large else 10, "cnn": 3, "resnet8": 2, "resnet32": 1}[config.model]

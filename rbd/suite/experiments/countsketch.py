@@ -1,0 +1,38 @@
+"""Does a sparse basis (countsketch) train as well as a dense one of random signs with as many directions, at the same rate?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.rates import Request, tuned
+
+DISTRIBUTIONS = ("rademacher", "countsketch")
+QUICK_SETS = ("mnist-embedded", "fmnist-embedded")
+
+
+def runs(profile: str) -> Iterator[Request]:
+    """One seed of everything before the next one, so that a sweep that is stopped has pairs."""
+    quick = profile == "quick"
+    for seed in range(10) if quick else SEEDS:
+        for cell, method, distribution in product(list_cells(profile, seed), ("rbd", "fpd"), DISTRIBUTIONS):
+            yield tuned(**cell, method=method, distribution=distribution, seed=seed)
+
+
+def list_cells(profile: str, seed: int) -> Iterator[dict]:
+    """Networks, data sets and d: the FC net with 10 seeds, the CNN with 3, ResNet-8 with 4; at full scale 3."""
+    if profile == "paper":
+        for model, data in product(("fc", "cnn"), ("mnist", "fmnist")):
+            yield {"model": model, "data": data, "dim": 250}
+        return
+    for data, dim in product(QUICK_SETS, (250, 2500)):
+        yield {"model": "fc", "data": data, "dim": dim, "epochs": 10}
+    if seed < 3:
+        for data in QUICK_SETS:
+            yield {"model": "cnn", "data": data, "dim": 250, "epochs": 10}
+    if seed < 4:
+        yield {"model": "resnet8", "data": "fmnist-embedded", "dim": 500, "epochs": 5}
+
+
+EXPERIMENT = Experiment("countsketch", __doc__, runs)
