@@ -7,19 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
+from rbd.suite import paper
+from rbd.suite.paper import METHODS
 from rbd.suite.record import Record
 
-METHODS = ("nes", "fpd", "rbd", "sgd")
 MODELS = {"fc": "FC", "cnn": "CNN"}
 DATA = {"mnist": "MNIST", "fmnist": "F-MNIST", "cifar10": "CIFAR-10"}
-PAPER = {  # validation accuracy, % ± std of 3 runs, d = 250, 100 epochs; arXiv 2011.04720, table 1
-    ("fc", "mnist"): {"nes": "22.5 ± 1.7", "fpd": "80 ± 0.4", "rbd": "93.893 ± 0.024", "sgd": "98.27 ± 0.09"},
-    ("fc", "fmnist"): {"nes": "45 ± 6", "fpd": "77.3 ± 0.29", "rbd": "85.65 ± 0.2", "sgd": "87.32 ± 0.21"},
-    ("fc", "cifar10"): {"nes": "17.8 ± 0.5", "fpd": "21.4 ± 1.2", "rbd": "43.77 ± 0.22", "sgd": "52.09 ± 0.22"},
-    ("cnn", "mnist"): {"nes": "51 ± 6", "fpd": "88.9 ± 0.6", "rbd": "97.17 ± 0.1", "sgd": "99.41 ± 0.09"},
-    ("cnn", "fmnist"): {"nes": "37 ± 4", "fpd": "77.8 ± 1.6", "rbd": "85.56 ± 0.1", "sgd": "91.95 ± 0.18"},
-    ("cnn", "cifar10"): {"nes": "20.3 ± 1", "fpd": "37.2 ± 0.8", "rbd": "54.64 ± 0.33", "sgd": "81.4 ± 0.4"},
-}
 COLOURS = {"nes": "#777777", "fpd": "#0072b2", "rbd": "#d55e00", "sgd": "#000000"}  # Okabe and Ito: colour-blind safe
 STYLES = {"nes": ":", "fpd": "-.", "rbd": "-", "sgd": "--"}
 
@@ -52,11 +45,11 @@ def table(records: Iterable[Record], profile: str) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for (model, data), by_method in _groups(records).items():
         ours = [_cell(by_method.get(m, [])) for m in METHODS]
-        paper = [PAPER.get((model, data.removesuffix("-embedded")), {}).get(m, "") for m in METHODS]
+        theirs = [str(paper.find_accuracy(model, data, m) or "") for m in METHODS]
         epochs = "/".join(map(str, sorted({r.config.epochs for rs in by_method.values() for r in rs})))
         images = "5,000 images" if data.endswith("-embedded") else "full data"
         lines.append("| " + " | ".join([title(model, data), f"{profile}: {images}, {epochs} epochs", *ours]) + " |")
-        lines.append("| " + " | ".join(["", "paper: full data, 100 epochs", *paper]) + " |")
+        lines.append("| " + " | ".join(["", "paper: full data, 100 epochs", *theirs]) + " |")
     return "\n".join(lines)
 
 

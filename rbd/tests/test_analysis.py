@@ -14,7 +14,6 @@ import load
 import made_up
 import numpy as np
 import pandas as pd
-import paper
 import pytest
 import stats
 import style
@@ -22,7 +21,7 @@ import tables
 import worker_time
 from scipy.stats import trim_mean
 
-from rbd.suite import config, models, record, report, sweep
+from rbd.suite import config, models, paper, record, report, sweep
 from rbd.suite.config import RunConfig
 
 ROOT = Path(report.__file__).parents[2]
@@ -186,10 +185,12 @@ def test_gaps_are_averaged_over_tasks_and_resampled_within_them():
 # ---------------------------------------------------------------- what the paper says
 
 
-def test_paper_is_told_once_by_each_side():
-    typed = {pair: {m: f"{a:g} ± {b:g}" for m, (a, b) in cells.items()} for pair, cells in paper.TABLE1.items()}
-    assert typed == report.PAPER
-    assert paper.LR == config.PAPER_LR
+def test_an_embedded_subset_stands_for_its_full_set():
+    assert paper.find_accuracy("fc", "mnist-embedded", "rbd") == paper.Accuracy(93.893, 0.024)
+    assert paper.find_learning_rate("cnn", "fmnist-embedded", "sgd") == 0.0625
+    unknown = ("resnet8", "cifar10", "rbd")
+    assert paper.find_accuracy(*unknown) is paper.find_learning_rate(*unknown) is paper.find_layers(*unknown[:2]) is None
+    assert paper.find_size("resnet8", "mnist") is None
 
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
@@ -201,10 +202,11 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 )
 def test_sizes_are_those_of_the_networks(model, shape):
     built = models.build(model, shape, 0)
-    assert paper.size(model, "cifar10" if shape[0] == 3 else "mnist-embedded") == sum(p.numel() for p in built.parameters())
-    if (model, shape[0]) in paper.LAYERS:
+    data = "cifar10" if shape[0] == 3 else "mnist-embedded"
+    assert paper.find_size(model, data) == sum(p.numel() for p in built.parameters())
+    if theirs := paper.find_layers(model, data):
         layers = [sum(p.numel() for p in m.parameters()) for m in built.modules() if not list(m.children())]
-        assert [n for n in layers if n] == list(paper.LAYERS[model, shape[0]])
+        assert [n for n in layers if n] == list(theirs)
 
 
 # ---------------------------------------------------------------- records
@@ -626,7 +628,7 @@ def test_table1_holds_the_numbers_of_the_records(results):
                 if (r.config.model, r.config.data, r.config.method) == (model, data, method)
             ]
             assert cell == f"{mean(values):.1f} ± {stdev(values):.1f} (n = 3)"
-        assert theirs[2:] == [f"{report.PAPER[paper.pair(model, data)][m]} (n = 3)" for m in ("nes", "fpd", "rbd", "sgd")]
+        assert theirs[2:] == [f"{paper.find_accuracy(model, data, m)} (n = 3)" for m in ("nes", "fpd", "rbd", "sgd")]
 
 
 def test_table1_agrees_with_the_table_of_the_readme(tmp_path, notes):
@@ -991,7 +993,7 @@ def test_random_numbers_of_partitions():
     names: dict = {}
     source = ["".join(c["source"]) for c in cells_of(ROOT / "analysis" / "compartments.ipynb") if c["cell_type"] == "code"]
     functions = source[1][source[1].index("def shares") :]
-    exec("import paper\n" + functions, names)
+    exec("from rbd.suite import paper\n" + functions, names)
     numbers = names["numbers"]
     assert numbers("fc", "mnist", 250, "whole") == 250 * 101_770
     assert numbers("fc", "mnist-embedded", 250, "even:10") == pytest.approx(25 * 101_770)

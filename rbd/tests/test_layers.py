@@ -18,14 +18,15 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.kernels.reference": 2, "rbd.kernels.cpu": 2, "rbd.kernels.gpu": 2,
     "rbd.basis": 3, "rbd.partition": 3,
     "rbd.distributed": 4, "rbd.optim": 4,
-    "rbd.suite": 5, "rbd.suite.config": 5, "rbd.suite.record": 5, "rbd.suite.store": 5,
+    "rbd.suite": 5, "rbd.suite.paper": 5, "rbd.suite.config": 5, "rbd.suite.record": 5, "rbd.suite.store": 5,
     "rbd.suite.models": 5, "rbd.suite.datasets": 5, "rbd.suite.batches": 5,
     "rbd.suite.train": 6, "rbd.suite.checkpoint": 6, "rbd.suite.report": 6,
     "rbd.suite.rates": 7, "rbd.suite.sweep": 7, "rbd.suite.runner": 7, "rbd.suite.cluster": 7, "rbd.suite.figures": 7,
     "rbd.suite.cli": 8, "rbd.__main__": 8,
 }  # fmt: skip
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
-NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.suite.config", "rbd.suite.report", "rbd.suite.figures")
+FOR_ANALYSIS = ("rbd.suite.paper", "rbd.suite.store", "rbd.suite.config", "rbd.suite.record")  # what analysis/ may import
+NO_TORCH = (*NUMPY_ONLY, "rbd.partition", *FOR_ANALYSIS[:3], "rbd.suite.report", "rbd.suite.figures")
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
 
 
@@ -152,15 +153,31 @@ def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
         assert users <= home, library
 
 
-def test_analysis_reads_files_only():
-    """No torch and no rbd in analysis/, modules and notebooks."""
+def analysis_sources() -> dict[Path, str]:
+    """Modules and notebooks of analysis/."""
     sources = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "analysis").glob("*.py"))}
     for path in sorted((ROOT / "analysis").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return sources
+
+
+def test_analysis_imports_only_the_modules_meant_for_it():
+    sources = analysis_sources()
     assert len(sources) > 15
     for path, source in sources.items():
-        assert not {n.split(".")[0] for n in imported(source, "")} & {"rbd", "torch"}, path
+        names = imported(source, "")
+        assert of_package(names) <= set(FOR_ANALYSIS), path
+        assert "torch" not in {name.split(".")[0] for name in names}, path
+
+
+def test_analysis_loads_no_torch(fresh_python):
+    """Whatever its modules and notebooks import, and what those import in turn."""
+    names = set().union(*(imported(source, "") for source in analysis_sources().values()))
+    path, statements = str(ROOT / "analysis"), "\n".join(f"import {name}" for name in sorted(names - {"__future__"}))
+    script = f"import sys\nsys.path.insert(0, {path!r})\n{statements}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
+    loaded = set(fresh_python(script).split())
+    assert {"rbd", "load", "tables"} <= loaded and not loaded & {"torch", "torchvision", "numba", "triton", "ray"}
 
 
 @pytest.mark.parametrize(("statement", "absent"), [
