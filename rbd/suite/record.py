@@ -23,6 +23,7 @@ from rbd.suite.config import RunConfig, check_keys
 
 FORMAT = 1
 OUTCOMES = ("finished", "diverged", "interrupted")
+CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
 SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for these
 PACKAGE = Path(__file__).resolve().parents[1]  # all of rbd: edits of the kernels are edits too
 
@@ -98,6 +99,11 @@ def summary(record: Record) -> str:
     last, seconds = record.curve[-1], record.seconds[-1]
     cosine = "" if last.cosine is None else f", cosine of update and gradient {last.cosine:.4f}"
     return f"{record.outcome} after {last.epoch} epochs: {last.accuracy:.2f} % validation accuracy{cosine}, {seconds:.1f} s"
+
+
+def final(record: Record) -> float:
+    """Validation accuracy after the last epoch, %; a run that diverged counts as chance, whatever it had reached."""
+    return record.curve[-1].accuracy if record.outcome == "finished" else CHANCE
 
 
 def load(path: str | os.PathLike[str]) -> Record:

@@ -9,17 +9,12 @@ from statistics import mean, stdev
 
 from rbd.suite import paper
 from rbd.suite.paper import METHODS
-from rbd.suite.record import Record
+from rbd.suite.record import Record, final
 
 MODELS = {"fc": "FC", "cnn": "CNN"}
 DATA = {"mnist": "MNIST", "fmnist": "F-MNIST", "cifar10": "CIFAR-10"}
 COLOURS = {"nes": "#777777", "fpd": "#0072b2", "rbd": "#d55e00", "sgd": "#000000"}  # Okabe and Ito: colour-blind safe
 STYLES = {"nes": ":", "fpd": "-.", "rbd": "-", "sgd": "--"}
-
-
-def final(record: Record) -> float:
-    """Validation accuracy after the last epoch, %; a run that diverged counts as chance, whatever it had reached."""
-    return record.curve[-1].accuracy if record.outcome == "finished" else 10.0
 
 
 def interval(values: list[float]) -> str:

@@ -88,7 +88,7 @@ def test_a_damaged_record_fails_though_runs_may_be_missing(tmp_path, capfd):
     damaged = made_up.experiment(tmp_path, "curves")[0]
     damaged.write_text("{")
     assert main(["figures", "curves", "--allow-missing", "--results-dir", str(tmp_path)]) == 1
-    assert f"FAILED: Damaged: {damaged}: damaged, file not touched" in capfd.readouterr().out
+    assert f"FAILED: Damaged: {damaged}: not a valid record, file not touched" in capfd.readouterr().out
     assert damaged.read_text() == "{"
 
 

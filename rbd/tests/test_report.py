@@ -12,7 +12,7 @@ from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from rbd.suite import paper, report
+from rbd.suite import paper, record, report
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record
 
@@ -60,8 +60,8 @@ def test_interval(values, text):
 
 
 def test_final_is_the_last_accuracy_or_chance():
-    assert report.final(made("sgd", (80.0, 90.0))) == 90.0
-    assert report.final(made("rbd", (), outcome="diverged", epochs=3)) == 10.0
+    assert record.final(made("sgd", (80.0, 90.0))) == 90.0
+    assert record.final(made("rbd", (), outcome="diverged", epochs=3)) == 10.0
 
 
 def test_paper_numbers_are_those_of_table_1():
