@@ -16,15 +16,15 @@ from typing import Any
 
 import pandas as pd
 
-from rbd.suite import record
+from rbd.suite import record, tables
 from rbd.suite.config import RunConfig
+from rbd.suite.looks import label
 from rbd.suite.record import CHANCE, Point, Record
 
 ENVIRONMENT = ("stream_version", "commit", "dirty", "earlier_commits", "cpu", "cpu_count", "device", "bytes_per_step")
 OUTCOME = ("id", "path", "sweeps", "outcome", "accuracy", "best", "cosine", "images", "forward_passes", "steps", "seconds",
            *ENVIRONMENT)  # fmt: skip  # columns of runs; the others are their config
 POINT = tuple(f.name for f in fields(Point))
-LAWS = {"rademacher": "signs"}
 SHOWN = 20  # runs that a message names
 
 
@@ -61,13 +61,15 @@ class Runs:
         return f"{len(self.missing)} of {self.expected} runs are missing" if self.missing else ""
 
     def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars", more: str = "") -> str:
-        """What stands under a figure: profile, set-up, laws, n, what bars are (if there are any), more, what is missing."""
+        """What stands under a figure: profile, set-up, distributions, n, what bars are (if any), more, what is missing."""
         images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
         epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
-        laws = [LAWS.get(law, law) for law in sorted(set(self.table.distribution.dropna()))]
-        entries = f"; entries: {', '.join(laws)}" if laws else ""
+        distributions = [label(name) for name in sorted(set(self.table.distribution.dropna()))]
+        entries = f"; entries: {', '.join(distributions)}" if distributions else ""
+        groups = list(groups)
         said = f"Profile {self.profile}: {images}, {epochs} epochs{entries}; {counts(groups)}."
-        said += f" {bars.capitalize()}: 95 % bootstrap intervals over seeds." if bars else ""
+        if bars and max(map(len, groups)) > 1:
+            said += f" {bars.capitalize()}: 95 % bootstrap intervals over seeds."
         return said + f" {more}" * bool(more) + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
 
     @property
@@ -84,6 +86,15 @@ class Runs:
         for name, value in values.items():
             kept = kept[kept[name].isin([value] if isinstance(value, str) or not isinstance(value, Iterable) else value)]
         return kept
+
+    def write_evidence(self, results: str | Path, claim: str, found: Iterable[str]) -> Path:
+        """Write what the runs say about a claim, for the index: results/tables/<sweep>-<profile>.json."""
+        content = {
+            "claim": claim, "profile": self.profile, "evidence": [*found, *([self.gaps] if self.gaps else [])],
+            "runs": len(self.table), "expected": self.expected, "command": command(self.name, self.profile),
+            "records": sorted({p.parent.as_posix() for p in self.table.path}), "commits": self.commits,
+        }  # fmt: skip
+        return tables.write_evidence(results, f"{self.name}-{self.profile}", content)
 
 
 # ---------------------------------------------------------------- runs
@@ -238,6 +249,12 @@ def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tup
     return found
 
 
+def pick(cells: Mapping[tuple, pd.DataFrame], *start: Any) -> pd.DataFrame:
+    """The runs of all cells whose keys begin with `start`."""
+    chosen = [cell for key, cell in cells.items() if key[: len(start)] == start]
+    return pd.concat(chosen) if chosen else pd.DataFrame()
+
+
 def plain(value: Any) -> Any:
     """None for NaN, 250 for 250.0: pandas has no integers beside gaps."""
     if isinstance(value, float):
@@ -253,10 +270,10 @@ def counts(groups: Iterable[pd.DataFrame]) -> str:
     return f"n = {n[0]} seed{'s' * (n[0] > 1)}"
 
 
-def curve(runs: Runs, ids: Iterable[str], value: str = "accuracy") -> pd.DataFrame:
-    """value of several runs by epoch: rows epochs, columns ids; the epochs that all have (one may have diverged)."""
+def curves(runs: Runs, ids: Iterable[str]) -> pd.DataFrame:
+    """The rows of runs.curves of several runs, for the epochs that all of them have (one may have diverged)."""
     chosen = runs.curves[runs.curves.id.isin(list(ids))]
-    return chosen.pivot(index="epoch", columns="id", values=value).dropna()
+    return chosen[chosen.groupby("epoch").id.transform("size") == chosen.id.nunique()]
 
 
 def step_seconds(curves: pd.DataFrame) -> pd.Series:

@@ -17,17 +17,16 @@ import pandas as pd
 import pytest
 import stats
 import style
-import tables
 import worker_time
 from scipy.stats import trim_mean
 
-from rbd.suite import config, models, paper, record, report, sweep
+from rbd.suite import config, looks, models, paper, record, report, sweep, tables
 from rbd.suite.config import RunConfig
 
 ROOT = Path(report.__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
 SWEEPS = [name for name in made_up.RUNS if name not in ("paper_rates", "normals")]
-OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#777777"}  # and a grey
+NEUTRAL = {"#000000", "#777777"}  # beside seaborn's colour-blind palette
 
 
 def cells_of(notebook: Path) -> list[dict]:
@@ -477,12 +476,45 @@ def test_asv_results_of_another_version_or_shape(tmp_path):
 # ---------------------------------------------------------------- style and tables
 
 
+def frame(*values: tuple[float, float]) -> pd.DataFrame:
+    return pd.DataFrame(values, columns=["x", "accuracy"])
+
+
 def figure(value: float = 1.0):
     made, (ax,) = style.axes()
-    style.series(ax, [1, 2], [stats.summary([1.0, 2.0, value]), stats.summary([3.0])], "rbd")
-    style.reference(ax, 1, 2.0, 0.5, label="paper")
+    style.points(ax, frame((1, 1.0), (1, 2.0), (1, value), (2, 3.0)), "x", "rbd")
+    style.star(ax, 1, paper.Accuracy(2.0, 0.5), "rbd")
     style.legend(made, [ax])
     return made
+
+
+def drawn_intervals(ax) -> list[list[float]]:
+    """(low, high) of every bar of a panel; those of NaN are empty."""
+    return [segment[:, 1].tolist() for c in ax.collections for segment in c.get_segments() if len(segment) == 2]
+
+
+def test_points_are_means_with_the_intervals_of_the_tables(recwarn):
+    """Seaborn draws them, from our bootstrap, which depends on the order of the runs; none where there is one run."""
+    _, (ax,) = style.axes()
+    runs = {1: [5.0, 1.0, 9.0], 2: [2.0, 8.0, 3.0, 4.0], 3: [7.0]}
+    style.points(ax, frame((2, 2.0), (1, 5.0), (3, 7.0), (1, 1.0), (2, 8.0), (2, 3.0), (1, 9.0), (2, 4.0)), "x", "rbd")
+    summaries = {x: stats.summary(values) for x, values in runs.items()}
+    (line,) = (line for line in ax.lines if line.get_label() == "RBD")
+    assert line.get_xydata().tolist() == [[x, s.value] for x, s in summaries.items()]
+    assert drawn_intervals(ax) == [pytest.approx([summaries[x].low, summaries[x].high]) for x in (1, 2)]
+    assert ax.get_xlabel() == ax.get_ylabel() == "" and not recwarn.list
+    style.plt.close("all")
+
+
+def test_bands_are_the_intervals_of_the_tables():
+    _, (ax,) = style.axes()
+    style.band(ax, frame((1, 5.0), (2, 2.0), (1, 1.0), (2, 8.0)), "x", "fpd")
+    (band,) = ax.collections
+    found = {tuple(map(float, v)) for v in band.get_paths()[0].vertices}
+    wanted = {(float(x), end) for x, values in ((1, [5.0, 1.0]), (2, [2.0, 8.0]))
+              for end in stats.bootstrap(stats.mean, values)}  # fmt: skip
+    assert sorted(found) == [pytest.approx(point) for point in sorted(wanted)]
+    style.plt.close("all")
 
 
 def test_figures_are_the_same_bytes_again_and_tell_no_date_or_version(tmp_path):
@@ -503,12 +535,15 @@ def test_the_note_is_in_the_figure(tmp_path):
 
 
 def test_looks_are_told_apart_with_and_without_colour():
-    methods = [style.LOOKS[m] for m in ("sgd", "rbd", "fpd", "nes", "rbd-nes")]
-    variants = [style.LOOKS[variant] for variant in worker_time.VARIANTS]
-    for looks in (methods, variants, style.CYCLE, [style.LOOKS[law] for law in ("normal", "uniform", "rademacher")]):
+    methods = [looks.LOOKS[m] for m in ("sgd", "rbd", "fpd", "nes", "rbd-nes")]
+    variants = [looks.LOOKS[variant] for variant in worker_time.VARIANTS]
+    distributions = [looks.LOOKS[name] for name in ("normal", "uniform", "rademacher", "countsketch")]
+    for group in (methods, variants, looks.CYCLE, distributions):
         for what in ("color", "marker", "linestyle"):
-            assert len({str(look[what]) for look in looks}) == len(looks), what
-    assert {look["color"] for look in (*style.LOOKS.values(), *style.CYCLE)} <= OKABE_ITO
+            assert len({str(look[what]) for look in group}) == len(group), what
+    assert not {look["marker"] for look in methods} & {look["marker"] for look in distributions}
+    palette = set(style.sns.color_palette("colorblind").as_hex()) | NEUTRAL
+    assert {look["color"] for look in (*looks.LOOKS.values(), *looks.CYCLE)} <= palette
 
 
 def test_legends_fit_the_width():
@@ -538,6 +573,15 @@ def test_tables_by_hand():
     assert tables.number(stats.summary([90.04])) == "90.0 (n = 1)" and tables.number(None) == "–"
     assert tables.interval(stats.summary([0.0, 1.0]), 2) == "[0.00, 1.00]"
     assert tables.interval(stats.summary([1.0])) == "no interval"
+
+
+def test_the_scale_is_set_after_drawing():
+    """Seaborn would average logarithms and draw a geometric mean."""
+    _, (ax,) = style.axes()
+    ax.set_yscale("log")
+    with pytest.raises(ValueError, match="set the scale after drawing"):
+        style.points(ax, frame((1, 1.0), (1, 2.0)), "x", "rbd")
+    style.plt.close("all")
 
 
 # ---------------------------------------------------------------- notebooks
@@ -620,7 +664,7 @@ def test_table1_holds_the_numbers_of_the_records(results):
     ]
     assert lines[0] == ["network, data", "", "NES", "FPD", "RBD", "SGD"]
     for model, data in (("fc", "mnist-embedded"), ("cnn", "fmnist-embedded")):
-        row, theirs = [line for line in lines if line and line[0] == report.title(model, data)]
+        row, theirs = [line for line in lines if line and line[0] == looks.title(model, data)]
         for method, cell in zip(("nes", "fpd", "rbd", "sgd"), row[2:]):
             values = [
                 r.curve[-1].accuracy
@@ -645,7 +689,7 @@ def test_table1_agrees_with_the_table_of_the_readme(tmp_path, notes):
 def test_table1_of_the_paper_profile_has_rows_for_rates_and_entries(tmp_path, notes):
     for name in ("table1", "paper_rates", "normals"):
         made_up.experiment(tmp_path, name, "paper")
-    execute("table1", tmp_path, "paper")
+    names = execute("table1", tmp_path, "paper")
     rows = [
         line
         for line in (tmp_path / "tables" / "table1-paper.md").read_text("utf-8").splitlines()
@@ -658,7 +702,8 @@ def test_table1_of_the_paper_profile_has_rows_for_rates_and_entries(tmp_path, no
         "ours: the paper's rates, signs",
         "paper (full data, 100 epochs)",
     ]
-    assert "Hollow: the paper's learning rates" in notes[0][1]
+    labels = {label for panel in names["panels"] for label in panel.get_legend_handles_labels()[1]}
+    assert labels == {"ours, signs", "ours, normal", "hollow: the paper's learning rates", "paper (full data, 100 epochs)"}
     assert [cell.strip() for cell in rows[2].split("|")][3] == "–"  # NES: no rate is known
 
 
@@ -697,16 +742,36 @@ def test_dimension_draws_means_of_the_records(results, monkeypatch):
     monkeypatch.setattr(style, "save", lambda figure, *_: figures.append(figure))
     execute("dimension", results)
     (panel,) = figures[0].axes
-    (rbd,) = (c for c in panel.containers if c.get_label() == "RBD")
+    rbd = lines(panel)["RBD"]
     found = record.load_all(results / "runs" / "dimension-quick")
     values = {
         d: mean(r.curve[-1].accuracy for r in found if (r.config.method, r.config.dim) == ("rbd", d))
         for d in (2, 10, 100, 1000, 10_000)
     }
-    assert rbd.lines[0].get_xydata().tolist() == pytest.approx(np.array(sorted(values.items())))
+    assert rbd == pytest.approx(np.array(sorted(values.items())))
     assert panel.get_xlabel() == "directions d" and panel.get_ylabel() == "validation accuracy (%)"
-    stars = {c.get_label(): c.lines[0].get_xydata().tolist() for c in panel.containers if "paper" in c.get_label()}
-    assert stars == {"paper: RBD": [[250, 93.893]], "paper: FPD": [[250, 80]], "paper: SGD": [[101_770, 98.27]]}
+    style.plt.close("all")
+
+
+@pytest.mark.parametrize(("name", "stars"), [
+    ("dimension", {"paper: RBD": [[300, 93.893]], "paper: FPD": [[300, 80]]}),  # beside d = 250
+    ("redraw", {"paper: RBD": [[1.3, 93.893]], "paper: FPD": [[13_000, 80]]}),
+    ("workers", {"paper: RBD, W = 1": [[0.85, 93.893]], "paper: SGD, W = 1": [[0.85, 98.27]]}),
+    ("hybrid", {"paper: RBD": [[6, 93.893]], "paper: SGD": [[6, 98.27]]}),
+    ("augmentation", {f"paper: {m}": [[0.35, a]] for m, a in (("SGD", 98.27), ("RBD", 93.893), ("FPD", 80))}),
+])  # fmt: skip
+def test_numbers_of_the_paper_stand_beside_runs_of_its_budget_only(results, tmp_path, monkeypatch, name, stars):
+    """The paper's are of the full sets and 100 epochs: beside 5,000 images they would mislead."""
+    figures: dict = {}
+    monkeypatch.setattr(style, "save", lambda figure, _, name, note: figures.update({name: (figure, note)}))
+    made_up.experiment(tmp_path, name, "paper")
+    execute(name, tmp_path, "paper")
+    execute(name, results)
+    (full, told), (quick, untold) = figures[f"{name}-paper"], figures[f"{name}-quick"]
+    found = {label: xy for label, xy in lines(full.axes[0]).items() if label.startswith("paper")}
+    assert found == {label: pytest.approx(np.array(xy)) for label, xy in stars.items()}
+    assert not any(label.startswith("paper") for ax in quick.axes for label in lines(ax))
+    assert "Stars" not in untold and ("Stars: the paper's table 1" in told or name == "workers")
     style.plt.close("all")
 
 
@@ -728,12 +793,12 @@ def test_the_choice_of_a_learning_rate_is_the_best_mean(results, notes):
         assert lr == max(tried, key=lambda rate: mean(tried[rate])) and len(tried) == 11
 
 
-def test_the_verdict_on_laws_is_how_much_worse_they_may_be(tmp_path, notes):
-    """10 runs a law and data set; normal ones are k = 0 ... 9, signs 1 less: interquartile means 4.5 and 3.5 on both."""
+def test_the_verdict_on_distributions_is_how_much_worse_they_may_be(tmp_path, notes):
+    """10 runs of each on both data sets; normal ones are k = 0 ... 9, signs 1 less: interquartile means 4.5 and 3.5."""
     level = {"mnist-embedded": 70.0, "fmnist-embedded": 50.0}
     configs = [
-        dict(model="fc", data=data, method="rbd", distribution=law, seed=k, epochs=3, lr=4.0)
-        for data in level for law in ("normal", "uniform", "rademacher") for k in range(10)
+        dict(model="fc", data=data, method="rbd", distribution=name, seed=k, epochs=3, lr=4.0)
+        for data in level for name in ("normal", "uniform", "rademacher") for k in range(10)
     ]  # fmt: skip
     made_up.manifest(tmp_path, "distributions", "quick", configs)
     for c in configs:
@@ -799,7 +864,7 @@ def test_curves_tell_the_directions_of_every_method(results, tmp_path, monkeypat
     style.plt.close("all")
 
 
-def test_the_law_of_the_entries_is_told_under_every_figure(results, notes):
+def test_the_distribution_of_the_entries_is_told_under_every_figure(results, notes):
     for name in ("redraw", "distributions"):
         execute(name, results)
     assert "3 epochs; entries: signs; n = 3 seeds." in notes[0][1]
@@ -839,9 +904,10 @@ def test_orthogonality_measured_without_blocks_is_to_be_measured_again(results, 
 
 
 def lines(ax) -> dict[str, list[list[float]]]:
-    """Label -> points of everything drawn in a panel."""
-    bars = {c.get_label(): c.lines[0].get_xydata().tolist() for c in ax.containers}
-    return bars or {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    """Label -> points of everything drawn in a panel that has one."""
+    bars = {c.get_label(): c.lines[0].get_xydata().tolist() for c in ax.containers if c.lines[0] is not None}
+    drawn = bars | {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    return {label: xy for label, xy in drawn.items() if not str(label).startswith("_")}
 
 
 def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
@@ -852,8 +918,7 @@ def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
     figure, note = figures["workers-quick"]
     accuracy, seconds, sent = map(lines, figure.axes)
     found = record.load_all(results / "runs" / "workers-quick")
-    labels = {style.label(v): v for v in ("common", "bases", "directions", "shares", "ddp")}
-    assert [accuracy.pop(f"paper: {m}, W = 1") for m in ("RBD", "SGD")] == [[[1, 93.893]], [[1, 98.27]]]
+    labels = {looks.label(v): v for v in ("common", "bases", "directions", "shares", "ddp")}
     assert set(accuracy) == set(seconds) == set(sent) == set(labels)
     for label, variant in labels.items():
         means = [
@@ -863,7 +928,7 @@ def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
         assert accuracy[label] == pytest.approx(np.array(means))
         assert seconds[label] == pytest.approx(np.array([[w, 2.0 * w] for w in (1, 2, 3, 4)]))
         each = 100_000 if variant == "ddp" else 1000
-        assert sent[label] == [[w, each * (w - 1)] for w in (2, 3, 4)]  # 0 has no place on a logarithmic axis
+        assert sent[label] == [pytest.approx([w, each * (w - 1)]) for w in (2, 3, 4)]  # 0 has no place on a logarithmic axis
     assert figure.axes[2].get_yscale() == "log" and figure.axes[1].get_title("left") == "W processes, one machine"
     assert "W processes share one machine (a processor, 2 cores)" in note and "n = 3 seeds" in note
     evidence = json.loads((results / "tables" / "workers-quick.json").read_text("utf-8"))["evidence"]
@@ -992,7 +1057,7 @@ def test_random_numbers_of_partitions():
     """Σ d_k D_k = d D Σ (D_k/D)²: by hand for the FC net, 100,480 and 1,290 of 101,770 parameters."""
     names: dict = {}
     source = ["".join(c["source"]) for c in cells_of(ROOT / "analysis" / "compartments.ipynb") if c["cell_type"] == "code"]
-    functions = source[1][source[1].index("def shares") :]
+    functions = source[1][source[1].index("def fractions") :]
     exec("from rbd.suite import paper\n" + functions, names)
     numbers = names["numbers"]
     assert numbers("fc", "mnist", 250, "whole") == 250 * 101_770

@@ -117,7 +117,7 @@ def test_what_is_not_installed_is_said(monkeypatch, capsys):
     real = figures.find_spec
     monkeypatch.setattr(figures, "find_spec", lambda name: None if name in ("nbclient", "pandas") else real(name))
     assert main(["figures", "table1"]) == 2
-    assert "notebooks need nbclient, pandas: run `pip install -e .[figures]` in the clone" in capsys.readouterr().err
+    assert "notebooks need nbclient, pandas: run `pip install -e .[suite]` in the clone" in capsys.readouterr().err
 
 
 def test_outside_a_clone(tmp_path):

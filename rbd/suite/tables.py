@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import style
-from load import Runs, command
+from rbd.suite import store
 
 ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--",
@@ -18,15 +18,33 @@ ESCAPES = {
 }  # fmt: skip
 
 
-def number(summary: Any, unit: str = "", digits: int = 1) -> str:
-    """ "80.8 ± 1.2 % (n = 3)": mean and standard deviation of the runs; "–" for none."""
-    if summary is None:
-        return "–"
-    spread = "" if math.isnan(summary.std) else f" ± {summary.std:.{digits}f}"
-    return f"{summary.value:.{digits}f}{spread}{unit} (n = {summary.n})"
+class Summary(Protocol):
+    """What analysis/stats.py makes of several runs; std, low and high are NaN for a single run."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def std(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def n(self) -> int: ...
 
 
-def interval(summary: Any, digits: int = 1) -> str:
+def mean(value: float, std: float, n: int, unit: str = "", digits: int = 1, note: str = "") -> str:
+    """ "80.8 ± 1.2 % (n = 3)": mean and sample standard deviation, which is NaN for one run."""
+    spread = "" if math.isnan(std) else f" ± {std:.{digits}f}"
+    return f"{value:.{digits}f}{spread}{unit} (n = {n}{note})"
+
+
+def number(summary: Summary | None, unit: str = "", digits: int = 1) -> str:
+    """ "80.8 ± 1.2 % (n = 3)"; "–" for none."""
+    return "–" if summary is None else mean(summary.value, summary.std, summary.n, unit, digits)
+
+
+def interval(summary: Summary, digits: int = 1) -> str:
     """ "[79.6, 82.0]", or "no interval" where there is no second run to resample."""
     if math.isnan(summary.low):
         return "no interval"
@@ -42,35 +60,25 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "")
 
 def latex(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
     """A tabular of the package booktabs."""
-    lines = [" & ".join(map(escaped, line)) + r" \\" for line in (head, *rows)]
+    lines = [" & ".join(map(escape, line)) + r" \\" for line in (head, *rows)]
     body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
     begin, end = rf"\begin{{tabular}}{{{'l' * len(head)}}}", r"\end{tabular}"
     return "\n".join([begin, *body, end, *(f"% {line}" for line in note.splitlines())]) + "\n"
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Text as LaTeX sets it."""
     return "".join(ESCAPES.get(c, c) for c in text)
 
 
-def save(results: str | Path, name: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Path:
+def save(results: str | os.PathLike[str], name: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Path:
     """Write results/tables/<name>.md and .tex; returns the path of the Markdown."""
     folder = Path(results) / "tables"
-    style.write(folder / f"{name}.tex", latex(head, rows, note).encode())
-    return style.write(folder / f"{name}.md", markdown(head, rows, note).encode())
+    store.write(folder / f"{name}.tex", latex(head, rows, note), "a table")
+    return store.write(folder / f"{name}.md", markdown(head, rows, note), "a table")
 
 
-def evidence(results: str | Path, runs: Runs, claim: str, found: Sequence[str]) -> Path:
-    """Write what the runs say about a claim, for the index: results/tables/<sweep>-<profile>.json."""
-    content = {
-        "claim": claim, "profile": runs.profile, "evidence": [*found, *([runs.gaps] if runs.gaps else [])],
-        "runs": len(runs.table), "expected": runs.expected, "command": command(runs.name, runs.profile),
-        "records": sorted({p.parent.as_posix() for p in runs.table.path}), "commits": runs.commits,
-    }  # fmt: skip
-    return write_evidence(results, f"{runs.name}-{runs.profile}", content)
-
-
-def write_evidence(results: str | Path, name: str, content: dict[str, Any]) -> Path:
-    """The same for what is no sweep of runs."""
+def write_evidence(results: str | os.PathLike[str], name: str, content: dict[str, Any]) -> Path:
+    """Write results/tables/<name>.json: what the runs say about a claim, for the index that rbd.suite.figures makes."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    return style.write(Path(results) / "tables" / f"{name}.json", text.encode())
+    return store.write(Path(results) / "tables" / f"{name}.json", text, "evidence")
