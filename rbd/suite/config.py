@@ -63,7 +63,7 @@ class RunConfig:
     method: str = _option(str, "rbd", "training method", METHODS)
     dim: int | None = _option(int, None, "total number of random directions d; not for sgd or by_ratio:R")
     partition: str | None = _option(str, None, f"compartments of the parameters, for rbd and fpd: {PARTITIONS}")
-    distribution: str | None = _option(str, None, "law of the basis entries; not for sgd", DISTRIBUTIONS)
+    distribution: str | None = _option(str, None, "distribution of the basis entries; not for sgd", DISTRIBUTIONS)
     redraw: int | None = _option(int, None, "steps between draws of a basis, for rbd", hint=" (drawn once: method fpd)")
     sigma: float | None = _option(float, None, "length of a perturbation in parameter space, for nes and rbd-nes")
     workers: int | None = _option(int, None, "processes that train together; not for nes and rbd-nes")

@@ -1,4 +1,4 @@
-"""analysis/: statistics by hand and by their law, records that must not be compared, every notebook on made-up runs."""
+"""analysis/: statistics by hand and by simulation, records that must not be compared, every notebook on made-up runs."""
 
 from __future__ import annotations
 
