@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from textwrap import fill
 from types import MappingProxyType
@@ -113,8 +113,9 @@ def save(figure: Figure, results: str | Path, name: str, note: str) -> Path:
 
     Equal figures give equal bytes, on one version of matplotlib and seaborn. Returns the path of the PNG.
     """
-    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
-        _label_decades(axis)
+    for ax in figure.axes:
+        _label_decades(ax.xaxis, ax.set_xlim)
+        _label_decades(ax.yaxis, ax.set_ylim)
     figure.supxlabel(_wrap(note, figure.get_figwidth()), fontsize=6, color="#444444", x=0.01, ha="left")
     for kind, metadata in BARE.items():
         content = io.BytesIO()
@@ -124,14 +125,15 @@ def save(figure: Figure, results: str | Path, name: str, note: str) -> Path:
     return path
 
 
-def _label_decades(axis: Axis) -> None:
-    """A logarithmic axis spans a decade or more, so that it has a label, and none between decades, which would overlap."""
+def _label_decades(axis: Axis, set_limits: Callable[[float, float], Any]) -> None:
+    """Let a logarithmic axis span a decade or more, so that it has a label, and none in between, which would overlap."""
+    if axis.get_scale() != "log":
+        return
     low, high = axis.get_view_interval()
-    if axis.get_scale() == "log" and 0 < low < high < 10 * low:
+    if 0 < low < high < 10 * low:
         middle = (low * high) ** 0.5
-        getattr(axis.axes, f"set_{axis.axis_name}lim")(middle / 10**0.5, middle * 10**0.5)
-    if axis.get_scale() == "log":
-        axis.set_minor_formatter("")
+        set_limits(middle / 10**0.5, middle * 10**0.5)
+    axis.set_minor_formatter("")
 
 
 def _wrap(text: str, inches: float) -> str:

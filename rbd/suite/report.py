@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rbd.suite import paper, store, tables
 from rbd.suite.looks import GREY, label, look, title
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, HEIGHT = 5.5, 1.9  # inches: the text of a page, a row of panels
-RC = {"font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
+RC: Any = {"font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
       "axes.linewidth": 0.6, "lines.linewidth": 1.2, "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
 BUDGET = "full data, 100 epochs"  # of the paper's table 1
 
@@ -97,6 +97,8 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
 
 
 def _draw_panel(ax: Axes, pair: tuple[str, str], by_method: dict[str, list[Record]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for method in METHODS:
         _draw_curve(ax, method, [r for r in by_method.get(method, []) if r.curve])
     end = ax.get_xlim()[1]
@@ -106,7 +108,7 @@ def _draw_panel(ax: Axes, pair: tuple[str, str], by_method: dict[str, list[Recor
             ax.plot([end], [theirs.mean], zorder=5 + number, **star)
     ax.set_title(title(*pair), loc="left")
     ax.set(xlabel="epochs", ylim=(0, 100), xlim=(None, end))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     ax.grid(axis="y", color=GREY, alpha=0.2, lw=0.5)
 
 
