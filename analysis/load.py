@@ -1,4 +1,4 @@
-"""results/ as pandas DataFrames, checked: a damaged file is named, never skipped. Reads files only (no torch, no rbd).
+"""results/ as pandas DataFrames, checked: a damaged file is named, never skipped. Reads files only (no torch).
 
 Raised, all of them ValueError: Damaged (a file is not what it should be), Missing (runs are not there), Inconsistent
 (runs that must not be averaged or compared), Nothing (not a single run is there, also where some may be missing).
@@ -9,23 +9,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-ALWAYS = ("model", "data", "method", "lr", "epochs", "batch_size", "seed")  # fields that the config of every run has
-NEEDED = ("dim", "partition", "distribution", "redraw", "sigma", "switch", "workers", "variant", "augment")  # of some runs
+from rbd.suite import record, tables
+from rbd.suite.config import RunConfig
+from rbd.suite.looks import label
+from rbd.suite.record import CHANCE, Point, Record
+
 ENVIRONMENT = ("stream_version", "commit", "dirty", "earlier_commits", "cpu", "cpu_count", "device", "bytes_per_step")
 OUTCOME = ("id", "path", "sweeps", "outcome", "accuracy", "best", "cosine", "images", "forward_passes", "steps", "seconds",
            *ENVIRONMENT)  # fmt: skip  # columns of runs; the others are their config
-POINT = ("epoch", "step", "images", "forward_passes", "loss", "accuracy", "cosine")
-RECORD = {"format": int, "config": dict, "outcome": str, "curve": list, "seconds": list, "environment": dict}
-LAWS = {"rademacher": "signs"}
-CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
+POINT = tuple(f.name for f in fields(Point))
 SHOWN = 20  # runs that a message names
 
 
@@ -62,13 +61,15 @@ class Runs:
         return f"{len(self.missing)} of {self.expected} runs are missing" if self.missing else ""
 
     def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars", more: str = "") -> str:
-        """What stands under a figure: profile, set-up, laws, n, what bars are (if there are any), more, what is missing."""
+        """What stands under a figure: profile, set-up, distributions, n, what bars are (if any), more, what is missing."""
         images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
         epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
-        laws = [LAWS.get(law, law) for law in sorted(set(self.table.distribution.dropna()))]
-        entries = f"; entries: {', '.join(laws)}" if laws else ""
+        distributions = [label(name) for name in sorted(set(self.table.distribution.dropna()))]
+        entries = f"; entries: {', '.join(distributions)}" if distributions else ""
+        groups = list(groups)
         said = f"Profile {self.profile}: {images}, {epochs} epochs{entries}; {counts(groups)}."
-        said += f" {bars.capitalize()}: 95 % bootstrap intervals over seeds." if bars else ""
+        if bars and max(map(len, groups)) > 1:
+            said += f" {bars.capitalize()}: 95 % bootstrap intervals over seeds."
         return said + f" {more}" * bool(more) + (f"\nINCOMPLETE: {self.gaps}." if self.missing else "")
 
     @property
@@ -85,6 +86,15 @@ class Runs:
         for name, value in values.items():
             kept = kept[kept[name].isin([value] if isinstance(value, str) or not isinstance(value, Iterable) else value)]
         return kept
+
+    def write_evidence(self, results: str | Path, claim: str, found: Iterable[str]) -> Path:
+        """Write what the runs say about a claim, for the index: results/tables/<sweep>-<profile>.json."""
+        content = {
+            "claim": claim, "profile": self.profile, "evidence": [*found, *([self.gaps] if self.gaps else [])],
+            "runs": len(self.table), "expected": self.expected, "command": command(self.name, self.profile),
+            "records": sorted({p.parent.as_posix() for p in self.table.path}), "commits": self.commits,
+        }  # fmt: skip
+        return tables.write_evidence(results, f"{self.name}-{self.profile}", content)
 
 
 # ---------------------------------------------------------------- runs
@@ -103,20 +113,20 @@ def sweep(results: str | Path, name: str | tuple[str, ...], profile: str, allow_
         Inconsistent: stream versions differ, or a data set is there embedded and in full.
     """
     root, names = Path(results), (name,) if isinstance(name, str) else name
-    lists = {n: _manifest(root, n, profile, allow_missing) for n in names}
+    lists = {n: _read_list(root, n, profile, allow_missing) for n in names}
     wanted = {i: c for runs in lists.values() for i, c in runs.items()}
-    found, damaged = _found(root, f"{names[0]}-{profile}", wanted)
+    found, damaged = _find(root, f"{names[0]}-{profile}", wanted)
     if damaged:
         raise Damaged("\n".join(damaged))
-    missing = tuple(_told(i, c) for i, c in wanted.items() if i not in found)
+    missing = tuple(_describe(i, c) for i, c in wanted.items() if i not in found)
     title, makes = f"{'+'.join(names)}, profile {profile}", " and ".join(f"`{command(n, profile)}`" for n in names)
     if missing and not allow_missing:
-        raise Missing(f"{title}: {len(missing)} of {len(wanted)} runs are missing, {makes} makes them: {_listed(missing)}")
+        raise Missing(f"{title}: {len(missing)} of {len(wanted)} runs are missing, {makes} makes them: {_join(missing)}")
     if not found:
         raise Nothing(f"{title}: not a single run is there, {makes} makes them")
-    table = pd.DataFrame([_row(path, record) for path, record in found.values()])
+    table = pd.DataFrame([_row(path, made) for path, made in found.values()])
     table["sweeps"] = [tuple(n for n in names if i in lists[n]) for i in table.id]
-    points = [point for _, record in found.values() for point in _points(record)]
+    points = [point for _, made in found.values() for point in _points(made)]
     _check_consistent(title, table)
     return Runs(names[0], profile, table, pd.DataFrame(points, columns=["id", *POINT, "seconds"]), len(wanted), missing)
 
@@ -126,104 +136,96 @@ def command(name: str, profile: str) -> str:
     return f"rbd sweep {name} --profile {profile}"
 
 
-def _manifest(root: Path, name: str, profile: str, allow_missing: bool) -> dict[str, dict]:
+def _read_list(root: Path, name: str, profile: str, allow_missing: bool) -> dict[str, dict]:
     """id -> config of every run of the sweep; runs without a learning rate yet have no id, see _waiting."""
     path = root / "sweeps" / f"{name}-{profile}.json"
     if path.exists():
-        content = _json(path)
-        if (got := _keyed(path, content, "name", str)) != f"{name}-{profile}":
+        content = _read_json(path)
+        if (got := _get(path, content, "name", str)) != f"{name}-{profile}":
             raise Inconsistent(f"{path}: name: got {got!r}, allowed '{name}-{profile}'")
-        wanted = {_keyed(path, c, "id", str): _keyed(path, c, "config", dict) for c in _keyed(path, content, "runs", list)}
-        if wrong := [i for i, config in wanted.items() if config_id(config) != i]:
-            raise Damaged(f"{path}: ids that are not those of their configurations: {_listed(wrong)}")
-        return wanted | _waiting(path, content)
+        wanted = {_get(path, c, "id", str): _get(path, c, "config", dict) for c in _get(path, content, "runs", list)}
+        if wrong := [i for i, config in wanted.items() if _config(path, config).id != i]:
+            raise Damaged(f"{path}: ids that are not those of their configurations: {_join(wrong)}")
+        return wanted | _read_waiting(path, content)
     if not allow_missing:
         raise Missing(f"{path}: no such list of runs, `{command(name, profile)}` makes it")
     records = sorted((root / "runs" / f"{name}-{profile}").glob("[!.]*.json"))
     return {p.stem: {} for p in records}
 
 
-def _waiting(path: Path, content: dict) -> dict[str, dict]:
+def _read_waiting(path: Path, content: dict) -> dict[str, dict]:
     """Runs without a learning rate yet: name -> config without one; lists of before there was "waiting" tell keys alone."""
     if "waiting" not in content:
         return {f"{key}, no learning rate yet": {} for key in content.get("untuned", ())}
-    wishes = {config_id(c): {k: v for k, v in c.items() if k != "lr"} for c in _keyed(path, content, "waiting", list)}
+    configs = _get(path, content, "waiting", list)
+    wishes = {_config(path, c).id: {k: v for k, v in c.items() if k != "lr"} for c in configs}
     return {f"no learning rate yet, {number}": config for number, config in enumerate(wishes.values(), 1)}
 
 
-def _found(root: Path, full: str, wanted: Iterable[str]) -> tuple[dict[str, tuple[Path, dict]], list[str]]:
+def _config(path: Path, content: Any) -> RunConfig:
+    try:
+        return RunConfig.from_dict(content)
+    except ValueError as error:
+        raise Damaged(f"{path}: {error}") from error
+
+
+def _find(root: Path, full: str, wanted: Iterable[str]) -> tuple[dict[str, tuple[Path, Record]], list[str]]:
     """id -> (path, record) of those there, and a message for each damaged file; the sweep's own folder goes first."""
     paths: dict[str, list[Path]] = {}
     for path in sorted((root / "runs").glob("*/[!.]*.json"), key=lambda p: (p.parent.name != full, p)):
         paths.setdefault(path.stem, []).append(path)
-    found: dict[str, tuple[Path, dict]] = {}
+    found: dict[str, tuple[Path, Record]] = {}
     damaged = []
     for wish in wanted:
         for path in paths.get(wish, ()):
             try:
-                record = read(path)
+                made = read(path)
             except Damaged as error:
                 damaged.append(str(error))
                 continue
-            if record["outcome"] != "interrupted":
-                found.setdefault(wish, (path.relative_to(root), record))
+            if made.outcome != "interrupted":
+                found.setdefault(wish, (path.relative_to(root), made))
     return found, damaged
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The record in a file, with numbers for its "nan" and "inf". Raises Damaged naming the file and the cause."""
-    record = _json(path)
-    for name, kind in RECORD.items():
-        _keyed(path, record, name, kind)
-    if record["format"] != 1:
-        raise Damaged(f"{path}: format: got {record['format']}, allowed 1")
-    if record["outcome"] not in ("finished", "diverged", "interrupted"):
-        raise Damaged(f"{path}: outcome: got {record['outcome']!r}, allowed finished, diverged, interrupted")
-    if config_id(record["config"]) != path.stem:
-        raise Damaged(f"{path}: config: got one with the id {config_id(record['config'])}, allowed the id of the file name")
-    if len(record["curve"]) != len(record["seconds"]) or (record["outcome"] == "finished" and not record["curve"]):
-        raise Damaged(f"{path}: curve: got {len(record['curve'])} points and {len(record['seconds'])} seconds")
-    if lacking := [name for name in ALWAYS if name not in record["config"]]:
-        raise Damaged(f"{path}: config: got none of {', '.join(lacking)}, allowed all of {', '.join(ALWAYS)}")
-    record["curve"] = [{name: _number(path, point, name) for name in POINT} for point in record["curve"]]
-    return record
+def read(path: Path) -> Record:
+    """The record in a file. Raises Damaged naming the file and the cause."""
+    try:
+        made = record.load(path)
+    except (ValueError, OSError) as error:
+        raise Damaged(str(error)) from error
+    if made.outcome == "finished" and not made.curve:
+        raise Damaged(f"{path}: curve: got 0 points of a finished run, allowed at least one")
+    return made
 
 
-def config_id(config: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the SHA-256 of the fields that apply, as rbd.suite.config.RunConfig.id has it."""
-    applying = {name: value for name, value in config.items() if value is not None}
-    return sha256(json.dumps(applying, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
-def _row(path: Path, record: dict) -> dict[str, Any]:
-    last: dict[str, Any] = record["curve"][-1] if record["curve"] else {}
-    cosines = [p["cosine"] for p in record["curve"] if p["cosine"] is not None]
-    environment = {name: record["environment"].get(name) for name in ENVIRONMENT}
+def _row(path: Path, made: Record) -> dict[str, Any]:
+    last = asdict(made.curve[-1]) if made.curve else {}
+    cosines = [p.cosine for p in made.curve if p.cosine is not None]
     return {
-        "id": path.stem, "path": path, "outcome": record["outcome"],
-        **dict.fromkeys(NEEDED), **record["config"],
-        "accuracy": last["accuracy"] if record["outcome"] == "finished" else CHANCE,  # after the last epoch, %
-        "best": max((p["accuracy"] for p in record["curve"]), default=CHANCE),  # of all epochs, %
+        "id": path.stem, "path": path, "outcome": made.outcome, **asdict(made.config),
+        "accuracy": record.final(made),  # after the last epoch, %
+        "best": max((p.accuracy for p in made.curve), default=CHANCE),  # of all epochs, %
         "cosine": sum(cosines) / len(cosines) if cosines else math.nan,  # mean over the epochs
         "images": last.get("images", 0), "forward_passes": last.get("forward_passes", 0), "steps": last.get("step", 0),
-        "seconds": record["seconds"][-1] if record["seconds"] else math.nan,
-        **environment,
+        "seconds": made.seconds[-1] if made.seconds else math.nan,
+        **{name: made.environment.get(name) for name in ENVIRONMENT},
     }  # fmt: skip
 
 
-def _points(record: dict) -> Iterator[dict[str, Any]]:
-    name = config_id(record["config"])
-    return ({"id": name, **point, "seconds": s} for point, s in zip(record["curve"], record["seconds"]))
+def _points(made: Record) -> Iterator[dict[str, Any]]:
+    name = made.config.id
+    return ({"id": name, **asdict(point), "seconds": s} for point, s in zip(made.curve, made.seconds))
 
 
 def _check_consistent(full: str, table: pd.DataFrame) -> None:
-    versions = {v: [_told(i, c) for i, c in _configs(g)] for v, g in table.groupby("stream_version", dropna=False)}
+    versions = {v: [_describe(i, c) for i, c in _configs(g)] for v, g in table.groupby("stream_version", dropna=False)}
     if len(versions) > 1:
-        told = "; ".join(f"version {v}: {_listed(runs)}" for v, runs in versions.items())
+        told = "; ".join(f"version {v}: {_join(runs)}" for v, runs in versions.items())
         raise Inconsistent(f"{full}: runs of different stream versions: {told}")
     for data in {d for d in table.data if f"{d}-embedded" in set(table.data)}:
-        runs = [_told(i, c) for i, c in _configs(table[table.data == data])]
-        raise Inconsistent(f"{full}: mixed profiles, {data} is there embedded and in full: {_listed(runs)}")
+        runs = [_describe(i, c) for i, c in _configs(table[table.data == data])]
+        raise Inconsistent(f"{full}: mixed profiles, {data} is there embedded and in full: {_join(runs)}")
 
 
 def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tuple, pd.DataFrame]:
@@ -240,11 +242,17 @@ def cells(table: pd.DataFrame, *by: str, free: tuple[str, ...] = ()) -> dict[tup
         for name in sorted(set(table.columns) - {*OUTCOME, *by, *free, "seed"}):
             if runs[name].nunique(dropna=False) > 1:
                 told = [f"{name} {getattr(r, name)}: {r.id}" for r in runs.itertuples()]
-                raise Inconsistent(f"{by} = {key}: runs differ in {name}: {_listed(told)}")
+                raise Inconsistent(f"{by} = {key}: runs differ in {name}: {_join(told)}")
         if not free and runs.seed.duplicated().any():
-            raise Inconsistent(f"{by} = {key}: runs share a seed: {_listed(runs.id)}")
+            raise Inconsistent(f"{by} = {key}: runs share a seed: {_join(runs.id)}")
         found[key] = runs
     return found
+
+
+def pick(cells: Mapping[tuple, pd.DataFrame], *start: Any) -> pd.DataFrame:
+    """The runs of all cells whose keys begin with `start`."""
+    chosen = [cell for key, cell in cells.items() if key[: len(start)] == start]
+    return pd.concat(chosen) if chosen else pd.DataFrame()
 
 
 def plain(value: Any) -> Any:
@@ -262,10 +270,10 @@ def counts(groups: Iterable[pd.DataFrame]) -> str:
     return f"n = {n[0]} seed{'s' * (n[0] > 1)}"
 
 
-def curve(runs: Runs, ids: Iterable[str], value: str = "accuracy") -> pd.DataFrame:
-    """value of several runs by epoch: rows epochs, columns ids; the epochs that all have (one may have diverged)."""
+def curves(runs: Runs, ids: Iterable[str]) -> pd.DataFrame:
+    """The rows of runs.curves of several runs, for the epochs that all of them have (one may have diverged)."""
     chosen = runs.curves[runs.curves.id.isin(list(ids))]
-    return chosen.pivot(index="epoch", columns="id", values=value).dropna()
+    return chosen[chosen.groupby("epoch").id.transform("size") == chosen.id.nunique()]
 
 
 def step_seconds(curves: pd.DataFrame) -> pd.Series:
@@ -290,14 +298,14 @@ def measurement(results: str | Path, name: str, profile: str) -> tuple[Any, str]
     path = Path(results) / "measurements" / f"{name}-{profile}.json"
     if not path.exists():
         raise Nothing(f"{path}: no such measurement, `{command(name, profile)}` makes it")
-    content = _json(path)
-    environment = _keyed(path, content, "environment", dict)
-    if _keyed(path, content, "name", str) != f"{name}-{profile}":
+    content = _read_json(path)
+    environment = _get(path, content, "environment", dict)
+    if _get(path, content, "name", str) != f"{name}-{profile}":
         raise Inconsistent(f"{path}: name: got {content['name']!r}, allowed '{name}-{profile}'")
     if not content.get("values"):
         raise Damaged(f"{path}: values: got {content.get('values')!r}, allowed what was measured")
     beside = path.parent.glob("[!.]*.json")
-    versions = {p.name: _keyed(p, _json(p), "environment", dict).get("stream_version") for p in beside}
+    versions = {p.name: _get(p, _read_json(p), "environment", dict).get("stream_version") for p in beside}
     if len(set(versions.values())) > 1:
         told = ", ".join(f"{name}: version {version}" for name, version in sorted(versions.items()))
         raise Inconsistent(f"{path.parent}: measurements of different stream versions: {told}")
@@ -317,12 +325,12 @@ def asv(results: str | Path) -> pd.DataFrame:
     paths = sorted(p for p in root.glob("*/[!.]*.json") if p.name != "machine.json")
     if not paths or not (root / "benchmarks.json").exists():
         raise Nothing(f"{root}: no results of asv, `tox -e bench` makes them")
-    known = _json(root / "benchmarks.json", bare=True)
-    return pd.DataFrame([row for path in paths for row in _asv_rows(path, _json(path, bare=True), known)])
+    known = _read_json(root / "benchmarks.json", bare=True)
+    return pd.DataFrame([row for path in paths for row in _asv_rows(path, _read_json(path, bare=True), known)])
 
 
 def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]]:
-    columns, results = _keyed(path, content, "result_columns", list), _keyed(path, content, "results", dict)
+    columns, results = _get(path, content, "result_columns", list), _get(path, content, "results", dict)
     for name, stored in results.items():
         cell = dict(zip(columns, stored))
         about = known.get(name)
@@ -351,7 +359,7 @@ def newest(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- JSON
 
 
-def _json(path: Path, bare: bool = False) -> Any:
+def _read_json(path: Path, bare: bool = False) -> Any:
     """The content of a file; bare: NaN and Infinity are allowed, as asv writes them."""
 
     def refuse(constant: str) -> Any:
@@ -363,22 +371,11 @@ def _json(path: Path, bare: bool = False) -> Any:
         raise Damaged(f"{path}: damaged, file not touched: {error}") from error
 
 
-def _keyed(path: Path, content: Any, key: str, kind: type) -> Any:
+def _get(path: Path, content: Any, key: str, kind: type) -> Any:
     if not isinstance(content, dict) or type(content.get(key)) is not kind:
         got = content.get(key) if isinstance(content, dict) else content
         raise Damaged(f"{path}: {key}: got {str(got)[:80]!r}, allowed a {kind.__name__}")
     return content[key]
-
-
-def _number(path: Path, point: Any, name: str) -> float | None:
-    value = point.get(name, "nothing") if isinstance(point, dict) else "nothing"
-    if value is None and name == "cosine":
-        return None
-    if value in ("nan", "inf", "-inf") and name in ("loss", "cosine"):
-        return float(value)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise Damaged(f"{path}: curve: {name}: got {value!r}, allowed a number")
-    return value
 
 
 def _literal(text: str) -> Any:
@@ -395,7 +392,7 @@ def _configs(table: pd.DataFrame) -> Iterator[tuple[str, dict]]:
     return ((r["id"], r) for r in table.to_dict("records"))
 
 
-def _told(name: str, config: Mapping[str, Any]) -> str:
+def _describe(name: str, config: Mapping[str, Any]) -> str:
     """A run in a few words."""
     words = [str(config[k]) for k in ("model", "data", "method", "variant") if isinstance(config.get(k), str)]
     words += [f"{k}={config[k]:g}" for k in ("workers", "dim", "lr", "seed") if _is_number(config.get(k))]
@@ -406,6 +403,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -67,7 +67,7 @@ def bootstrap(statistic: Callable[..., np.ndarray], *strata: Values, seed: int =
     Raises:
         ValueError: a stratum is empty or holds a value that is not finite.
     """
-    runs = [_checked(s) for s in strata]
+    runs = [_check(s) for s in strata]
     if all(len(x) == 1 for x in runs):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def bootstrap(statistic: Callable[..., np.ndarray], *strata: Values, seed: int =
     return float(low), float(high)
 
 
-def _checked(values: Values) -> np.ndarray:
+def _check(values: Values) -> np.ndarray:
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
         raise ValueError(f"strata: got {list(values)}, allowed one or more finite numbers each")
@@ -85,7 +85,7 @@ def _checked(values: Values) -> np.ndarray:
 
 def summary(values: Values, seed: int = 0) -> Summary:
     """Mean of the runs of one stratum, rounded correctly, so that tables agree to the last digit."""
-    x = _checked(values)
+    x = _check(values)
     return Summary(statistics.mean(x.tolist()), *bootstrap(mean, x, seed=seed), len(x), std(x))
 
 
@@ -94,15 +94,15 @@ def centre(n: int) -> Callable[[np.ndarray], np.ndarray]:
     return iqm if n >= ENOUGH else mean
 
 
-def centred(values: Values, of: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Summary:
+def summarize(values: Values, of: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Summary:
     """A centre (mean or iqm) of the runs of one stratum."""
-    x = _checked(values)
+    x = _check(values)
     return Summary(float(of(x)), *bootstrap(of, x, seed=seed), len(x), std(x))
 
 
 def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:
     """Interquartile mean of all runs of several strata where they are ENOUGH, else their mean."""
-    runs = [_checked(s) for s in strata]
+    runs = [_check(s) for s in strata]
     of_all = centre(sum(map(len, runs)))
 
     def pooled(*arrays: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:
 
 def probability(pairs: Sequence[tuple[Values, Values]], seed: int = 0) -> Summary:
     """Probability of improvement of the first of each pair over the second, mean over the pairs (tasks)."""
-    runs = [_checked(s) for both in pairs for s in both]
+    runs = [_check(s) for both in pairs for s in both]
 
     def averaged(*arrays: np.ndarray) -> np.ndarray:
         return np.mean([improvement(x, y) for x, y in zip(arrays[::2], arrays[1::2])], axis=0)
@@ -132,7 +132,7 @@ def gaps(pairs: Sequence[tuple[Values, Values]], of: Callable[[np.ndarray], np.n
 
     Runs are resampled within each stratum; a pair's two strata are independent, seed by seed nothing is paired.
     """
-    runs = [_checked(s) for both in pairs for s in both]
+    runs = [_check(s) for both in pairs for s in both]
 
     def averaged(*arrays: np.ndarray) -> np.ndarray:
         return np.mean([of(x) - of(y) for x, y in zip(arrays[::2], arrays[1::2])], axis=0)

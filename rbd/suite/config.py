@@ -15,6 +15,7 @@ from sys import float_info
 from typing import Any
 
 from rbd.partition import parse
+from rbd.suite.paper import LEARNING_RATES as PAPER_LR
 
 MODELS = ("fc", "cnn", "resnet8", "resnet32")
 DATA = ("mnist", "fmnist", "cifar10", "mnist-embedded", "fmnist-embedded")
@@ -38,14 +39,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # method -> what several workers may s
 PARTS = ("none", "crop", "brightness", "mirror")  # of the augmentation; brightness is for grey images, mirror for colour
 SWITCH = {"sgd": "rbd", "rbd": "sgd"}  # method -> the one that takes over after `switch` epochs
 OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant", "switch", "then_lr", "augment"}
-PAPER_LR = {  # (model, data) -> method -> learning rate, already × batch size; arXiv 2011.04720
-    ("fc", "mnist"): {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125},
-    ("fc", "fmnist"): {"rbd": 0.5, "fpd": 0.5, "sgd": 0.25},
-    ("fc", "cifar10"): {"rbd": 0.25, "fpd": 0.25, "sgd": 0.0078},
-    ("cnn", "mnist"): {"rbd": 0.0625, "fpd": 0.0625, "sgd": 0.03125},
-    ("cnn", "fmnist"): {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0625},
-    ("cnn", "cifar10"): {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156},
-}
 OUR_LR = {  # model -> method -> learning rate on every data set: ours and not tuned yet, NOT from the paper (unknown there)
     "fc": {"nes": 1.0, "rbd-nes": 1.0},
     "cnn": {"nes": 1.0, "rbd-nes": 1.0},

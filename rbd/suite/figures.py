@@ -10,16 +10,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rbd.suite import report, store
+from rbd.suite import report, store, tables
 
 ANALYSIS = Path(__file__).resolve().parents[2] / "analysis"
-NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas")
+NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas", "seaborn")
 ONE = ("schematic", "speed", "memory")  # these know no profiles
 INDEX = "index"  # the name that stands for the index alone
 QUIET = "--log-level=40"
@@ -89,7 +89,7 @@ def written(name: str, profile: str) -> str:
 
 def _mark_stale(path: Path) -> None:
     if path.exists():
-        store.write(path, json.dumps(_evidence(path) | {"stale": True}, indent=1, ensure_ascii=False) + "\n")
+        tables.write_evidence(path.parents[1], path.stem, _read_evidence(path) | {"stale": True})
 
 
 def _execute(path: Path, parameters: dict[str, Any]) -> None:
@@ -120,15 +120,14 @@ def index(results: str | os.PathLike[str], names: Iterable[str]) -> str:
     Raises:
         ValueError: such a file is damaged (it is named).
     """
-    found = {path.stem: _evidence(path) for path in sorted((Path(results) / "tables").glob("*.json"))}
-    rows = [list(_cells(e)) for e in sorted(found.values(), key=lambda e: (e["claim"], e["profile"]))]
-    lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
+    found = {path.stem: _read_evidence(path) for path in sorted((Path(results) / "tables").glob("*.json"))}
+    rows = [_cells(e) for e in sorted(found.values(), key=lambda e: (e["claim"], e["profile"]))]
     wanted = [written(n, p) for p in ("quick", "paper") for n in names]
     empty = [name for name in dict.fromkeys(wanted) if name not in found and name != "schematic"]
-    return "\n".join(lines) + (f"\n\nNothing there yet: {', '.join(empty)}." if empty else "")
+    return tables.markdown(HEAD, rows).removesuffix("\n") + (f"\n\nNothing there yet: {', '.join(empty)}." if empty else "")
 
 
-def _evidence(path: Path) -> dict[str, Any]:
+def _read_evidence(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
         if missing := {"claim", "evidence", "profile", "command", "records", "commits"} - set(content):
@@ -138,13 +137,12 @@ def _evidence(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not the evidence of a notebook: {error}; remove it and run `rbd figures`") from error
 
 
-def _cells(evidence: dict[str, Any]) -> Iterator[str]:
+def _cells(evidence: dict[str, Any]) -> tuple[str, ...]:
     runs = f"{evidence['runs']} of {evidence['expected']}" if "runs" in evidence else "–"
     records = ", ".join(f"[{r}]({r})" for r in evidence["records"])
     lines = [STALE] * evidence.get("stale", False) + evidence["evidence"]
-    told = (evidence["claim"], "<br>".join(lines), evidence["profile"], runs, f"`{evidence['command']}`",
-            records, ", ".join(evidence["commits"]))  # fmt: skip
-    yield from (cell.replace("|", r"\|") for cell in told)
+    return (evidence["claim"], "<br>".join(lines), evidence["profile"], runs, f"`{evidence['command']}`", records,
+            ", ".join(evidence["commits"]))  # fmt: skip
 
 
 def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path | None:
@@ -162,5 +160,5 @@ def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path |
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if made != text:
-        store.write(path, made)
+        store.write(path, made, "an index")
     return path

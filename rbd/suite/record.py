@@ -1,7 +1,8 @@
 """Record: what one run did and where, as one JSON file named by its config's id, <id>.json.
 
 Records are written whole or not at all. A file that does not read back as a valid record is named in an error and left
-as it is, also by `save`: nothing here skips, repairs or overwrites it.
+as it is, also by `save`: nothing here skips, repairs or overwrites it. Format 2 stores the curve as one list per
+quantity, each on one line; format 1, one object per point, is still read.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from rbd import __version__
 from rbd.suite import store
 from rbd.suite.config import RunConfig, check_keys
 
-FORMAT = 1
+FORMAT = 2
 OUTCOMES = ("finished", "diverged", "interrupted")
+CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
 SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for these
 PACKAGE = Path(__file__).resolve().parents[1]  # all of rbd: edits of the kernels are edits too
 
@@ -86,8 +88,9 @@ def save(record: Record, directory: str | os.PathLike[str]) -> Path:
     Raises OSError naming the directory if that cannot be made or written, ValueError if a damaged file is in the way.
     """
     find(record.config, directory)  # raises where a damaged file is in the way
-    content = {"format": FORMAT, **asdict(record), "curve": [_encoded(point) for point in record.curve]}
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    points = [asdict(point) for point in record.curve]
+    columns = {f.name: [_encode(point[f.name]) for point in points] for f in fields(Point)}
+    text = _format({"format": FORMAT, **asdict(record), "curve": columns})
     return store.write(Path(directory) / f"{record.config.id}.json", text + "\n", "a record")
 
 
@@ -100,12 +103,17 @@ def summary(record: Record) -> str:
     return f"{record.outcome} after {last.epoch} epochs: {last.accuracy:.2f} % validation accuracy{cosine}, {seconds:.1f} s"
 
 
+def final(record: Record) -> float:
+    """Validation accuracy after the last epoch, %; a run that diverged counts as chance, whatever it had reached."""
+    return record.curve[-1].accuracy if record.outcome == "finished" else CHANCE
+
+
 def load(path: str | os.PathLike[str]) -> Record:
     """The record in the file `path`. Raises ValueError naming file and cause if it is no valid record."""
     path = Path(path)
     data = path.read_bytes()
     try:
-        record = _decoded(json.loads(data.decode("utf-8"), parse_constant=_refuse))
+        record = _decode(json.loads(data.decode("utf-8"), parse_constant=_refuse))
         if path.name != f"{record.config.id}.json":
             raise ValueError(f"file name: got {path.name}, allowed {record.config.id}.json, the id of its config")
     except (ValueError, OverflowError, RecursionError) as error:
@@ -126,24 +134,45 @@ def load_all(directory: str | os.PathLike[str]) -> list[Record]:
     return [load(path) for path in sorted(Path(directory).iterdir()) if path.suffix == ".json"]
 
 
-def _encoded(point: Point) -> dict[str, Any]:
-    return {name: v if v is None or math.isfinite(v) else str(v) for name, v in asdict(point).items()}
+def _encode(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)
 
 
-def _decoded(d: Any) -> Record:
+def _format(value: Any, indent: str = "") -> str:
+    """JSON with sorted keys, a line per key; a list stands on one line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, allow_nan=False)
+    inner = indent + " "
+    lines = (f"{inner}{json.dumps(key)}: {_format(value[key], inner)}" for key in sorted(value))
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+
+
+def _decode(d: Any) -> Record:
     check_keys("record", d, ["format", *(f.name for f in fields(Record))])
-    if type(d["format"]) is not int or d["format"] != FORMAT:
-        raise ValueError(f"format: got {d['format']!r}, allowed {FORMAT}")
-    for name, kind in (("curve", list), ("seconds", list), ("environment", dict)):
+    if type(d["format"]) is not int or d["format"] not in (1, FORMAT):
+        raise ValueError(f"format: got {d['format']!r}, allowed 1 or {FORMAT}")
+    for name, kind in (("curve", list if d["format"] == 1 else dict), ("seconds", list), ("environment", dict)):
         if type(d[name]) is not kind:
             raise ValueError(f"{name}: got {d[name]!r}, allowed a {kind.__name__}")
     config = RunConfig.from_dict(d["config"])
     if asdict(config) != RunConfig.completed(d["config"]):
         raise ValueError(f"config: got {d['config']!r}, allowed only its resolved form {config.canonical()}")
-    return Record(config, d["outcome"], tuple(map(_point, d["curve"])), tuple(d["seconds"]), d["environment"])
+    points = d["curve"] if d["format"] == 1 else _split(d["curve"])
+    return Record(config, d["outcome"], tuple(map(_decode_point, points)), tuple(d["seconds"]), d["environment"])
 
 
-def _point(d: Any) -> Point:
+def _split(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lists by quantity -> an object per point."""
+    check_keys("curve", columns, [f.name for f in fields(Point)])
+    if wrong := next((name for name, column in columns.items() if type(column) is not list), None):
+        raise ValueError(f"curve: {wrong}: got {columns[wrong]!r}, allowed a list")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"curve: got lists of lengths {lengths}, allowed equal ones")
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def _decode_point(d: Any) -> Point:
     check_keys("point", d, [f.name for f in fields(Point)])
     values: dict[str, Any] = {name: SPECIAL.get(v, v) if isinstance(v, str) else v for name, v in d.items()}
     return Point(**values)

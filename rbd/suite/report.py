@@ -1,63 +1,47 @@
-"""Records to a table beside the paper's and a picture of the learning curves. No torch."""
+"""Records to a table beside the paper's and a picture of the learning curves. No torch, pandas or seaborn."""
 
 from __future__ import annotations
 
+import io
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
 
-from rbd.suite.record import Record
+from rbd.suite import paper, store, tables
+from rbd.suite.looks import GREY, label, look, title
+from rbd.suite.paper import METHODS
+from rbd.suite.record import Record, final
 
-METHODS = ("nes", "fpd", "rbd", "sgd")
-MODELS = {"fc": "FC", "cnn": "CNN"}
-DATA = {"mnist": "MNIST", "fmnist": "F-MNIST", "cifar10": "CIFAR-10"}
-PAPER = {  # validation accuracy, % ± std of 3 runs, d = 250, 100 epochs; arXiv 2011.04720, table 1
-    ("fc", "mnist"): {"nes": "22.5 ± 1.7", "fpd": "80 ± 0.4", "rbd": "93.893 ± 0.024", "sgd": "98.27 ± 0.09"},
-    ("fc", "fmnist"): {"nes": "45 ± 6", "fpd": "77.3 ± 0.29", "rbd": "85.65 ± 0.2", "sgd": "87.32 ± 0.21"},
-    ("fc", "cifar10"): {"nes": "17.8 ± 0.5", "fpd": "21.4 ± 1.2", "rbd": "43.77 ± 0.22", "sgd": "52.09 ± 0.22"},
-    ("cnn", "mnist"): {"nes": "51 ± 6", "fpd": "88.9 ± 0.6", "rbd": "97.17 ± 0.1", "sgd": "99.41 ± 0.09"},
-    ("cnn", "fmnist"): {"nes": "37 ± 4", "fpd": "77.8 ± 1.6", "rbd": "85.56 ± 0.1", "sgd": "91.95 ± 0.18"},
-    ("cnn", "cifar10"): {"nes": "20.3 ± 1", "fpd": "37.2 ± 0.8", "rbd": "54.64 ± 0.33", "sgd": "81.4 ± 0.4"},
-}
-COLOURS = {"nes": "#777777", "fpd": "#0072b2", "rbd": "#d55e00", "sgd": "#000000"}  # Okabe and Ito: colour-blind safe
-STYLES = {"nes": ":", "fpd": "-.", "rbd": "-", "sgd": "--"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH, HEIGHT = 5.5, 1.9  # inches: the text of a page, a row of panels
+RC: Any = {"font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
+      "axes.linewidth": 0.6, "lines.linewidth": 1.2, "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
+BUDGET = "full data, 100 epochs"  # of the paper's table 1
 
 
-def final(record: Record) -> float:
-    """Validation accuracy after the last epoch, %; a run that diverged counts as chance, whatever it had reached."""
-    return record.curve[-1].accuracy if record.outcome == "finished" else 10.0
-
-
-def interval(values: list[float]) -> str:
-    """Mean, with the sample standard deviation where there are two values or more."""
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-
-def _groups(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
+def _group(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for r in records:
         groups.setdefault((r.config.model, r.config.data), {}).setdefault(r.config.method, []).append(r)
     return groups
 
 
-def title(model: str, data: str) -> str:
-    """"fc", "mnist-embedded" -> "FC, MNIST"."""
-    return f"{MODELS[model]}, {DATA[data.removesuffix('-embedded')]}"
-
-
 def table(records: Iterable[Record], profile: str) -> str:
     """Markdown: our validation accuracy by network, data set and method, and the paper's below it."""
-    head = ["network, data", "", *(m.upper() for m in METHODS)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (model, data), by_method in _groups(records).items():
-        ours = [_cell(by_method.get(m, [])) for m in METHODS]
-        paper = [PAPER.get((model, data.removesuffix("-embedded")), {}).get(m, "") for m in METHODS]
+    rows = []
+    for (model, data), by_method in _group(records).items():
+        ours = [_format_runs(by_method.get(m, [])) for m in METHODS]
+        theirs = [str(paper.find_accuracy(model, data, m) or "") for m in METHODS]
         epochs = "/".join(map(str, sorted({r.config.epochs for rs in by_method.values() for r in rs})))
         images = "5,000 images" if data.endswith("-embedded") else "full data"
-        lines.append("| " + " | ".join([title(model, data), f"{profile}: {images}, {epochs} epochs", *ours]) + " |")
-        lines.append("| " + " | ".join(["", "paper: full data, 100 epochs", *paper]) + " |")
-    return "\n".join(lines)
+        rows.append([title(model, data), f"{profile}: {images}, {epochs} epochs", *ours])
+        rows.append(["", f"paper: {BUDGET}", *theirs])
+    return tables.markdown(["network, data", "", *(m.upper() for m in METHODS)], rows).removesuffix("\n")
 
 
 def legend(missing: int) -> str:
@@ -70,12 +54,12 @@ def legend(missing: int) -> str:
     return text + (f" **{missing} runs are missing.**" if missing else "")
 
 
-def _cell(records: list[Record]) -> str:
+def _format_runs(records: Sequence[Record]) -> str:
     if not records:
         return "–"
-    diverged = sum(r.outcome == "diverged" for r in records)
-    note = f", {diverged} diverged" if diverged else ""
-    return f"{interval([final(r) for r in records])} (n = {len(records)}{note})"
+    values, diverged = [final(r) for r in records], sum(r.outcome == "diverged" for r in records)
+    std = stdev(values) if len(values) > 1 else math.nan
+    return tables.mean(mean(values), std, len(values), note=f", {diverged} diverged" if diverged else "")
 
 
 def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str) -> Path:
@@ -85,39 +69,58 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
         ValueError: there are no records.
         OSError: the picture cannot be written.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
-    groups = _groups(records)
+    groups = _group(records)
     if not groups:
         raise ValueError("records: got none, allowed at least one")
-    figure = Figure(figsize=(3.4 * len(groups), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for ax, ((model, data), by_method) in zip(axes, groups.items()):
-        for method in METHODS:
-            _curve(ax, method, [r for r in by_method.get(method, []) if r.curve])
-        ax.set(title=title(model, data), xlabel="epochs", ylim=(0, 100))
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("validation accuracy (%)")
-    drawn = {line.get_label(): line for ax in axes for line in ax.lines}
-    if drawn:  # not where every run diverged at once
-        axes[-1].legend(drawn.values(), drawn.keys(), frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.12))
-    counts = {len(runs) for by_method in groups.values() for runs in by_method.values()}
-    figure.suptitle(f"profile {profile}: mean and range of n = {'/'.join(map(str, sorted(counts)))} runs", fontsize=9)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    return path
+    columns, content = (1 if len(groups) == 1 else 2), io.BytesIO()
+    rows = -(-len(groups) // columns)
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(WIDTH, HEIGHT * rows + 0.6), layout="constrained")
+        axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+        for ax, (pair, by_method) in zip(axes, groups.items()):
+            _draw_panel(ax, pair, by_method)
+        for ax in axes[len(groups) :]:
+            ax.set_visible(False)
+        for ax in axes[::columns]:
+            ax.set_ylabel("validation accuracy (%)")
+        drawn = {name: line for ax in axes for line, name in zip(*ax.get_legend_handles_labels())}
+        if drawn:  # not where every run diverged at once
+            figure.legend(drawn.values(), drawn.keys(), frameon=False, loc="outside upper center", ncols=len(drawn))
+        counts = sorted({len(runs) for by_method in groups.values() for runs in by_method.values()})
+        note = f"Profile {profile}: mean and range of n = {'/'.join(map(str, counts))} runs. Stars: the paper ({BUDGET})."
+        figure.supxlabel(note, fontsize=6, color="#444444", x=0.01, ha="left")
+        figure.savefig(content, format="png", dpi=200, metadata={"Software": None})
+    return store.write(Path(path), content.getvalue(), "a picture")
 
 
-def _curve(ax, method: str, records: list[Record]) -> None:
+def _draw_panel(ax: Axes, pair: tuple[str, str], by_method: dict[str, list[Record]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for method in METHODS:
+        _draw_curve(ax, method, [r for r in by_method.get(method, []) if r.curve])
+    end = ax.get_xlim()[1]
+    for number, method in enumerate(METHODS):
+        if (theirs := paper.find_accuracy(*pair, method)) and by_method.get(method):
+            star = dict(color=look(method)["color"], marker="*", markerfacecolor="white", linestyle="none", clip_on=False)
+            ax.plot([end], [theirs.mean], zorder=5 + number, **star)
+    ax.set_title(title(*pair), loc="left")
+    ax.set(xlabel="epochs", ylim=(0, 100), xlim=(None, end))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+    ax.grid(axis="y", color=GREY, alpha=0.2, lw=0.5)
+
+
+def _draw_curve(ax: Axes, method: str, records: list[Record]) -> None:
     if not records:
         return
     shortest = min(len(r.curve) for r in records)
     epochs = [p.epoch for p in records[0].curve[:shortest]]
     values = [[r.curve[i].accuracy for r in records] for i in range(shortest)]
-    look = dict(color=COLOURS[method], linestyle=STYLES[method])
-    ax.plot(epochs, [mean(v) for v in values], label=method.upper(), **look, marker="." if shortest == 1 else None)
-    ax.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], color=COLOURS[method], alpha=0.2, lw=0)
+    shown = look(method) | {"marker": "." if shortest == 1 else None}
+    ax.plot(epochs, [mean(v) for v in values], label=label(method), **shown)
+    ax.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], color=shown["color"], alpha=0.2, lw=0)
 
 
 def insert(text: str, name: str, content: str) -> str:

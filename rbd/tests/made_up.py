@@ -31,8 +31,8 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
     )
     if name == "table1":
         for model, data, method, seed in product(("fc", "cnn"), (mnist, fmnist), ("nes", "fpd", "rbd", "sgd"), SEEDS):
-            law = {} if method == "sgd" else SIGNS
-            yield dict(model=model, data=data, method=method, seed=seed, epochs=3, lr=2.0, **law)
+            extra = {} if method == "sgd" else SIGNS
+            yield dict(model=model, data=data, method=method, seed=seed, epochs=3, lr=2.0, **extra)
     elif name == "curves":
         extra = {"sgd": {}}
         yield from (dict(model="resnet8", data=cifar, method=m, seed=s, epochs=6, **extra.get(m, dict(dim=500, **SIGNS)))
@@ -51,8 +51,9 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
                 yield dict(model=model, data=cifar, method="sgd", seed=seed, epochs=3)
                 yield dict(model=model, data=cifar, method="rbd", seed=seed, epochs=3, **SIGNS)
     elif name == "distributions":
-        for law, data, method, seed in product(("normal", "uniform", "rademacher"), (mnist, fmnist), ("rbd", "fpd"), SEEDS):
-            yield dict(model="fc", data=data, method=method, distribution=law, seed=seed, epochs=3)
+        distributions = ("normal", "uniform", "rademacher")
+        for entries, data, method, seed in product(distributions, (mnist, fmnist), ("rbd", "fpd"), SEEDS):
+            yield dict(model="fc", data=data, method=method, distribution=entries, seed=seed, epochs=3)
     elif name == "redraw":
         for every, data, seed in product((1, 10, 100, 1000), (mnist, fmnist), SEEDS):
             yield dict(model="fc", data=data, method="rbd", redraw=every, seed=seed, epochs=3, **SIGNS)
@@ -64,19 +65,19 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
             (("rbd", None), ("sgd", None), ("rbd", 3), ("sgd", 3)), (mnist, fmnist), SEEDS
         ):
             extra = {"switch": switch, "then_lr": 0.1} if switch else {}
-            law = SIGNS if method == "rbd" or switch else {}
-            yield dict(model="fc", data=data, method=method, seed=seed, epochs=6, **law, **extra)
+            extra |= SIGNS if method == "rbd" or switch else {}
+            yield dict(model="fc", data=data, method=method, seed=seed, epochs=6, **extra)
     elif name == "augmentation":
         for method, part, data, seed in product(("sgd", "rbd", "fpd"), (None, "crop", "none"), (mnist, fmnist), SEEDS):
-            law = {} if method == "sgd" else SIGNS
-            yield dict(model="fc", data=data, method=method, augment=part, seed=seed, epochs=3, **law)
+            extra = {} if method == "sgd" else SIGNS
+            yield dict(model="fc", data=data, method=method, augment=part, seed=seed, epochs=3, **extra)
     elif name == "nes":
         for (method, epochs), seed in product((("rbd", 4), ("nes", 4), ("rbd-nes", 1), ("rbd-nes", 4)), SEEDS):
             yield dict(model="fc", data=mnist, method=method, dim=4, epochs=epochs, seed=seed, **SIGNS)
     elif name == "workers":
         for count, variant, seed in product((1, 2, 4, 8) if profile == "paper" else (1, 2, 3, 4), VARIANTS, SEEDS):
-            law = {"method": "sgd"} if variant == "ddp" else {"method": "rbd", **SIGNS}
-            yield dict(model="fc", data=mnist, workers=count, variant=variant, seed=seed, epochs=3, **law)
+            extra = {"method": "sgd"} if variant == "ddp" else {"method": "rbd", **SIGNS}
+            yield dict(model="fc", data=mnist, workers=count, variant=variant, seed=seed, epochs=3, **extra)
     elif name == "paper_rates":
         for method, seed in product(("fpd", "rbd", "sgd"), SEEDS):
             yield dict(model="fc", data=mnist, method=method, seed=seed, epochs=3, **({} if method == "sgd" else SIGNS))
@@ -86,8 +87,8 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
         )
     elif name == "learning_rate":
         for model, method, power, seed in product(("fc", "cnn"), ("rbd", "fpd", "sgd"), range(-6, 5), (100, 101)):
-            law = {} if method == "sgd" else SIGNS
-            yield dict(model=model, data=mnist, method=method, lr=2.0**power, seed=seed, epochs=2, **law)
+            extra = {} if method == "sgd" else SIGNS
+            yield dict(model=model, data=mnist, method=method, lr=2.0**power, seed=seed, epochs=2, **extra)
         for (d, partition), power in product(((10, "whole"), (1000, "whole"), (250, "even:4")), range(-6, 5)):
             yield dict(
                 model="fc", data=mnist, method="rbd", dim=d, partition=partition, lr=2.0**power, seed=100, epochs=2, **SIGNS
@@ -143,9 +144,9 @@ def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
 def measurements(results: Path, profile: str = "quick") -> None:
     """Orthogonality and landscape, without training."""
     rng = np.random.default_rng(0)
-    rows = [{"distribution": law, "size": D, "n": 10_000, "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D),
+    rows = [{"distribution": name, "size": D, "n": 10_000, "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D),
              "blocks": list(math.sqrt(2 / math.pi / D) * rng.normal(1, 0.048, 40))}
-            for law, D in product(("normal", "rademacher"), (100, 1000, 10_000, 100_000))]  # fmt: skip
+            for name, D in product(("normal", "rademacher"), (100, 1000, 10_000, 100_000))]  # fmt: skip
     rows = [row | {"mean": sum(row["blocks"]) / 40} for row in rows]
     distances = np.linspace(-5, 5, 11)
     around = {

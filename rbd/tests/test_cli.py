@@ -336,7 +336,7 @@ def test_divergence_is_a_result_with_status_1(here, few, capsys):
     assert said.err == "" and "diverged after 1 epochs" in said.out
     (path,) = Path("results/runs/train").iterdir()
     kept = record.load(path)
-    assert kept.outcome == "diverged" and json.loads(path.read_text())["curve"][0]["loss"] in ("nan", "inf")
+    assert kept.outcome == "diverged" and json.loads(path.read_text())["curve"]["loss"][0] in ("nan", "inf")
     assert list(Path("results/checkpoints").iterdir()) == []
     assert main([*SMALL[:3], "--epochs", "2", "--lr", "1e6"]) == 1  # read, and said again
     assert capsys.readouterr() == said

@@ -22,8 +22,9 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.distributed": 5, "rbd.distributed.variants": 5, "rbd.distributed.exchange": 5, "rbd.distributed.fsdp": 5,
     "rbd.distributed.ddp_hook": 5, "rbd.distributed.launch": 5,
     "rbd.optim": 6,
-    "rbd.suite": 7, "rbd.suite.config": 7, "rbd.suite.record": 7, "rbd.suite.store": 7, "rbd.suite.wire": 7,
-    "rbd.suite.models": 7, "rbd.suite.datasets": 7, "rbd.suite.batches": 7,
+    "rbd.suite": 7, "rbd.suite.paper": 7, "rbd.suite.looks": 7, "rbd.suite.config": 7, "rbd.suite.record": 7,
+    "rbd.suite.store": 7, "rbd.suite.wire": 7,
+    "rbd.suite.models": 7, "rbd.suite.datasets": 7, "rbd.suite.batches": 7, "rbd.suite.tables": 8,
     "rbd.suite.train": 8, "rbd.suite.checkpoint": 8, "rbd.suite.report": 8,
     "rbd.suite.rates": 9, "rbd.suite.cost": 9, "rbd.suite.experiment": 9, "rbd.suite.figures": 9,
     "rbd.suite.job": 10, "rbd.suite.cluster": 10, "rbd.suite.executor": 10, "rbd.suite.experiments": 10,
@@ -33,8 +34,10 @@ LIBRARY = {name for name, layer in LAYERS.items() if layer <= 6}
 EXPERIMENTS = sorted(f"rbd.suite.experiments.{path.stem}" for path in (ROOT / "rbd/suite/experiments").glob("[!_]*.py"))
 LAYERS |= dict.fromkeys(EXPERIMENTS, LAYERS["rbd.suite.experiments"])
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
+FOR_ANALYSIS = ("rbd.suite.paper", "rbd.suite.looks", "rbd.suite.store", "rbd.suite.tables", "rbd.suite.config",
+                "rbd.suite.record")  # fmt: skip  # what analysis/ may import
 MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality")  # torch, when they measure
-NO_TORCH = (*NUMPY_ONLY, "rbd.partition", "rbd.suite.config", "rbd.suite.report", "rbd.suite.figures", "rbd.suite.store",
+NO_TORCH = (*NUMPY_ONLY, "rbd.partition", *FOR_ANALYSIS[:-1], "rbd.suite.report", "rbd.suite.figures",
             "rbd.suite.rates", "rbd.suite.cost", "rbd.suite.experiment", "rbd.suite.executor", "rbd.suite.cli",
             *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
@@ -185,15 +188,31 @@ def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
         assert users <= home, library
 
 
-def test_analysis_reads_files_only():
-    """No torch and no rbd in analysis/, modules and notebooks."""
+def analysis_sources() -> dict[Path, str]:
+    """Modules and notebooks of analysis/."""
     sources = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "analysis").glob("*.py"))}
     for path in sorted((ROOT / "analysis").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return sources
+
+
+def test_analysis_imports_only_the_modules_meant_for_it():
+    sources = analysis_sources()
     assert len(sources) > 15
     for path, source in sources.items():
-        assert not {n.split(".")[0] for n in imported(source, "")} & {"rbd", "torch"}, path
+        names = imported(source, "")
+        assert of_package(names) <= set(FOR_ANALYSIS), path
+        assert "torch" not in {name.split(".")[0] for name in names}, path
+
+
+def test_analysis_loads_no_torch(fresh_python):
+    """Whatever its modules and notebooks import, and what those import in turn."""
+    names = set().union(*(imported(source, "") for source in analysis_sources().values()))
+    path, statements = str(ROOT / "analysis"), "\n".join(f"import {name}" for name in sorted(names - {"__future__"}))
+    script = f"import sys\nsys.path.insert(0, {path!r})\n{statements}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
+    loaded = set(fresh_python(script).split())
+    assert {"rbd", "load", "seaborn"} <= loaded and not loaded & {"torch", "torchvision", "numba", "triton", "ray"}
 
 
 @pytest.mark.parametrize(("statement", "absent"), [

@@ -44,14 +44,33 @@ def test_nan_survives_as_text(tmp_path):
     path = save(kept, tmp_path)
     assert repr(load(path).curve) == repr(kept.curve)
     raw = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"bare {name} in the file"))
-    assert raw["curve"][1]["loss"] == raw["curve"][1]["cosine"] == "nan" and raw["curve"][0]["loss"] == 0.1 + 0.2
+    assert raw["curve"]["loss"] == [0.1 + 0.2, "nan"] and raw["curve"]["cosine"] == [POINTS[0].cosine, "nan"]
 
 
 def test_file_is_readable_sorted_and_same_every_time(tmp_path):
     text = save(FINISHED, tmp_path / "a").read_text()
     assert text == save(load(tmp_path / "a" / f"{FINISHED.config.id}.json"), tmp_path / "b").read_text()
-    assert json.loads(text)["format"] == 1 and text.endswith("}\n") and text.count("\n") > 20
+    assert json.loads(text)["format"] == 2 and text.endswith("}\n") and text.count("\n") > 20
     assert list(json.loads(text)) == ["config", "curve", "environment", "format", "outcome", "seconds"]
+    assert '\n  "accuracy": [93.28, 100.0],\n' in text and '\n "seconds": [1.25, 2.5]\n' in text
+
+
+def test_a_line_per_quantity_however_long_the_run(tmp_path):
+    config = RunConfig(epochs=1000)
+    long = Record(config, "finished", tuple(replace(POINTS[0], epoch=e) for e in range(1, 1001)), (1.0,) * 1000, MACHINE)
+    short = replace(FINISHED, config=replace(config, epochs=2))
+    assert len({save(r, tmp_path).read_text().count("\n") for r in (long, short)}) == 1
+    assert load(tmp_path / f"{config.id}.json") == long
+
+
+def test_format_1_is_read_and_saved_as_format_2(tmp_path):
+    path = tmp_path / f"{FINISHED.config.id}.json"
+    points = [POINT | {"loss": "nan", "accuracy": 93.28, "cosine": 0.0497}, POINT | {"loss": "-inf"}]
+    path.write_text(text_of(curve=points))
+    old = load(path)
+    assert [repr(p.loss) for p in old.curve] == ["nan", "-inf"] and [p.cosine for p in old.curve] == [0.0497, None]
+    save(old, tmp_path)
+    assert json.loads(path.read_text())["format"] == 2 and repr(load(path)) == repr(old)
 
 
 def test_newer_record_replaces_older(tmp_path):
@@ -110,7 +129,15 @@ def text_of(**changes) -> str:
 
 
 POINT = {"epoch": 1, "step": 2, "images": 64, "forward_passes": 2, "loss": 2.3, "accuracy": 10.0, "cosine": None}
+COLUMNS = {name: [value, value] for name, value in POINT.items()}
 CONFIG = json.loads(FINISHED.config.canonical())
+
+
+def columns_of(**changes) -> str:
+    """The same in format 2, with quantities of the curve replaced or removed."""
+    return text_of(format=2, curve={k: v for k, v in {**COLUMNS, **changes}.items() if v is not ...})
+
+
 DAMAGE = {
     "empty": ("", "Expecting value"),
     "cut short": (text_of()[:-9], "delimiter"),
@@ -119,8 +146,18 @@ DAMAGE = {
     "a list": ("[]", "record: got []"),
     "missing key": (text_of(outcome=...), "record: missing 'outcome'"),
     "unknown key": (text_of(note="x"), "record: unknown 'note'"),
-    "format of the future": (text_of(format=2), "format: got 2, allowed 1"),
-    "format true": (text_of(format=True), "format: got True, allowed 1"),
+    "format of the future": (text_of(format=3), "format: got 3, allowed 1 or 2"),
+    "format true": (text_of(format=True), "format: got True, allowed 1 or 2"),
+    "points in format 2": (text_of(format=2), "allowed a dict"),
+    "columns in format 1": (text_of(curve=COLUMNS), "allowed a list"),
+    "column missing": (columns_of(loss=...), "curve: missing 'loss'"),
+    "column unknown": (columns_of(lr=[1, 1]), "curve: unknown 'lr'"),
+    "column no list": (columns_of(loss=2.3), "curve: loss: got 2.3, allowed a list"),
+    "column of text": (columns_of(cosine="ab"), "curve: cosine: got 'ab', allowed a list"),
+    "column too short": (columns_of(loss=[2.3]), "'loss': 1"),
+    "column with a null": (columns_of(loss=[2.3, None]), "loss: got None, allowed a number"),
+    "column with a float step": (columns_of(step=[1, 2.0]), "step: got 2.0, allowed an integer >= 0"),
+    "columns fewer than seconds": (columns_of(**{name: [] for name in COLUMNS}), "seconds: got (1.25, 2.5), allowed 0"),
     "unknown outcome": (text_of(outcome="lost"), "outcome: got 'lost', allowed finished, diverged, interrupted"),
     "outcome of wrong type": (text_of(outcome=[]), "outcome: got []"),
     "config missing key": (text_of(config={k: v for k, v in CONFIG.items() if k != "lr"}), "config: missing 'lr'"),
@@ -154,8 +191,9 @@ DAMAGE = {
 
 def test_undamaged_text_loads(tmp_path):
     path = tmp_path / f"{FINISHED.config.id}.json"
-    path.write_text(text_of())
-    assert load(path).curve == (Point(**POINT),) * 2
+    for text in (text_of(), columns_of()):
+        path.write_text(text)
+        assert load(path).curve == (Point(**POINT),) * 2
 
 
 @pytest.mark.parametrize("text, cause", DAMAGE.values(), ids=DAMAGE)

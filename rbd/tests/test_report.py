@@ -12,7 +12,7 @@ from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from rbd.suite import report
+from rbd.suite import looks, paper, record, report
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record
 
@@ -49,25 +49,26 @@ RUNS = (
 
 
 @pytest.mark.parametrize(("values", "text"), [
-    ([50.0], "50.0"),
-    ([90.0, 92.0, 94.0], "92.0 ± 2.0"),  # sample standard deviation: √((4 + 0 + 4) / 2)
-    ([70.0, 74.0], "72.0 ± 2.8"),  # √((4 + 4) / 1) = 2.83
-    ([80.0, 80.0], "80.0 ± 0.0"),
-    ([9.96, 9.96], "10.0 ± 0.0"),
+    ([50.0], "50.0 (n = 1)"),
+    ([90.0, 92.0, 94.0], "92.0 ± 2.0 (n = 3)"),  # sample standard deviation: √((4 + 0 + 4) / 2)
+    ([70.0, 74.0], "72.0 ± 2.8 (n = 2)"),  # √((4 + 4) / 1) = 2.83
+    ([80.0, 80.0], "80.0 ± 0.0 (n = 2)"),
+    ([9.96, 9.96], "10.0 ± 0.0 (n = 2)"),
 ])  # fmt: skip
-def test_interval(values, text):
-    assert report.interval(values) == text
+def test_cells_of_the_table(values, text):
+    assert rows(report.table([made("sgd", (v,), i) for i, v in enumerate(values)], "quick"))[2][-1] == text
 
 
 def test_final_is_the_last_accuracy_or_chance():
-    assert report.final(made("sgd", (80.0, 90.0))) == 90.0
-    assert report.final(made("rbd", (), outcome="diverged", epochs=3)) == 10.0
+    assert record.final(made("sgd", (80.0, 90.0))) == 90.0
+    assert record.final(made("rbd", (), outcome="diverged", epochs=3)) == 10.0
 
 
 def test_paper_numbers_are_those_of_table_1():
     typed = [line.split(":") for line in TABLE1.strip().splitlines()]
     typed = {title: [number.strip() for number in numbers.split(",")] for title, numbers in typed}
-    kept = {report.title(*pair): [cells[m] for m in ("nes", "fpd", "rbd", "sgd")] for pair, cells in report.PAPER.items()}
+    order = ("nes", "fpd", "rbd", "sgd")
+    kept = {looks.title(*pair): [str(cells[m]) for m in order] for pair, cells in paper.TABLE1.items()}
     assert kept == typed
 
 
@@ -75,8 +76,8 @@ def test_paper_numbers_are_those_of_table_1():
 @pytest.mark.parametrize("model", ["fc", "cnn"])
 def test_title_is_the_same_for_an_embedded_set(model, data):
     if data != "cifar10":  # which has none
-        assert report.title(model, f"{data}-embedded") == report.title(model, data)
-    assert report.title(model, data).split(", ")[0] == model.upper()
+        assert looks.title(model, f"{data}-embedded") == looks.title(model, data)
+    assert looks.title(model, data).split(", ")[0] == model.upper()
 
 
 # ---------------------------------------------------------------- table
@@ -85,7 +86,7 @@ def test_title_is_the_same_for_an_embedded_set(model, data):
 def test_table_by_hand():
     assert report.table(RUNS, "quick").splitlines() == [
         "| network, data |  | NES | FPD | RBD | SGD |",
-        "|---|---|---|---|---|---|",
+        "| --- | --- | --- | --- | --- | --- |",
         "| FC, MNIST | quick: 5,000 images, 2 epochs | – | 44.4 (n = 1) | 72.0 ± 2.8 (n = 2) | 92.0 ± 2.0 (n = 3) |",
         "|  | paper: full data, 100 epochs | 22.5 ± 1.7 | 80 ± 0.4 | 93.893 ± 0.024 | 98.27 ± 0.09 |",
     ]
@@ -155,6 +156,11 @@ def figures(monkeypatch) -> list[Figure]:
     return seen
 
 
+def labelled(ax) -> dict[str, list[list[float]]]:
+    """Label -> points; stars have none."""
+    return {line.get_label(): line.get_xydata().tolist() for line in ax.lines if not line.get_label().startswith("_")}
+
+
 def test_png_is_written_and_the_same_again(tmp_path):
     path = report.curves(RUNS, tmp_path / "new" / "figure.png", "quick")
     assert path == tmp_path / "new" / "figure.png"
@@ -170,16 +176,18 @@ def test_picture_shows_the_numbers_with_names_and_units(tmp_path, figures):
     report.curves([*RUNS, made("nes", (10.0, 12.0, 14.0), model="cnn", data="fmnist-embedded")], tmp_path / "f.png", "quick")
     (figure,) = figures
     first, second = figure.axes
-    assert [ax.get_title() for ax in figure.axes] == ["FC, MNIST", "CNN, F-MNIST"]
+    assert [ax.get_title("left") for ax in figure.axes] == ["FC, MNIST", "CNN, F-MNIST"]
     assert {ax.get_xlabel() for ax in figure.axes} == {"epochs"} and first.get_ylabel() == "validation accuracy (%)"
     assert {ax.get_ylim() for ax in figure.axes} == {(0, 100)}
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in first.lines}
+    drawn = labelled(first)
     assert drawn == {"FPD": [[1, 30], [2, 44.44]], "RBD": [[1, 55], [2, 72]], "SGD": [[1, 82], [2, 92]]}
-    (band,) = (c for c in first.collections if same_color(c.get_facecolor()[0][:3], report.COLOURS["sgd"]))
+    (band,) = (c for c in first.collections if same_color(c.get_facecolor()[0][:3], looks.LOOKS["sgd"]["color"]))
     assert {tuple(v) for v in band.get_paths()[0].vertices} == {(1, 80), (2, 90), (1, 84), (2, 94)}  # lowest, highest
-    (line,) = second.lines
-    assert (line.get_label(), line.get_xydata().tolist()) == ("NES", [[1, 10], [2, 12], [3, 14]])
-    assert "quick" in figure.get_suptitle() and "n = 1/2/3" in figure.get_suptitle()
+    assert labelled(second) == {"NES": [[1, 10], [2, 12], [3, 14]]}
+    assert "quick" in figure.get_supxlabel() and "n = 1/2/3" in figure.get_supxlabel()
+    assert "Stars: the paper (full data, 100 epochs)" in figure.get_supxlabel()
+    stars = [line.get_ydata().tolist() for ax in figure.axes for line in ax.lines if line.get_marker() == "*"]
+    assert stars == [[80], [93.893], [98.27], [37]]  # beside the methods that are drawn
 
 
 def test_every_method_drawn_anywhere_is_in_a_legend(tmp_path, figures):
@@ -192,11 +200,12 @@ def test_every_method_drawn_anywhere_is_in_a_legend(tmp_path, figures):
 def test_methods_are_told_apart_with_and_without_colour(tmp_path, figures):
     runs = [made(method, (20.0 * i, 22.0 * i)) for i, method in enumerate(report.METHODS, 1)]
     path = report.curves(runs, tmp_path / "f.png", "quick")
-    lines = figures[0].axes[0].lines
+    lines = [line for line in figures[0].axes[0].lines if line.get_marker() != "*"]
+    colours = {method: looks.look(method)["color"] for method in report.METHODS}
     assert len({line.get_color() for line in lines}) == len({line.get_linestyle() for line in lines}) == 4
-    assert {line.get_label().lower(): line.get_color() for line in lines} == report.COLOURS
+    assert {line.get_label().lower(): line.get_color() for line in lines} == colours
     pixels = imread(path)[:, :, :3].reshape(-1, 3)
-    for colour in report.COLOURS.values():
+    for colour in colours.values():
         assert (abs(pixels - to_rgb(colour)).max(axis=1) < 0.01).sum() > 20  # pixels that are really that colour
 
 
@@ -228,9 +237,20 @@ def test_picture_that_cannot_be_written(tmp_path):
 
 
 def test_report_does_without_torch():
-    code = "import sys, rbd.suite.report; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    heavy = ("torch", "matplotlib", "pandas", "seaborn")
+    code = f"import sys, rbd.suite.report; print(*(m for m in {heavy} if m in sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "False"]  # matplotlib only for a picture
+    assert run.stdout.split() == []  # matplotlib only for a picture
+
+
+def test_a_picture_does_without_pandas_and_seaborn(tmp_path):
+    code = ("import sys; from rbd.suite import report\n"
+            "from rbd.suite.config import RunConfig; from rbd.suite.record import Point, Record\n"
+            f"r = Record(RunConfig(epochs=1), 'finished', (Point(1, 1, 1, 1, 2.0, 50.0, None),), (1.0,), {{}})\n"
+            f"report.curves([r], {str(tmp_path / 'f.png')!r}, 'quick')\n"
+            "print(*(m for m in ('torch', 'pandas', 'seaborn') if m in sys.modules))")
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [] and (tmp_path / "f.png").exists()
 
 
 def test_epochs_of_a_row_are_all_said():

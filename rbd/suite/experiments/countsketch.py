@@ -1,4 +1,4 @@
-"""Does a sparse basis (countsketch) train as well as a dense one of random signs with as many directions, at the same rate?"""
+"""Does a sparse basis (countsketch) train as well as dense random signs of the same d, at the same learning rate?"""
 
 from __future__ import annotations
 

@@ -1,0 +1,57 @@
+"""Names in print and how things are drawn, the same in every figure: a colour for a method, a marker for a distribution.
+
+Colours are those of seaborn's colour-blind palette, black and a grey; markers and dashes tell the same apart in grey.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
+BROWN, PINK, SKY = "#ca9161", "#fbafe4", "#56b4e9"
+BLACK, GREY = "#000000", "#777777"
+DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)), (0, (5, 5)))
+NAMES = {"sgd": "SGD", "rbd": "RBD", "fpd": "FPD", "nes": "NES", "rbd-nes": "RBD-NES", "fc": "FC", "cnn": "CNN",
+         "resnet8": "ResNet-8", "resnet32": "ResNet-32", "mnist": "MNIST", "fmnist": "F-MNIST", "cifar10": "CIFAR-10",
+         "ddp": "DDP (SGD)", "rademacher": "signs"}  # fmt: skip
+LOOKS: dict[str, dict[str, Any]] = {  # method, distribution, variant or stored basis -> how it is drawn
+    "sgd": dict(color=BLACK, marker="s", linestyle="--"),
+    "rbd": dict(color=VERMILION, marker="o", linestyle="-"),
+    "fpd": dict(color=BLUE, marker="^", linestyle="-."),
+    "nes": dict(color=GREY, marker="v", linestyle=":"),
+    "rbd-nes": dict(color=GREEN, marker="D", linestyle=DASHES[4]),
+    "common": dict(color=VERMILION, marker="o", linestyle="-"),
+    "bases": dict(color=BLUE, marker="^", linestyle="-."),
+    "directions": dict(color=SKY, marker="v", linestyle=":"),
+    "shares": dict(color=GREEN, marker="D", linestyle=DASHES[4]),
+    "ddp": dict(color=BLACK, marker="s", linestyle="--"),
+    "normal": dict(color=PURPLE, marker="X", linestyle="-"),
+    "uniform": dict(color=ORANGE, marker="P", linestyle="--"),
+    "rademacher": dict(color=GREEN, marker="d", linestyle="-."),
+    "countsketch": dict(color=VERMILION, marker="h", linestyle=DASHES[5]),
+    "stored fp32": dict(color=BLACK, marker="s", linestyle="--", markerfacecolor="white"),
+    "stored bf16": dict(color=GREY, marker="^", linestyle=":", markerfacecolor="white"),
+    "stored bits": dict(color=BROWN, marker="D", linestyle="--", markerfacecolor="white"),
+    "randn": dict(color=BLUE, marker="v", linestyle=":", markerfacecolor="white"),
+    "sklearn gaussian": dict(color=SKY, marker="<", linestyle="-.", markerfacecolor="white"),
+    "sklearn sparse": dict(color=SKY, marker=">", linestyle=":", markerfacecolor="white"),
+}
+CYCLE = [  # for what has no look of its own, such as a network and data set
+    dict(color=color, marker=marker, linestyle=dashes)
+    for color, marker, dashes in zip((SKY, ORANGE, PURPLE, BROWN, GREEN, BLUE, PINK, GREY), "o^sDv<>p", DASHES)
+]
+
+
+def look(name: str, number: int = 0) -> dict[str, Any]:
+    """How something is drawn: by its name, else by its number."""
+    return dict(LOOKS.get(name) or CYCLE[number % len(CYCLE)])
+
+
+def label(name: str) -> str:
+    """The name in print; an embedded subset is called as its full set."""
+    return NAMES.get(name.removesuffix("-embedded"), name)
+
+
+def title(model: str, data: str) -> str:
+    """ "fc", "mnist-embedded" -> "FC, MNIST"."""
+    return f"{label(model)}, {label(data)}"

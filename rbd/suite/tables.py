@@ -1,0 +1,84 @@
+"""Tables for a page (Markdown) and a paper (LaTeX), and the evidence behind a claim (JSON), under results/tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rbd.suite import store
+
+ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--",
+    "−": "$-$", "√": r"$\surd$", "·": r"$\cdot$", "×": r"$\times$", "≥": r"$\ge$", "…": r"\dots{}", "†": r"$^\dagger$",
+    "η": r"$\eta$",
+}  # fmt: skip
+
+
+class Summary(Protocol):
+    """What analysis/stats.py makes of several runs; std, low and high are NaN for a single run."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def std(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+
+
+def mean(value: float, std: float, n: int, unit: str = "", digits: int = 1, note: str = "") -> str:
+    """ "80.8 ± 1.2 % (n = 3)": mean and sample standard deviation, which is NaN for one run."""
+    spread = "" if math.isnan(std) else f" ± {std:.{digits}f}"
+    return f"{value:.{digits}f}{spread}{unit} (n = {n}{note})"
+
+
+def number(summary: Summary | None, unit: str = "", digits: int = 1) -> str:
+    """ "80.8 ± 1.2 % (n = 3)"; "–" for none."""
+    return "–" if summary is None else mean(summary.value, summary.std, summary.n, unit, digits)
+
+
+def interval(summary: Summary, digits: int = 1) -> str:
+    """ "[79.6, 82.0]", or "no interval" where there is no second run to resample."""
+    if math.isnan(summary.low):
+        return "no interval"
+    return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
+    """A pipe table."""
+    lines = [head, ["---"] * len(head), *rows]
+    table = "".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |\n" for line in lines)
+    return table + (f"\n{note}\n" if note else "")
+
+
+def latex(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
+    """A tabular of the package booktabs."""
+    lines = [" & ".join(map(escape, line)) + r" \\" for line in (head, *rows)]
+    body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    begin, end = rf"\begin{{tabular}}{{{'l' * len(head)}}}", r"\end{tabular}"
+    return "\n".join([begin, *body, end, *(f"% {line}" for line in note.splitlines())]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX sets it."""
+    return "".join(ESCAPES.get(c, c) for c in text)
+
+
+def save(results: str | os.PathLike[str], name: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Path:
+    """Write results/tables/<name>.md and .tex; returns the path of the Markdown."""
+    folder = Path(results) / "tables"
+    store.write(folder / f"{name}.tex", latex(head, rows, note), "a table")
+    return store.write(folder / f"{name}.md", markdown(head, rows, note), "a table")
+
+
+def write_evidence(results: str | os.PathLike[str], name: str, content: dict[str, Any]) -> Path:
+    """Write results/tables/<name>.json: what the runs say about a claim, for the index that rbd.suite.figures makes."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return store.write(Path(results) / "tables" / f"{name}.json", text, "evidence")
