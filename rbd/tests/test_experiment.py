@@ -189,7 +189,7 @@ def test_scripts_keep_to_their_profile(name):
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
-    others = WITH_RUNS - {"learning_rate", "paper_rates"}
+    others = WITH_RUNS - {"learning_rate", "paper_rates", "settings"}
     asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
     tried: dict[str, set[float]] = {}
     for c in whole("learning_rate", profile):
@@ -240,7 +240,7 @@ def test_hybrids_without_rates_wait_all_of_them(profile, sets):
 
 def test_all_begins_with_the_rates_and_follows_the_design():
     assert NAMES[:4] == ["learning_rate", "table1", "curves", "dimension"]
-    assert NAMES[-3:] == ["nes", "normals", "paper_rates"] and set(experiment.ORDER) <= set(NAMES)
+    assert NAMES[-4:] == ["nes", "normals", "paper_rates", "settings"] and set(experiment.ORDER) <= set(NAMES)
 
 
 def test_experiments_of_a_wheel_are_there_in_any_directory(tmp_path, monkeypatch):

@@ -1,0 +1,33 @@
+"""Which setting gives the paper's table 1: with augmentation or without, d = 250 or D/400, at its rates? (Full data only.)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from rbd.suite.config import RunConfig
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.paper import LEARNING_RATES, find_size
+
+DIM = 250  # the default of the released configuration
+RATIO = 400  # D/d of table 1, by a second-hand source
+
+
+def runs(profile: str) -> Iterator[RunConfig]:
+    """One seed of everything before the next one."""
+    if profile != "paper":
+        return
+    for seed, augment, (model, data) in product(SEEDS, (None, "none"), LEARNING_RATES):
+        rates = LEARNING_RATES[model, data]
+        yield RunConfig(model, data, "sgd", lr=rates["sgd"], seed=seed, augment=augment)
+        for dim, method in product(choose_dims(model, data), ("rbd", "fpd")):
+            yield RunConfig(model, data, method, dim=dim, lr=rates[method], seed=seed, augment=augment)
+
+
+def choose_dims(model: str, data: str) -> tuple[int, ...]:
+    """250, and D/400 where that is more than a tenth away from it."""
+    dim = round((find_size(model, data) or DIM * RATIO) / RATIO)
+    return (DIM, dim) if abs(dim - DIM) > DIM / 10 else (DIM,)
+
+
+EXPERIMENT = Experiment("settings", __doc__, runs)
