@@ -1,4 +1,4 @@
-"""Which setting gives the paper's table 1: with augmentation or without, d = 250 or D/400, at its rates? (Full data only.)"""
+"""Which setting gives table 1: with augmentation or without, d = 250 or D/400, at the paper's rates? (Full data sets only.)"""
 
 from __future__ import annotations
 
