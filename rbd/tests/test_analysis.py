@@ -613,7 +613,7 @@ def test_notebooks_draw_what_they_promise(results, name):
     assert {p[:-4] for p in figures if p.endswith(".png")} == {p[:-4] for p in figures if p.endswith(".pdf")}
     assert figures or name == "nes"
     assert name == "schematic" or any(re.fullmatch(rf"tables/{name}(-quick)?\.json", p) for p in made)
-    if name in ("table1", "nes", "learning_rate", "workers", "speed"):
+    if name in ("table1", "nes", "learning_rate", "workers", "speed", "countsketch", "price"):
         assert {f"tables/{name}{'' if name == 'speed' else '-quick'}.{kind}" for kind in ("md", "tex")} <= made
 
 
@@ -731,7 +731,7 @@ def test_table1_marks_what_is_apart_from_the_paper(tmp_path, notes):
     assert evidence.startswith("† apart from the paper: FC, MNIST, ") and "FC, MNIST, FPD (our rates, signs) -" in evidence
 
 
-@pytest.mark.parametrize("name", ["table1", "nes", "learning_rate", "workers"])
+@pytest.mark.parametrize("name", ["table1", "nes", "learning_rate", "workers", "countsketch", "price"])
 def test_latex_is_plain_ascii(results, name, notes):
     """Any LaTeX sets it; the note is a comment."""
     execute(name, results)
