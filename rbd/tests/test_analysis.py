@@ -1034,6 +1034,21 @@ def test_the_rule_for_the_default(results, tmp_path, notes, gap, seeds, decision
     assert evidence[0].startswith("decision: no") and evidence[0].endswith("1 of 72 runs are missing")
 
 
+def test_a_single_run_of_countsketch_passes_nothing(results, tmp_path, notes):
+    """Ten runs with dense signs beside it would give an interval that tells nothing of its own spread."""
+    for folder in ("sweeps", "runs"):
+        shutil.copytree(results / folder, tmp_path / folder)
+    set_accuracies(tmp_path, "countsketch", lambda c: 80.0)
+    for path in records(tmp_path, "countsketch"):
+        c = record.load(path).config
+        if (c.model, c.method, c.distribution) == ("resnet8", "rbd", "countsketch") and c.seed:
+            path.unlink()
+    execute("countsketch", tmp_path, allow_missing=True)
+    evidence = json.loads((tmp_path / "tables" / "countsketch-quick.json").read_text("utf-8"))["evidence"]
+    assert "; no interval: ResNet-8, d = 500, RBD; 2 of 72 runs are missing" in evidence[0]
+    assert "no interval, no interval (n = 1 + 3 runs, 1 data set): no interval" in evidence[7]
+
+
 def test_countsketch_is_compared_at_equal_rates(results, tmp_path, notes):
     other = next(c for c in made_up.configs("countsketch", "quick") if c["distribution"] == "countsketch")
     wanted = [c | {"lr": 4.0} if c == other else c for c in made_up.configs("countsketch", "quick")]
