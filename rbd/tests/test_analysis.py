@@ -1046,7 +1046,7 @@ def test_a_single_run_of_countsketch_passes_nothing(results, tmp_path, notes):
     execute("countsketch", tmp_path, allow_missing=True)
     evidence = json.loads((tmp_path / "tables" / "countsketch-quick.json").read_text("utf-8"))["evidence"]
     assert "; no interval: ResNet-8, d = 500, RBD; 2 of 72 runs are missing" in evidence[0]
-    assert "no interval, no interval (n = 1 + 3 runs, 1 data set): no interval" in evidence[7]
+    assert "+0.00 points no interval (n = 1 + 3 runs, 1 data set): no interval" in evidence[7]
 
 
 def test_countsketch_is_compared_at_equal_rates(results, tmp_path, notes):
