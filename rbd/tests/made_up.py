@@ -85,6 +85,16 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
         yield from (
             dict(model="fc", data=mnist, method=m, epochs=3, lr=2.0, distribution="normal") for m in ("nes", "fpd", "rbd")
         )
+    elif name == "countsketch":
+        cells = (("fc", mnist, 250), ("fc", fmnist, 250), ("fc", mnist, 2500), ("fc", fmnist, 2500), ("cnn", mnist, 250),
+                 ("resnet8", fmnist, 500))  # fmt: skip
+        for (model, data, d), method, entries, seed in product(cells, ("rbd", "fpd"), ("rademacher", "countsketch"), SEEDS):
+            yield dict(model=model, data=data, method=method, dim=d, distribution=entries, seed=seed, epochs=3)
+    elif name == "price":
+        for model, seed in product(("fc", "cnn"), SEEDS):
+            yield dict(model=model, data=mnist, method="sgd", lr=0.25, seed=seed, epochs=3)
+            for d, entries in product((10, 250, 2500), ("rademacher", "countsketch")):
+                yield dict(model=model, data=mnist, method="rbd", dim=d, distribution=entries, lr=2.0, seed=seed, epochs=3)
     elif name == "learning_rate":
         for model, method, power, seed in product(("fc", "cnn"), ("rbd", "fpd", "sgd"), range(-6, 5), (100, 101)):
             extra = {} if method == "sgd" else SIGNS
@@ -96,7 +106,7 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
 
 
 RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid")
-RUNS += ("augmentation", "nes", "workers", "learning_rate", "paper_rates", "normals")
+RUNS += ("augmentation", "nes", "workers", "learning_rate", "countsketch", "price", "paper_rates", "normals")
 
 
 def made_up(config: dict[str, Any]) -> Record:

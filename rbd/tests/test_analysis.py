@@ -613,7 +613,7 @@ def test_notebooks_draw_what_they_promise(results, name):
     assert {p[:-4] for p in figures if p.endswith(".png")} == {p[:-4] for p in figures if p.endswith(".pdf")}
     assert figures or name == "nes"
     assert name == "schematic" or any(re.fullmatch(rf"tables/{name}(-quick)?\.json", p) for p in made)
-    if name in ("table1", "nes", "learning_rate", "workers", "speed"):
+    if name in ("table1", "nes", "learning_rate", "workers", "speed", "countsketch", "price"):
         assert {f"tables/{name}{'' if name == 'speed' else '-quick'}.{kind}" for kind in ("md", "tex")} <= made
 
 
@@ -731,7 +731,7 @@ def test_table1_marks_what_is_apart_from_the_paper(tmp_path, notes):
     assert evidence.startswith("† apart from the paper: FC, MNIST, ") and "FC, MNIST, FPD (our rates, signs) -" in evidence
 
 
-@pytest.mark.parametrize("name", ["table1", "nes", "learning_rate", "workers"])
+@pytest.mark.parametrize("name", ["table1", "nes", "learning_rate", "workers", "countsketch", "price"])
 def test_latex_is_plain_ascii(results, name, notes):
     """Any LaTeX sets it; the note is a comment."""
     execute(name, results)
@@ -1000,6 +1000,111 @@ def test_speed_tells_how_many_commits_and_draws_quartiles(results, tmp_path, mon
         bars = [segment[:, 1] for ax in figure.axes for c in ax.collections for segment in c.get_segments()]
         assert bars and all(top / bottom == pytest.approx(longest) for bottom, top in bars)
     style.plt.close("all")
+
+
+def set_accuracies(results: Path, name: str, accuracy: Callable[[dict], float]) -> None:
+    """Let the last epoch of every record have an accuracy given by its config."""
+    for path in records(results, name):
+        change(path, lambda r: r["curve"]["accuracy"].__setitem__(-1, accuracy(r["config"])))
+
+
+@pytest.mark.parametrize(("gap", "seeds", "decision"), [
+    (-0.5, 0.4, r"yes \(rule: "),  # the lowest interval ends at -0.9
+    (-0.5, 0.6, "no .*; fails: CNN, d = 250, FPD$"),  # at -1.1
+    (0.5, 0.0, "yes"),
+])  # fmt: skip
+def test_the_rule_for_the_default(results, tmp_path, notes, gap, seeds, decision):
+    """All runs are equal but those of the CNN with FPD and countsketch: `gap` points, ± `seeds` for seeds 0 and 2."""
+    for folder in ("sweeps", "runs"):
+        shutil.copytree(results / folder, tmp_path / folder)
+
+    def accuracy(config: dict) -> float:
+        apart = (config["model"], config["method"], config["distribution"]) == ("cnn", "fpd", "countsketch")
+        return 80 + apart * (gap + seeds * (config["seed"] - 1))
+
+    set_accuracies(tmp_path, "countsketch", accuracy)
+    execute("countsketch", tmp_path)
+    evidence = json.loads((tmp_path / "tables" / "countsketch-quick.json").read_text("utf-8"))["evidence"]
+    assert re.match(f"decision: {decision}", evidence[0]) and len(evidence) == 9
+    assert "FC, d = 2,500, RBD: countsketch − dense signs = +0.00 points [0.00, 0.00]" in evidence[3]
+    assert "(n = 6 + 6 runs, 2 data sets): passes" in evidence[3]
+    records(tmp_path, "countsketch")[0].unlink()
+    execute("countsketch", tmp_path, allow_missing=True)
+    evidence = json.loads((tmp_path / "tables" / "countsketch-quick.json").read_text("utf-8"))["evidence"]
+    assert evidence[0].startswith("decision: no") and evidence[0].endswith("1 of 72 runs are missing")
+
+
+def test_a_single_run_of_countsketch_passes_nothing(results, tmp_path, notes):
+    """Ten runs with dense signs beside it would give an interval that tells nothing of its own spread."""
+    for folder in ("sweeps", "runs"):
+        shutil.copytree(results / folder, tmp_path / folder)
+    set_accuracies(tmp_path, "countsketch", lambda c: 80.0)
+    for path in records(tmp_path, "countsketch"):
+        c = record.load(path).config
+        if (c.model, c.method, c.distribution) == ("resnet8", "rbd", "countsketch") and c.seed:
+            path.unlink()
+    execute("countsketch", tmp_path, allow_missing=True)
+    evidence = json.loads((tmp_path / "tables" / "countsketch-quick.json").read_text("utf-8"))["evidence"]
+    assert "; no interval: ResNet-8, d = 500, RBD; 2 of 72 runs are missing" in evidence[0]
+    assert "+0.00 points no interval (n = 1 + 3 runs, 1 data set): no interval" in evidence[7]
+
+
+def test_countsketch_is_compared_at_equal_rates(results, tmp_path, notes):
+    other = next(c for c in made_up.configs("countsketch", "quick") if c["distribution"] == "countsketch")
+    wanted = [c | {"lr": 4.0} if c == other else c for c in made_up.configs("countsketch", "quick")]
+    made_up.manifest(tmp_path, "countsketch", "quick", wanted)
+    for c in wanted:
+        made_up.save(c, tmp_path / "runs" / "countsketch-quick")
+    with pytest.raises(load.Inconsistent, match="runs differ in lr"):
+        execute("countsketch", tmp_path)
+
+
+def test_the_price_of_a_step_by_hand(results, tmp_path, notes):
+    """A step takes 10 ms; with dense signs (1 + d/1,000) times that. η: SGD 0.25, the others 2."""
+    for folder in ("sweeps", "runs", "asv"):
+        shutil.copytree(results / folder, tmp_path / folder)
+    for path in records(tmp_path, "price"):
+        r = json.loads(path.read_text("utf-8"))["config"]
+        slow = 1 + r["dim"] / 1000 if r.get("distribution") == "rademacher" else 1
+        change(path, lambda r, slow=slow: r.update(seconds=[slow * s for s in r["seconds"]]))
+    set_accuracies(tmp_path, "price", lambda c: 90.0 if c["method"] == "sgd" else 80 + c["dim"] / 1000)
+    names = execute("price", tmp_path)
+    fc = ("fc", "mnist-embedded")
+    assert names["middle"][(*fc, "sgd", None, None)] == pytest.approx(10)
+    assert names["count_steps"]((*fc, "rbd", "rademacher", 2500)) == pytest.approx(3.5)
+    assert names["predict"]((*fc, "rbd", "countsketch", 250)) == pytest.approx(0.25 * (101_770 / 250) ** 0.5)
+    evidence = json.loads((tmp_path / "tables" / "price-quick.json").read_text("utf-8"))["evidence"]
+    best = "best at ≤ 1.35 SGD steps: {} ± 0.0 % (n = 3) [{}, {}] at d = {} and {} SGD steps; SGD 90.0 ± 0.0 % (n = 3)"
+    assert evidence[0] == f"FC, MNIST, RBD, dense signs: {best.format(80.2, 80.2, 80.2, 250, 1.25)}"
+    assert evidence[1] == f"FC, MNIST, RBD, countsketch: {best.format(82.5, 82.5, 82.5, '2,500', '1.00')}"
+    assert "off by at most 3.7 octaves over 6 scales (FC, MNIST, d = 10: η = 2, rule 25.2)" in evidence[4]
+    row = (tmp_path / "tables" / "price-quick.md").read_text("utf-8").splitlines()[4]
+    assert row.split(" | ")[1:7] == ["RBD, dense signs", "250", "80.2 ± 0.0 (n = 3)", "12.5", "1.25", "–"]
+    assert "FC: the records, CNN: the records" in notes[0][1]
+
+
+def test_the_price_of_a_step_as_asv_measured_it(results, tmp_path, notes):
+    """Where one machine has every point of a panel: SGD's 1 ms (newest commit), times 4 with dense signs, 1.2 without."""
+    for folder in ("sweeps", "runs", "asv"):
+        shutil.copytree(results / folder, tmp_path / folder)
+    points = [("sgd", 250), *((f"rbd {n}", d) for n in ("rademacher", "countsketch") for d in (10, 250, 2500))]
+    values = [1.0 if "sgd" in m else 1.2 if "countsketch" in m else 4.0 for m, _ in points]
+    change(tmp_path / "asv" / "benchmarks.json", lambda k: k.update({
+        "step.Price.track_against_sgd": {"version": "1", "unit": "x", "param_names": ["device", "network", "d", "method"]},
+    }))  # fmt: skip
+    methods, dims = ["sgd", "rbd rademacher", "rbd countsketch"], [10, 250, 2500]
+    known = dict(zip(points, values))
+    grid = [known.get((m, d)) for d in dims for m in methods]
+    params = [["'cpu'"], ["'fc'"], [repr(d) for d in dims], [repr(m) for m in methods]]
+    change(
+        next((tmp_path / "asv" / "here").glob("bbbb*.json")),
+        lambda r: r["results"].update({"step.Price.track_against_sgd": [grid, params, "1"]}),
+    )
+    names = execute("price", tmp_path)
+    assert "FC: asv on here, CNN: the records" in notes[0][1].replace("\n", " ")
+    fc = ("fc", "mnist-embedded", "rbd")
+    assert names["middle"][(*fc, "rademacher", 10)] == pytest.approx(4) and names["sources"]
+    assert names["count_steps"]((*fc, "countsketch", 2500)) == pytest.approx(1.2)
 
 
 def test_seconds_of_a_step_by_hand(results, tmp_path, notes):
