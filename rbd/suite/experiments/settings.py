@@ -1,4 +1,4 @@
-"""Which setting gives table 1: with augmentation or without, d = 250 or D/400, at the paper's rates? (Full data sets only.)"""
+"""Which setting gives table 1: with augmentation or without, d = 250 or D/400, at the paper's rates? (Full data only.)"""
 
 from __future__ import annotations
 
