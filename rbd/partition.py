@@ -122,7 +122,7 @@ def parse(form: str) -> tuple[str, float]:
         return form, 1
     if name == "even" and re.fullmatch(r"\d+", number) and int(number) >= 1:
         return name, int(number)
-    if name == "by_ratio" and re.fullmatch(r"\d+(\.\d+)?", number) and float(number) >= 1:
+    if name == "by_ratio" and re.fullmatch(r"\d+(\.\d+)?", number) and 1 <= float(number) < math.inf:
         return name, float(number)
     raise ValueError(f"partition: got {form!r}, allowed {', '.join(FORMS)} with K >= 1 whole, R >= 1")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import signal
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rbd import __version__
@@ -17,22 +20,56 @@ ALL = "all"  # the name that stands for every experiment
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 (diverged, or a figure failed), 2 (bad input) or 130 (interrupted)."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    """Run the command.
+
+    Returns:
+        The exit status: 0, 1 (diverged, or a figure failed), 2 (bad input), 130 (interrupted) or 143 (terminated).
+    """
+    _open_streams()
+    given, received = _parser().parse_args(arguments), list[int]()
     try:
-        status = given.run(given)
-        sys.stdout.flush()
-        return status
+        with _end_on_sigterm(received):
+            status = given.run(given)
+            sys.stdout.flush()
+            return status
     except BrokenPipeError:  # the reader has left, as `head` does: nothing to say, and nothing to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as a shell has it
     except KeyboardInterrupt:
-        print("\nrbd: interrupted; the same command goes on from the last full epoch", file=sys.stderr)
-        return 130
+        how = "terminated" if received else "interrupted"
+        print(f"\nrbd: {how}; the same command goes on from the last full epoch", file=sys.stderr)
+        return 143 if received else 130  # 128 + the signal's number
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f"rbd: error: {error}", file=sys.stderr)
         return 2
+
+
+def _open_streams() -> None:
+    """Output goes nowhere where a stream is closed; a character that it cannot encode becomes a question mark."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def _end_on_sigterm(received: list[int]) -> Iterator[None]:
+    """SIGTERM (docker stop, Slurm, Kubernetes) ends the block as Ctrl-C does and is noted; a second one ends the process."""
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,13 +222,14 @@ def _report(given: argparse.Namespace) -> int:
         raise ValueError(f"{plan.directory(given.results_dir)}: no records of {plan.name}; {first}")
     missing = (*plan.missing(records), *plan.waiting)
     text = f"{report.table(records, given.profile)}\n\n{report.legend(len(missing))}"
-    picture = report.curves(records, given.results_dir / "figures" / f"{plan.name}.png", given.profile)
     if getattr(given, "into", None):
-        try:
-            given.into.write_text(report.insert(given.into.read_text("utf-8"), plan.name, text), "utf-8")
-        except ValueError as error:
-            raise ValueError(f"{given.into}: {error}") from error
-    print(f"\n{text}\n\ncurves: {picture}")
+        report.insert_into(given.into, plan.name, text)
+    print(f"\n{text}\n", flush=True)  # before the picture, which may fail
+    try:
+        picture = report.curves(records, given.results_dir / "figures" / f"{plan.name}.png", given.profile)
+        print(f"curves: {picture}")
+    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
+        print(f"rbd: warning: the curves could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
     return 0
 
 

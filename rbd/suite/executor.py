@@ -235,8 +235,9 @@ class Processes:
 
 
 def _obey() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when that is gone, killed or not."""
+    """In a worker: leave Ctrl-C and SIGTERM to the parent, and end when that is gone, killed or not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
 
 

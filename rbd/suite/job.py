@@ -44,7 +44,7 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
             if not found or found.outcome == "interrupted":
                 found = (train or _import_train())(config, checkpoint.parent, **options)
                 record.save(found, directory)
-    if found.outcome != "interrupted":
+    if found.outcome != "interrupted" and checkpoint.exists():  # a read-only folder refuses even to remove what is not there
         checkpoint.unlink(missing_ok=True)  # also one left by a crash after the record was saved
     return found
 

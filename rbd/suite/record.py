@@ -113,7 +113,7 @@ def load(path: str | os.PathLike[str]) -> Record:
     path = Path(path)
     data = path.read_bytes()
     try:
-        record = _decode(json.loads(data.decode("utf-8"), parse_constant=_refuse))
+        record = _decode(json.loads(data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_refuse_duplicates))
         if path.name != f"{record.config.id}.json":
             raise ValueError(f"file name: got {path.name}, allowed {record.config.id}.json, the id of its config")
     except (ValueError, OverflowError, RecursionError) as error:
@@ -176,6 +176,14 @@ def _decode_point(d: Any) -> Point:
     check_keys("point", d, [f.name for f in fields(Point)])
     values: dict[str, Any] = {name: SPECIAL.get(v, v) if isinstance(v, str) else v for name, v in d.items()}
     return Point(**values)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(repr(n) for n in names if names.count(n) > 1)} twice")
+    return found
 
 
 def _refuse(constant: str) -> Any:

@@ -77,7 +77,9 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
         raise ValueError("records: got none, allowed at least one")
     columns, content = (1 if len(groups) == 1 else 2), io.BytesIO()
     rows = -(-len(groups) // columns)
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # nothing of the user's own settings, such as text.usetex
+        matplotlib.rcParams.update(RC)
         figure = Figure(figsize=(WIDTH, HEIGHT * rows + 0.6), layout="constrained")
         axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
         for ax, (pair, by_method) in zip(axes, groups.items()):
@@ -133,3 +135,18 @@ def insert(text: str, name: str, content: str) -> str:
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"text: got no pair of marks {begin} ... {end}, allowed exactly one")
     return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
+
+
+def insert_into(path: Path, name: str, content: str) -> None:
+    """`insert` into a file, whose line ends and other lines stay as they are.
+
+    Raises:
+        ValueError: the two marks are not there, or the file is not UTF-8 (it is named). OSError: it cannot be written.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        line_end = "\r\n" if "\r\n" in text else "\n"
+        made = insert(text.replace("\r\n", "\n"), name, content).replace("\n", line_end)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    store.write(path, made, "the table")

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import fields, replace
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
@@ -538,6 +539,40 @@ def test_report_of_a_part_says_how_much_is_missing_and_goes_between_the_marks(he
     assert "old" not in text and report.table([made], "quick") in text
     assert main(["report", "--into", "README.md"]) == 0
     assert readme.read_text("utf-8") == text
+
+
+def test_report_tells_the_table_where_the_picture_cannot_be_drawn(here, tiny, capsys, monkeypatch):
+    """A folder that cannot be written, or settings of the user that ask for what is not there."""
+    made = job.run(tiny.configs[0], tiny.directory("results"), "results")
+    Path("results/figures").write_text("a file")
+    assert main(["report"]) == 0
+    said = capsys.readouterr()
+    assert report.table([made], "quick") in said.out and "curves:" not in said.out
+    assert "rbd: warning: the curves could not be drawn: " in said.err and "Traceback" not in said.err
+    Path("results/figures").unlink()
+    matplotlib.rcParams["text.usetex"] = True  # without TeX
+    assert main(["report"]) == 0
+    assert "curves: results/figures/table1-quick.png" in capsys.readouterr().out and matplotlib.rcParams["text.usetex"]
+
+
+def test_report_into_a_file_with_line_ends_of_windows(here, tiny, capsys):
+    job.run(tiny.configs[0], tiny.directory("results"), "results")
+    Path("README.md").write_bytes(b"one\r\n<!-- table1-quick -->\r\n<!-- /table1-quick -->\r\ntwo\r\n")
+    assert main(["report", "--into", "README.md"]) == 0
+    text = Path("README.md").read_bytes()
+    assert text.startswith(b"one\r\n<!--") and text.endswith(b"two\r\n") and text.count(b"\n") == text.count(b"\r\n") > 6
+
+
+def test_output_that_cannot_be_encoded_or_has_nowhere_to_go(here):
+    """ASCII, where √ becomes a question mark, and stdout or stderr closed: no traceback, and exit status 0."""
+    words = [sys.executable, "-m", "rbd", "sweep", "--list"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "?(2/(?D))" in done.stdout and "Traceback" not in done.stderr
+    for closed in (">&-", "2>&-"):
+        shell = f"{' '.join(words)} {closed}"
+        done = subprocess.run(shell, shell=True, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, closed
 
 
 def test_report_into_a_file_without_marks_leaves_it(here, tiny, capsys):

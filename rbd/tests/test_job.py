@@ -93,6 +93,17 @@ def test_damaged_record_is_named_before_any_training(content, tmp_path, trained_
     assert trainer.calls == [] and path.read_bytes() == content
 
 
+def test_a_finished_run_is_read_where_nothing_can_be_removed(tmp_path, trained_by, monkeypatch):
+    """A read-only mount refuses to remove even what is not there."""
+    record.save(MADE, tmp_path / "runs" / "a")
+
+    def refuse(path, missing_ok=False):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert job.run(RUN, tmp_path / "runs" / "a", tmp_path) == MADE
+
+
 def test_directory_that_cannot_be_made_is_found_out_before_training(tmp_path, trained_by):
     trainer = trained_by(Trainer())
     (tmp_path / "results").write_text("a file")

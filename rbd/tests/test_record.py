@@ -177,6 +177,7 @@ DAMAGE = {
     "loss null": (text_of(curve=[{**POINT, "loss": None}] * 2), "loss: got None, allowed a number"),
     "loss text": (text_of(curve=[{**POINT, "loss": "low"}] * 2), "loss: got 'low'"),
     "loss a list": (text_of(curve=[{**POINT, "loss": []}] * 2), "loss: got []"),
+    "outcome twice": (text_of().replace('"outcome"', '"outcome": "diverged", "outcome"', 1), "'outcome' twice"),
     "loss bare NaN": (text_of(curve=[{**POINT, "loss": math.nan}] * 2), "bare NaN"),
     "loss too large": (text_of(curve=[{**POINT, "loss": 10**400}] * 2), "too large"),
     "seconds too few": (text_of(seconds=[1.0]), "seconds: got (1.0,), allowed 2"),

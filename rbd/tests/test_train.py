@@ -659,10 +659,14 @@ def test_killed_run_goes_on(tmp_path, undisturbed):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_interrupted_command_says_how_to_go_on(tmp_path, undisturbed):
-    status, output, errors = stopped_after_an_epoch(tmp_path, signal.SIGINT)
-    assert status == 130
-    assert "the same command goes on" in errors and "Traceback" not in errors
+@pytest.mark.parametrize(("sent", "status", "word"), [
+    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
+])  # fmt: skip
+def test_stopped_command_says_how_to_go_on(sent, status, word, tmp_path, undisturbed):
+    """By Ctrl-C, or as docker stop and Slurm do it."""
+    found, output, errors = stopped_after_an_epoch(tmp_path, sent)
+    assert found == status
+    assert f"{word}; the same command goes on" in errors and "Traceback" not in errors
     assert "interrupted after" in output
     broken = record.find(OUTSIDE, tmp_path / "results" / "runs" / "train")
     assert broken.outcome == "interrupted" and 1 <= len(broken.curve) < 6
