@@ -15,7 +15,7 @@ from sys import float_info
 from typing import Any
 
 from rbd.partition import parse
-from rbd.suite.paper import LEARNING_RATES as PAPER_LR
+from rbd.suite import paper
 
 MODELS = ("fc", "cnn", "resnet8", "resnet32")
 DATA = ("mnist", "fmnist", "cifar10", "mnist-embedded", "fmnist-embedded")
@@ -158,7 +158,8 @@ def _resolve_augment(given: dict[str, Any]) -> dict[str, Any]:
 
 def default_lr(model: str, data: str, method: str) -> float:
     """The paper's learning rate where it is known, else ours; an embedded subset takes the rate of its full set."""
-    return (OUR_LR[model] | PAPER_LR.get((model, data.removesuffix("-embedded")), {}))[method]
+    known = paper.find_learning_rate(model, data, method)
+    return OUR_LR[model][method] if known is None else known
 
 
 def check_keys(what: str, d: Any, names: Collection[str]) -> None:
