@@ -66,11 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     figures = _add_figures(commands)
-
-    data = commands.add_parser("data", help="show which data sets are present, or download one")
-    lacks = "fetch what this set lacks: mnist, fmnist or cifar10"
-    data.add_argument("--download", choices=("mnist", "fmnist", "cifar10"), metavar="NAME", help=lacks)
-    data.set_defaults(run=_data)
+    data = _add_data(commands)
 
     for command in (reproduce, train, sweep, report, figures):
         where = "directory of the records (default: results)"
@@ -107,6 +103,14 @@ def _add_figures(commands: Any) -> argparse.ArgumentParser:
     figures.add_argument("--allow-missing", action="store_true", help="draw what is there, and say so in the figure")
     figures.set_defaults(run=_figures)
     return figures
+
+
+def _add_data(commands: Any) -> argparse.ArgumentParser:
+    data = commands.add_parser("data", help="show which data sets are present, or download one")
+    lacks = "fetch what this set lacks: mnist, fmnist or cifar10"
+    data.add_argument("--download", choices=("mnist", "fmnist", "cifar10"), metavar="NAME", help=lacks)
+    data.set_defaults(run=_data)
+    return data
 
 
 def _parse_positive(text: str) -> int:
