@@ -105,21 +105,21 @@ def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:
     runs = [_check(s) for s in strata]
     of_all = centre(sum(map(len, runs)))
 
-    def pooled(*arrays: np.ndarray) -> np.ndarray:
+    def pool(*arrays: np.ndarray) -> np.ndarray:
         return of_all(np.concatenate(arrays, axis=-1))
 
     n = sum(map(len, runs))
-    return Summary(float(pooled(*runs)), *bootstrap(pooled, *runs, seed=seed), n, std(np.concatenate(runs)))
+    return Summary(float(pool(*runs)), *bootstrap(pool, *runs, seed=seed), n, std(np.concatenate(runs)))
 
 
 def probability(pairs: Sequence[tuple[Values, Values]], seed: int = 0) -> Summary:
     """Probability of improvement of the first of each pair over the second, mean over the pairs (tasks)."""
     runs = [_check(s) for both in pairs for s in both]
 
-    def averaged(*arrays: np.ndarray) -> np.ndarray:
+    def average(*arrays: np.ndarray) -> np.ndarray:
         return np.mean([improvement(x, y) for x, y in zip(arrays[::2], arrays[1::2])], axis=0)
 
-    return Summary(float(averaged(*runs)), *bootstrap(averaged, *runs, seed=seed), sum(map(len, runs)))
+    return Summary(float(average(*runs)), *bootstrap(average, *runs, seed=seed), sum(map(len, runs)))
 
 
 def gap(x: Values, y: Values, seed: int = 0) -> Summary:
@@ -134,7 +134,7 @@ def gaps(pairs: Sequence[tuple[Values, Values]], of: Callable[[np.ndarray], np.n
     """
     runs = [_check(s) for both in pairs for s in both]
 
-    def averaged(*arrays: np.ndarray) -> np.ndarray:
+    def average(*arrays: np.ndarray) -> np.ndarray:
         return np.mean([of(x) - of(y) for x, y in zip(arrays[::2], arrays[1::2])], axis=0)
 
-    return Summary(float(averaged(*runs)), *bootstrap(averaged, *runs, seed=seed), sum(map(len, runs)))
+    return Summary(float(average(*runs)), *bootstrap(average, *runs, seed=seed), sum(map(len, runs)))

@@ -138,12 +138,12 @@ def sketch(columns: np.ndarray, dim: int, seed: int, stream: int, step: int, com
     Returns:
         Rows (n,) int64 in 0 ... dim - 1 and signs (n,) float32.
     """
-    law = DISTRIBUTIONS["countsketch"]
+    countsketch = DISTRIBUTIONS["countsketch"]
     segments, place = columns // dim, columns % dim
     rows = (place + offsets(segments, dim, seed, stream, step, compartment)) % dim
-    chunks, which = np.unique(columns // law.columns, return_inverse=True)
-    signs = law.entries(words(np.array([0]), chunks, seed, stream, step, compartment, SIGNS)[0])  # (chunks, 2048)
-    return rows, signs[which, columns % law.columns]
+    chunks, which = np.unique(columns // countsketch.columns, return_inverse=True)
+    signs = countsketch.entries(words(np.array([0]), chunks, seed, stream, step, compartment, SIGNS)[0])  # (chunks, 2048)
+    return rows, signs[which, columns % countsketch.columns]
 
 
 def _distribution(name: str, bits: int, levels: np.ndarray, sparse: bool = False) -> Distribution:

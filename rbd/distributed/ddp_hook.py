@@ -80,11 +80,11 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
     everyone = c.new_empty(state.workers.size * len(c))
     work = state.workers.attempt(lambda: dist.all_gather_into_tensor(everyone, c, state.workers.group, async_op=True))
 
-    def finished(arrived: torch.futures.Future) -> Tensor:
+    def finish(arrived: torch.futures.Future) -> Tensor:
         state.workers.attempt(arrived.wait)
         return g.copy_(update(part, "common", list(everyone.view(state.workers.size, len(c)))))
 
-    return work.get_future().then(finished)
+    return work.get_future().then(finish)
 
 
 def ordered_hook(workers: Workers, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

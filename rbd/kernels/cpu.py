@@ -234,7 +234,7 @@ def _expand_entries(units, first, last, distribution_id, columns, c, seed, strea
 
 
 @_inline
-def _signed(x, bit):
+def _apply_sign(x, bit):
     """x, negated in the lanes whose number has that bit: (16,) of a table of sign sums."""
     flip = (narrow(lane_numbers()) << splat_u32(31 - bit)) & splat_u32(_SIGN)
     return float_bits(bits_of(splat_f32(x)) ^ flip)
@@ -243,7 +243,7 @@ def _signed(x, bit):
 @_inline
 def _sign_sums(a, b, c, d):
     """The 16 sums ±a ±b ±c ±d; bit 0 of the place is the sign of a, bit 3 that of d."""
-    return (_signed(a, 0) + _signed(b, 1)) + (_signed(c, 2) + _signed(d, 3))
+    return (_apply_sign(a, 0) + _apply_sign(b, 1)) + (_apply_sign(c, 2) + _apply_sign(d, 3))
 
 
 @_inline

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rbd import __version__
 from rbd.suite import config, experiment, rates, record, report
@@ -89,6 +90,31 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--timeout", type=_parse_positive, default=60, help=wait)
     train.set_defaults(run=_train)
 
+    sweep = _add_sweep(commands)
+
+    for command in (reproduce, train, sweep):
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
+    for command in (reproduce, train):
+        command.add_argument("--threads", type=_parse_positive, help="CPU threads of a run (default: as torch decides)")
+
+    report = commands.add_parser("report", help="print the table and draw the curves of the records that are there")
+    report.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose records (default: quick)")
+    report.add_argument("--into", type=Path, metavar="README", help="also put the table between its marks in this file")
+    report.set_defaults(run=_report)
+
+    figures = _add_figures(commands)
+    data = _add_data(commands)
+
+    for command in (reproduce, train, sweep, report, figures):
+        where = "directory of the records (default: results)"
+        command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
+    for command in (reproduce, train, sweep, data):
+        where = "directory of the full data sets (default: $RBD_DATA_DIR, else a cache directory)"
+        command.add_argument("--data-dir", type=Path, help=where)
+    return parser
+
+
+def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="do the runs of an experiment that are not there yet, side by side")
     sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: see --list; or all")
     sweep.add_argument("--list", action="store_true", help="show every experiment: runs done and missing, cost")
@@ -103,36 +129,25 @@ def _parser() -> argparse.ArgumentParser:
     scripts = "directory of experiment scripts of your own (default: those of the package)"
     sweep.add_argument("--sweeps-dir", type=Path, metavar="DIR", help=scripts)
     sweep.set_defaults(run=_sweep)
+    return sweep
 
-    for command in (reproduce, train, sweep):
-        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
-    for command in (reproduce, train):
-        command.add_argument("--threads", type=_parse_positive, help="CPU threads of a run (default: as torch decides)")
 
-    report = commands.add_parser("report", help="print the table and draw the curves of the records that are there")
-    report.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose records (default: quick)")
-    report.add_argument("--into", type=Path, metavar="README", help="also put the table between its marks in this file")
-    report.set_defaults(run=_report)
-
+def _add_figures(commands: Any) -> argparse.ArgumentParser:
     figures = commands.add_parser("figures", help="draw the figures and tables of the results, and index the evidence")
     which = "notebooks of analysis/ to run, or index for the index of the evidence alone (default: all)"
     figures.add_argument("names", nargs="*", metavar="NAME", help=which)
     figures.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose runs (default: quick)")
     figures.add_argument("--allow-missing", action="store_true", help="draw what is there, and say so in the figure")
     figures.set_defaults(run=_figures)
+    return figures
 
+
+def _add_data(commands: Any) -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="show which data sets are present, or download one")
     lacks = "fetch what this set lacks: mnist, fmnist or cifar10"
     data.add_argument("--download", choices=("mnist", "fmnist", "cifar10"), metavar="NAME", help=lacks)
     data.set_defaults(run=_data)
-
-    for command in (reproduce, train, sweep, report, figures):
-        where = "directory of the records (default: results)"
-        command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
-    for command in (reproduce, train, sweep, data):
-        where = "directory of the full data sets (default: $RBD_DATA_DIR, else a cache directory)"
-        command.add_argument("--data-dir", type=Path, help=where)
-    return parser
+    return data
 
 
 def _parse_positive(text: str) -> int:
@@ -236,14 +251,14 @@ def _report(given: argparse.Namespace) -> int:
 def _figures(given: argparse.Namespace) -> int:
     from rbd.suite import figures
 
-    names, states = figures.chosen(given.names), []
+    names, states = figures.choose(given.names), []
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}, profile {given.profile}: ", end="", flush=True)
         drawn = figures.draw(name, given.profile, given.results_dir, given.allow_missing)
         states.append(drawn.state)
         told = {"drawn": "drawn", "empty": f"nothing to draw yet: {drawn.message}", "failed": f"FAILED: {drawn.message}"}
         print(f"{told[drawn.state]} ({drawn.seconds:.1f} s)", flush=True)
-    path = figures.write_index(given.results_dir, figures.available())
+    path = figures.write_index(given.results_dir, figures.list_notebooks())
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("drawn", "empty", "failed") if state in states)
     where = f"figures and tables: {given.results_dir}" + (f"; index: {path}" if path else "")
     print(f"{counts}; {where}" if counts else where)

@@ -15,7 +15,7 @@ from sys import float_info
 from typing import Any
 
 from rbd.partition import parse
-from rbd.suite.paper import LEARNING_RATES as PAPER_LR
+from rbd.suite import paper
 
 MODELS = ("fc", "cnn", "resnet8", "resnet32")
 DATA = ("mnist", "fmnist", "cifar10", "mnist-embedded", "fmnist-embedded")
@@ -78,9 +78,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         values = {f: getattr(self, f.name) for f in fields(self)}
-        given = {f.name: _checked(f, v) for f, v in values.items() if v is not None or f.default is not None}
+        given = {f.name: _check(f, v) for f, v in values.items() if v is not None or f.default is not None}
         model, data, method = given["model"], given["data"], given["method"]
-        used = DEFAULTS[method] | _shared(given) | _switched(given) | _augmented(given)
+        used = DEFAULTS[method] | _resolve_workers(given) | _resolve_switch(given) | _resolve_augment(given)
         for name in sorted(OPTIONAL & given.keys() - used.keys()):
             raise ValueError(f"{name}={given[name]!r} does not apply to method {method!r}")
         resolved = {"lr": default_lr(model, data, method)} | used | given
@@ -114,17 +114,17 @@ class RunConfig:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> RunConfig:
         """The inverse of `asdict` and `canonical`. Raises ValueError naming missing and unknown keys, or the bad field."""
-        whole = cls.completed(d)
+        whole = cls.complete(d)
         check_keys("config", whole, [f.name for f in fields(cls)])
         return cls(**whole)
 
     @staticmethod
-    def completed(d: Any) -> Any:
+    def complete(d: Any) -> Any:
         """d with None for the fields that do not apply, so that records outlive fields that come later."""
         return dict.fromkeys(sorted(OPTIONAL)) | dict(d) if isinstance(d, Mapping) else d
 
 
-def _shared(given: dict[str, Any]) -> dict[str, Any]:
+def _resolve_workers(given: dict[str, Any]) -> dict[str, Any]:
     """The fields, with their defaults, that a run uses because several workers do it; none if one process does."""
     workers, variant, allowed = given.get("workers"), given.get("variant"), VARIANTS.get(given["method"], ())
     if not allowed:
@@ -138,7 +138,7 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
     return {} if workers is None else {"workers": None, "variant": allowed[0]}
 
 
-def _switched(given: dict[str, Any]) -> dict[str, Any]:
+def _resolve_switch(given: dict[str, Any]) -> dict[str, Any]:
     """The fields, with their defaults, that a run uses because another method takes over; none if it does not."""
     if "switch" not in given or given["method"] not in SWITCH:
         return {}
@@ -148,7 +148,7 @@ def _switched(given: dict[str, Any]) -> dict[str, Any]:
     return DEFAULTS[then] | {"switch": None, "then_lr": default_lr(given["model"], given["data"], then)}
 
 
-def _augmented(given: dict[str, Any]) -> dict[str, Any]:
+def _resolve_augment(given: dict[str, Any]) -> dict[str, Any]:
     """augment, if it is given and such images have it; all of the augmentation otherwise."""
     allowed = [part for part in PARTS if part != ("brightness" if given["data"] == "cifar10" else "mirror")]
     if given.get("augment", "none") not in allowed:
@@ -158,7 +158,8 @@ def _augmented(given: dict[str, Any]) -> dict[str, Any]:
 
 def default_lr(model: str, data: str, method: str) -> float:
     """The paper's learning rate where it is known, else ours; an embedded subset takes the rate of its full set."""
-    return (OUR_LR[model] | PAPER_LR.get((model, data.removesuffix("-embedded")), {}))[method]
+    known = paper.find_learning_rate(model, data, method)
+    return OUR_LR[model][method] if known is None else known
 
 
 def check_keys(what: str, d: Any, names: Collection[str]) -> None:
@@ -171,7 +172,7 @@ def check_keys(what: str, d: Any, names: Collection[str]) -> None:
             raise ValueError(f"{what}: {problem} {got}, allowed exactly {', '.join(names)}")
 
 
-def _checked(f: Field[Any], value: Any) -> Any:
+def _check(f: Field[Any], value: Any) -> Any:
     """`value` as the field keeps it (1 -> 1.0 for a float), or ValueError saying what is allowed."""
     kind, choices, low = f.metadata["kind"], f.metadata["choices"], f.metadata["low"]
     if choices:
@@ -227,7 +228,7 @@ def _argument(f: Field[Any]) -> Any:
         except ValueError:
             value = text  # of the wrong kind: the check says what is allowed
         try:
-            return _checked(f, value)
+            return _check(f, value)
         except ValueError as error:
             raise ArgumentTypeError(str(error)) from None
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rbd.suite import store
+
 _FULL = {"mnist": "MNIST", "fmnist": "FashionMNIST", "cifar10": "CIFAR10"}  # name: class in torchvision.datasets
 _EMBEDDED = ("mnist-embedded", "fmnist-embedded")
 NAMES: tuple[str, ...] = (*_FULL, *_EMBEDDED)
@@ -161,14 +163,12 @@ def download(name: str, data_dir: str | Path | None = None) -> None:
     """
     if name not in _FULL:
         raise ValueError(f"name: got {name!r}, allowed {', '.join(_FULL)} (the embedded sets come with the package)")
-    from filelock import FileLock  # of the extra `suite`; reading needs none of it
-
     root = _root(name, data_dir)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{name}: download into {root} failed: {error}") from error
-    with FileLock(root / f".{name}.lock"):
+    with store.lock(root / f".{name}.lock", f"{name}: another process downloads it"):
         _remove_damaged(name, root)
         lacking = {file.path.name for file in _files(name, root) if file.state == "missing"}
         if lacking:

@@ -39,7 +39,7 @@ class Drawn:
     message: str = ""
 
 
-def available(analysis: Path = ANALYSIS) -> list[str]:
+def list_notebooks(analysis: Path = ANALYSIS) -> list[str]:
     """The names of the notebooks. Raises ValueError where there are none, as outside a clone of the repository."""
     names = sorted(p.stem for p in analysis.glob("*.ipynb"))
     if not names:
@@ -47,14 +47,14 @@ def available(analysis: Path = ANALYSIS) -> list[str]:
     return names
 
 
-def chosen(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
+def choose(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
     """The notebooks of these names, all where none is given.
 
     Raises:
         ValueError: a name is unknown.
         RuntimeError: what runs notebooks is not installed.
     """
-    there, wanted = available(analysis), list(dict.fromkeys(names))
+    there, wanted = list_notebooks(analysis), list(dict.fromkeys(names))
     if unknown := [n for n in wanted if n not in (*there, INDEX)]:
         raise ValueError(f"NAME: got {', '.join(map(repr, unknown))}, allowed {', '.join((*there, INDEX))}")
     if lacking := [name for name in NEEDED if find_spec(name) is None]:
@@ -78,11 +78,11 @@ def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing
     except (CellControlSignal, DeadKernelError, RuntimeError, ValueError, OSError) as error:
         state, message = "failed", f"{type(error).__name__}: {error}"
     if state != "drawn":
-        _mark_stale(Path(results) / "tables" / f"{written(name, profile)}.json")
+        _mark_stale(Path(results) / "tables" / f"{name_files(name, profile)}.json")
     return Drawn(name, state, time.perf_counter() - start, message)
 
 
-def written(name: str, profile: str) -> str:
+def name_files(name: str, profile: str) -> str:
     """What the files of a notebook are called."""
     return name if name in ONE else f"{name}-{profile}"
 
@@ -122,7 +122,7 @@ def index(results: str | os.PathLike[str], names: Iterable[str]) -> str:
     """
     found = {path.stem: _read_evidence(path) for path in sorted((Path(results) / "tables").glob("*.json"))}
     rows = [_cells(e) for e in sorted(found.values(), key=lambda e: (e["claim"], e["profile"]))]
-    wanted = [written(n, p) for p in ("quick", "paper") for n in names]
+    wanted = [name_files(n, p) for p in ("quick", "paper") for n in names]
     empty = [name for name in dict.fromkeys(wanted) if name not in found and name != "schematic"]
     return tables.markdown(HEAD, rows).removesuffix("\n") + (f"\n\nNothing there yet: {', '.join(empty)}." if empty else "")
 

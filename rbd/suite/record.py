@@ -129,11 +129,6 @@ def find(config: RunConfig, directory: str | os.PathLike[str]) -> Record | None:
         return None
 
 
-def load_all(directory: str | os.PathLike[str]) -> list[Record]:
-    """All records (*.json) in `directory`, sorted by id. Raises as `load` does; OSError without a directory."""
-    return [load(path) for path in sorted(Path(directory).iterdir()) if path.suffix == ".json"]
-
-
 def _encode(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)
 
@@ -155,7 +150,7 @@ def _decode(d: Any) -> Record:
         if type(d[name]) is not kind:
             raise ValueError(f"{name}: got {d[name]!r}, allowed a {kind.__name__}")
     config = RunConfig.from_dict(d["config"])
-    if asdict(config) != RunConfig.completed(d["config"]):
+    if asdict(config) != RunConfig.complete(d["config"]):
         raise ValueError(f"config: got {d['config']!r}, allowed only its resolved form {config.canonical()}")
     points = d["curve"] if d["format"] == 1 else _split(d["curve"])
     return Record(config, d["outcome"], tuple(map(_decode_point, points)), tuple(d["seconds"]), d["environment"])

@@ -8,8 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
-from filelock import FileLock, Timeout
-
 from rbd.suite.config import RunConfig
 
 
@@ -59,15 +57,28 @@ def claim(config: RunConfig, results: str | os.PathLike[str], wait: float = -1) 
         Busy: another process is at it, still after these seconds.
     """
     path = lock_path(config, results)
+    with lock(path, f"{config.id}: another process is at this run", wait):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file; who waits for this one looks whether it is gone
+                path.unlink()
+
+
+@contextmanager
+def lock(path: Path, told: str, wait: float = -1) -> Iterator[None]:
+    """Be the only process in this block, as in `claim`; raises Busy, which says what is told."""
+    from filelock import FileLock, Timeout  # of the extra `suite`: `rbd --help`, and who only reads, do without
+
+    held = FileLock(path, timeout=wait)
     try:
-        with FileLock(path, timeout=wait):
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # Windows removes no open file; who waits for this one looks whether it is gone
-                    path.unlink()
+        held.acquire()
     except Timeout as error:
-        raise Busy(f"{config.id}: another process is at this run") from error
+        raise Busy(told) from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def write(path: Path, content: str | bytes, what: str = "a file") -> Path:

@@ -54,7 +54,7 @@ class Budget:
                 yield range(first, step + 1)
                 first = step + 1
 
-    def sampled(self, step: int) -> bool:
+    def is_sampled(self, step: int) -> bool:
         """Whether the step's cosine of update and gradient is taken."""
         every = min(SAMPLE, max(self.per_epoch // self.batches, 1))  # so that no epoch is without
         return step % every == 1 % every
@@ -213,8 +213,8 @@ def _descend(config: RunConfig, network: nn.Module, optimizer: torch.optim.Optim
     """Do some steps; returns their losses, and the cosines of update and gradient of those that are sampled."""
     losses, cosines = [], []
     for step in steps:
-        if config.method in ("sgd", "rbd", "fpd") and allowed.sampled(step):
-            loss, cosine = _observed_update(config, network, optimizer, stream)
+        if config.method in ("sgd", "rbd", "fpd") and allowed.is_sampled(step):
+            loss, cosine = _update_and_compare(config, network, optimizer, stream)
             cosines.append(cosine)
         else:
             loss = _update(config, network, optimizer, stream)
@@ -290,7 +290,7 @@ def _update(config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimize
     return loss.detach()
 
 
-def _observed_update(config, model: nn.Module, optimizer, stream: Iterator) -> tuple[Tensor, Tensor]:
+def _update_and_compare(config, model: nn.Module, optimizer, stream: Iterator) -> tuple[Tensor, Tensor]:
     """One step of a gradient method; returns its loss and the cosine of update and gradient."""
     start = _vector(model.parameters())
     loss = _update(config, model, optimizer, stream)

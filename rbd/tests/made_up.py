@@ -227,3 +227,8 @@ def everything(results: Path, profile: str = "quick") -> Path:
     measurements(results, profile)
     asv(results)
     return results
+
+
+def load_all(directory: Path) -> list[Record]:
+    """All records (*.json) in a directory, sorted by id."""
+    return [record.load(path) for path in sorted(directory.iterdir()) if path.suffix == ".json"]

@@ -214,7 +214,7 @@ def test_sizes_are_those_of_the_networks(model, shape):
 
 def test_records_come_back_as_they_were_saved(results):
     runs = load.sweep(results, "dimension", "quick")
-    saved = {r.config.id: r for r in record.load_all(results / "runs" / "dimension-quick")}
+    saved = {r.config.id: r for r in made_up.load_all(results / "runs" / "dimension-quick")}
     assert set(runs.table.id) == set(saved) and runs.expected == len(saved) and runs.missing == () and runs.gaps == ""
     for row in runs.table.to_dict("records"):
         r = saved[row["id"]]
@@ -658,7 +658,7 @@ def test_a_few_runs_are_drawn_or_are_nothing_to_draw(results, name, tmp_path, no
 
 def test_table1_holds_the_numbers_of_the_records(results):
     execute("table1", results)
-    found = record.load_all(results / "runs" / "table1-quick")
+    found = made_up.load_all(results / "runs" / "table1-quick")
     lines = [
         [c.strip() for c in line.split("|")[1:-1]]
         for line in (results / "tables" / "table1-quick.md").read_text("utf-8").splitlines()
@@ -745,7 +745,7 @@ def test_dimension_draws_means_of_the_records(results, monkeypatch):
     execute("dimension", results)
     (panel,) = figures[0].axes
     rbd = lines(panel)["RBD"]
-    found = record.load_all(results / "runs" / "dimension-quick")
+    found = made_up.load_all(results / "runs" / "dimension-quick")
     values = {
         d: mean(r.curve[-1].accuracy for r in found if (r.config.method, r.config.dim) == ("rbd", d))
         for d in (2, 10, 100, 1000, 10_000)
@@ -779,7 +779,7 @@ def test_numbers_of_the_paper_stand_beside_runs_of_its_budget_only(results, tmp_
 
 def test_the_choice_of_a_learning_rate_is_the_best_mean(results, notes):
     names = execute("learning_rate", results)
-    found = record.load_all(results / "runs" / "learning_rate-quick")
+    found = made_up.load_all(results / "runs" / "learning_rate-quick")
     for search, lr in names["chosen"].items():
         model, data, method, dim, partition, _ = search
         tried: dict[float, list[float]] = {}
@@ -838,7 +838,7 @@ def test_every_partition_is_told_beside_the_whole(results, notes):
 def test_table1_tells_the_best_epoch_beside_the_last(results, notes):
     """Made-up curves fall in the last epoch by about 4 %."""
     execute("table1", results)
-    found = record.load_all(results / "runs" / "table1-quick")
+    found = made_up.load_all(results / "runs" / "table1-quick")
     rows = [line.split(" | ") for line in (results / "tables" / "table1-epochs-quick.md").read_text("utf-8").splitlines()]
     (row,) = (r for r in rows if r[0] == "| CNN, F-MNIST" and r[1] == "SGD")
     runs = [r for r in found if (r.config.model, r.config.data, r.config.method) == ("cnn", "fmnist-embedded", "sgd")]
@@ -919,7 +919,7 @@ def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
     execute("workers", results)
     figure, note = figures["workers-quick"]
     accuracy, seconds, sent = map(lines, figure.axes)
-    found = record.load_all(results / "runs" / "workers-quick")
+    found = made_up.load_all(results / "runs" / "workers-quick")
     labels = {looks.label(v): v for v in ("common", "bases", "directions", "shares", "ddp")}
     assert set(accuracy) == set(seconds) == set(sent) == set(labels)
     for label, variant in labels.items():

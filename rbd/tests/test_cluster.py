@@ -9,10 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import made_up
 import pytest
 
 import rbd
-from rbd.suite import executor, job, record, store
+from rbd.suite import executor, job, store
 from rbd.suite.cluster import Cluster
 from rbd.suite.config import RunConfig
 
@@ -55,7 +56,7 @@ def test_sweep_goes_on_when_a_node_dies(cluster, tmp_path):
         out, err = running.communicate(timeout=500)
     assert running.returncode == 1 and out.count("finished after 20 epochs") == 4, out + err
     assert out.count("failed: ValueError: dim: got 101771, allowed 1 ... 101770") == 1
-    made = record.load_all(tmp_path / "results" / "runs" / "demo-quick")
+    made = made_up.load_all(tmp_path / "results" / "runs" / "demo-quick")
     assert sorted(r.config.seed for r in made) == [0, 1, 2, 3]
     again = job.run(made[0].config, tmp_path / "here", tmp_path / "here", threads=1)
     assert made[0].curve == again.curve and made[0].environment["cpu"] == again.environment["cpu"]

@@ -165,7 +165,7 @@ def test_switch_takes_over_with_the_fields_of_both_methods():
     assert (back.at(0), back.at(1)) == (RunConfig(partition="by_ratio:60"), RunConfig(method="sgd", lr=0.25))
     assert RunConfig().at(7) == RunConfig()
     for c in (there, back):
-        assert RunConfig.from_dict(RunConfig.completed(json.loads(c.canonical()))) == c
+        assert RunConfig.from_dict(RunConfig.complete(json.loads(c.canonical()))) == c
 
 
 def test_equal_runs_have_equal_ids():

@@ -20,6 +20,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import made_up
 import pytest
 import torch
 import torch.distributed as dist
@@ -35,7 +36,7 @@ from rbd.distributed.launch import _work
 from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import rbd_direction
 from rbd.partition import Compartment, partition
-from rbd.suite import record, wire
+from rbd.suite import wire
 from rbd.suite.config import RunConfig
 from rbd.suite.train import train
 
@@ -732,7 +733,7 @@ def test_the_command_under_torchrun(tmp_path):
             "--batch-size", "500"]  # fmt: skip
     done = torchrun(*line, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("finished after 1 epochs") == 1, done.stdout + done.stderr
-    (made,) = record.load_all(tmp_path / "results" / "runs" / "train")
+    (made,) = made_up.load_all(tmp_path / "results" / "runs" / "train")
     assert (made.config.workers, made.config.variant, made.outcome) == (2, "shares", "finished")
     assert not list((tmp_path / "results" / "checkpoints").iterdir())
 

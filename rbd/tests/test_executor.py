@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
+import made_up
 import pytest
 from tqdm import tqdm
 
@@ -84,7 +85,7 @@ def test_failure_is_noted_the_others_go_on_and_success_clears_it(fate, message, 
     assert [(f.config.seed, f.message) for f in failures] == [(1, message)] and len(told) == 3
     (path,) = (tmp_path / "failures").iterdir()
     kept = json.loads(path.read_text())
-    assert kept["message"] == message and RunConfig.from_dict(RunConfig.completed(kept["config"])) == replace(RUN, seed=1)
+    assert kept["message"] == message and RunConfig.from_dict(RunConfig.complete(kept["config"])) == replace(RUN, seed=1)
     assert run_all(Workers(), tmp_path)[0] == [] and not path.exists()
 
 
@@ -134,9 +135,10 @@ def test_as_many_at_a_time_as_there_are_jobs(tmp_path):
 
 
 def test_sizes_are_those_of_the_networks():
-    for name, sizes in cost.SIZE.items():
-        for shape, size in zip(((1, 28, 28), (3, 32, 32)), sizes):
-            assert sum(p.numel() for p in models.build(name, shape, 0).parameters()) == size
+    assert len(cost.SIZES) == 8
+    for (name, channels), size in cost.SIZES.items():
+        shape = {1: (1, 28, 28), 3: (3, 32, 32)}[channels]
+        assert sum(p.numel() for p in models.build(name, shape, 0).parameters()) == size
 
 
 def test_cost_by_hand():
@@ -298,7 +300,7 @@ def test_sweep_runs_in_processes_and_a_failure_does_not_stop_it(demo):
     assert len(re.findall(r"finished after 2 epochs", out)) == 3
     assert "failed: ValueError: dim: got 101771, allowed 1 ... 101770" in out
     assert "failed: fc mnist-embedded rbd dim=101771" in err and "results/failures/" in err
-    made = record.load_all(here / "results" / "runs" / "demo-quick")
+    made = made_up.load_all(here / "results" / "runs" / "demo-quick")
     assert sorted(r.config.seed for r in made) == [0, 1, 2]
     assert {r.environment["threads"] for r in made} == {max(1, cost.count_cores() // 2)}
     (noted,) = (here / "results" / "failures").iterdir()
@@ -343,7 +345,7 @@ def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(demo):
         assert len(checkpoints(here)) == 2 and not list((here / "results" / "runs").rglob("*.json"))
     out, _ = (again := start(here)).communicate(timeout=280)
     assert again.returncode == 0 and "2 runs, 2 to do" in out
-    for found in record.load_all(here / "results" / "runs" / "demo-quick"):
+    for found in made_up.load_all(here / "results" / "runs" / "demo-quick"):
         assert found.curve == job.run(found.config, here / "whole" / "runs", here / "whole", threads=1).curve
 
 
@@ -356,7 +358,7 @@ def test_two_sweeps_at_once_share_the_work(demo):
     both = [start(here, "--jobs", "1") for _ in range(2)]
     said = [one.communicate(timeout=280) for one in both]
     assert [one.returncode for one in both] == [0, 0], said
-    made = record.load_all(here / "results" / "runs" / "demo-quick")
+    made = made_up.load_all(here / "results" / "runs" / "demo-quick")
     assert len(made) == 4 and all(r.outcome == "finished" for r in made)
     for out, _ in said:
         assert out.count("finished after 10 epochs") == 4  # each tells of all

@@ -142,9 +142,9 @@ def test_plan_has_every_run_once_and_tells_what_waits_for_a_rate(tmp_path):
     key = "fc mnist-embedded rbd dim=3 partition=whole redraw=1"
     assert made == Plan("demo-quick", (RunConfig(seed=1), RunConfig(seed=2)), "Why?", (RunConfig(dim=3),), (key,))
     kept = json.loads(made.manifest())
-    assert [RunConfig.from_dict(RunConfig.completed(config)) for config in kept["waiting"]] == [RunConfig(dim=3)]
+    assert [RunConfig.from_dict(RunConfig.complete(config)) for config in kept["waiting"]] == [RunConfig(dim=3)]
     assert kept["untuned"] == [key] and [run["id"] for run in kept["runs"]] == [c.id for c in made.configs]
-    assert [RunConfig.from_dict(RunConfig.completed(run["config"])) for run in kept["runs"]] == list(made.configs)
+    assert [RunConfig.from_dict(RunConfig.complete(run["config"])) for run in kept["runs"]] == list(made.configs)
     assert [c.seed for c in made.with_seeds([7, 8]).configs] == [7, 8]
 
 

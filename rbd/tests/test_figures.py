@@ -110,8 +110,8 @@ def test_unknown_names_and_profiles(capsys):
 
 
 def test_all_notebooks_are_the_default():
-    assert figures.chosen([]) == figures.available() == sorted(p.stem for p in (ROOT / "analysis").glob("*.ipynb"))
-    assert figures.chosen(["table1", "curves", "table1"]) == ["table1", "curves"] and figures.chosen(["index"]) == []
+    assert figures.choose([]) == figures.list_notebooks() == sorted(p.stem for p in (ROOT / "analysis").glob("*.ipynb"))
+    assert figures.choose(["table1", "curves", "table1"]) == ["table1", "curves"] and figures.choose(["index"]) == []
 
 
 def test_what_is_not_installed_is_said(monkeypatch, capsys):
@@ -123,7 +123,7 @@ def test_what_is_not_installed_is_said(monkeypatch, capsys):
 
 def test_outside_a_clone(tmp_path):
     with pytest.raises(ValueError, match="no notebooks; a clone of the repository has them"):
-        figures.available(tmp_path)
+        figures.list_notebooks(tmp_path)
 
 
 def test_index_by_hand(tmp_path):
@@ -188,7 +188,7 @@ def test_the_committed_index_and_tables_are_those_of_the_committed_records(tmp_p
     monkeypatch.setattr(style, "save", lambda figure, *_: style.plt.close(figure))
     committed = ROOT / "results"
     readme = (committed / "README.md").read_text("utf-8")
-    index = figures.index(committed, figures.available())
+    index = figures.index(committed, figures.list_notebooks())
     assert index in readme and index.count("\n") > 2
     for folder in ("runs", "sweeps", "measurements", "asv"):
         if (committed / folder).exists():
@@ -196,10 +196,10 @@ def test_the_committed_index_and_tables_are_those_of_the_committed_records(tmp_p
     evidence = sorted((committed / "tables").glob("*.json"))
     assert evidence
     drawn = set()
-    for name, profile in product(figures.available(), ("quick", "paper")):
+    for name, profile in product(figures.list_notebooks(), ("quick", "paper")):
         try:
             execute(name, tmp_path, profile, allow_missing=True)
-            drawn.add(figures.written(name, profile))
+            drawn.add(figures.name_files(name, profile))
         except ValueError as error:
             assert type(error).__name__ == "Nothing", (name, profile, error)
     assert drawn >= {path.stem for path in evidence} | {"schematic"}

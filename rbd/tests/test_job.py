@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import made_up
 import pytest
 
 from rbd.suite import experiment, job, record, store
@@ -57,7 +58,7 @@ def test_ended_run_is_saved_and_its_checkpoint_removed(outcome, tmp_path, traine
     trainer = trained_by(Trainer(outcome))
     made = job.run(RUN, tmp_path / "runs" / "x", tmp_path, threads=2, device="cpu")
     assert trainer.calls == [(RUN, tmp_path / "checkpoints", {"threads": 2, "device": "cpu"})]
-    assert made.outcome == outcome and record.load_all(tmp_path / "runs" / "x") == [made]
+    assert made.outcome == outcome and made_up.load_all(tmp_path / "runs" / "x") == [made]
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -67,7 +68,7 @@ def test_interrupted_run_keeps_its_checkpoint_and_is_run_again(tmp_path, trained
     assert first.outcome == "interrupted" and record.find(RUN, tmp_path / "runs") == first
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [f"{RUN.id}.safetensors"]
     second = job.run(RUN, tmp_path / "runs", tmp_path)
-    assert second.outcome == "finished" and record.load_all(tmp_path / "runs") == [second]
+    assert second.outcome == "finished" and made_up.load_all(tmp_path / "runs") == [second]
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert job.run(RUN, tmp_path / "runs", tmp_path) == second
     assert len(trainer.calls) == 2

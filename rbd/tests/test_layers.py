@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,14 @@ def test_the_library_never_imports_the_suite():
         assert not {other for other in found[name] if other.startswith("rbd.suite")}, name
 
 
+def test_the_library_needs_torch_numpy_and_numba_alone():
+    """llvmlite comes with Numba, and Triton with torch where there are GPUs."""
+    allowed = {*sys.stdlib_module_names, "rbd", "torch", "numpy", "numba", "llvmlite", "triton"}
+    found = imports()
+    for name in (LIBRARY & set(found)) | {PUBLIC, "rbd.__main__"}:
+        assert {other.split(".")[0] for other in found[name]} <= allowed, name
+
+
 @pytest.mark.parametrize("name", ["models", "datasets", "batches", "config", "record"])
 def test_networks_data_and_configurations_do_without_the_library(name):
     """Beside the definition of the entries, and how θ is cut."""
@@ -221,6 +230,7 @@ def test_analysis_loads_no_torch(fresh_python):
     ("import rbd.compartment, rbd.partition, rbd.suite.config", "torch numba numpy torchvision triton"),
     ("import rbd.suite.record, rbd.suite.store, rbd.suite.rates, rbd.suite.experiment, rbd.suite.executor, rbd.suite.cli",
      "torch numba numpy torchvision triton matplotlib ray"),
+    ("import rbd.suite.cli", "filelock tqdm safetensors pandas seaborn"),  # so that --help works where only pip is
     ("from rbd.suite import experiment; experiment.experiments()", "torch numba numpy torchvision triton matplotlib ray"),
     ("from rbd import RBD, FPD, NES, Basis", "numba torchvision ray matplotlib"),  # numba comes with the first product
 ])  # fmt: skip

@@ -214,7 +214,7 @@ def test_budget_of_workers(workers, variant, batches, steps):
     """Equal images, to the last few batches that do not make a step; every worker's evaluations count."""
     made = loop.budget(config("rbd", workers=workers, variant=variant), IMAGES)
     assert (made.batches, made.steps, made.passes) == (batches, steps, workers)
-    sampled = [step for step in range(1, made.steps + 1) if made.sampled(step)]
+    sampled = [step for step in range(1, made.steps + 1) if made.is_sampled(step)]
     assert {made.epoch(step - 1) for step in sampled} == set(range(3))  # in each of the three epochs
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from rbd.suite.config import PAPER_LR, RunConfig
+from rbd.suite.config import RunConfig
 from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.paper import LEARNING_RATES
 from rbd.suite.rates import Request, tuned
 
 PARTS = (None, "none", "brightness", "crop")  # None: both
@@ -18,7 +19,7 @@ def runs(profile: str) -> Iterator[RunConfig | Request]:
     names = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist")
     for seed, part, data, method in product(SEEDS, PARTS, names, ("sgd", "rbd", "fpd")):
         base: dict[str, Any] = {"model": "fc", "data": data, "method": method, "seed": seed, "augment": part}
-        yield tuned(**base, epochs=20) if profile == "quick" else RunConfig(**base, lr=PAPER_LR["fc", data][method])
+        yield tuned(**base, epochs=20) if profile == "quick" else RunConfig(**base, lr=LEARNING_RATES["fc", data][method])
 
 
 EXPERIMENT = Experiment("augmentation", __doc__, runs)

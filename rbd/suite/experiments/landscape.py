@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rbd.suite.config import PAPER_LR
 from rbd.suite.experiment import Experiment
+from rbd.suite.paper import LEARNING_RATES
 
 DATA = {"quick": "mnist-embedded", "paper": "mnist"}
 EPOCHS = {"quick": 5, "paper": 20}
@@ -45,7 +45,7 @@ def train(model, sets, epochs: int) -> None:
 
     from rbd.suite import batches
 
-    optimizer = torch.optim.SGD(model.parameters(), PAPER_LR["fc", "mnist"]["sgd"])
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATES["fc", "mnist"]["sgd"])
     for epoch in range(epochs):
         for x, y in batches.batches(sets.train, 32, SEED, epoch):
             optimizer.zero_grad()

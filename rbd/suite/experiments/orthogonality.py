@@ -1,4 +1,4 @@
-"""How orthogonal are two random directions: E|cos| against D, for each law, beside √(2/(πD)) = 0.798/√D?"""
+"""How orthogonal are two random directions: E|cos| against D, for each distribution, beside √(2/(πD)) = 0.798/√D?"""
 
 from __future__ import annotations
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rbd.suite.config import PAPER_LR, RunConfig
+from rbd.suite.config import RunConfig
 from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.paper import LEARNING_RATES
 
 
 def runs(profile: str) -> Iterator[RunConfig]:
-    for (model, data), found in PAPER_LR.items() if profile == "paper" else ():
+    for (model, data), found in LEARNING_RATES.items() if profile == "paper" else ():
         for method, lr in found.items():
             for seed in SEEDS:
                 yield RunConfig(model=model, data=data, method=method, lr=lr, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rbd.suite import paper
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.rates import Request, tuned
 
@@ -20,7 +21,7 @@ def runs(profile: str) -> Iterator[Request]:
         yield tuned(**fc, method="sgd", seed=seed)
         for dim in DENSE if quick else (250,):
             yield tuned(**fc, method="rbd", dim=dim, seed=seed)
-        for dim in (*SPARSE, 101_770):
+        for dim in (*SPARSE, paper.SIZES["fc", 1]):
             yield tuned(**fc, method="rbd", dim=dim, distribution="countsketch", seed=seed)
     for seed in SEEDS[:2]:
         yield tuned(**cnn, method="sgd", seed=seed)
