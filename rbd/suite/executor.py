@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from threading import Thread
+from threading import RLock, Thread
 from time import perf_counter
 from typing import Protocol
 
@@ -238,6 +238,7 @@ def _obey() -> None:
     """In a worker: leave Ctrl-C and SIGTERM to the parent, and end when that is gone, killed or not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a worker that is killed would leave behind
     Thread(target=_end_with_parent, daemon=True).start()
 
 
