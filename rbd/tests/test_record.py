@@ -262,6 +262,11 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def test_edits_of_the_library_make_a_record_dirty():
+    """All of rbd is looked at, kernels too, not the suite alone."""
+    assert (record.PACKAGE / "kernels" / "cpu.py").exists() and (record.PACKAGE / "suite" / "record.py").exists()
+
+
 def test_commit_is_that_of_the_package(tmp_path, monkeypatch):
     package, stranger = tmp_path / "rbd", tmp_path / "venv" / "rbd"
     for folder in (package, stranger):
