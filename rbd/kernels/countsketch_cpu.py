@@ -171,7 +171,7 @@ def _add_run(g, low, high, column, place, count, whole, fresh, state, name, word
         if column // CHUNK != chunk:
             chunk, made = column // CHUNK, 0
             _make_words(SIGNS | (BLOCKS * chunk), 0, number, seed, stream, step, words)
-            if whole and low <= CHUNK * chunk and CHUNK * (chunk + 1) <= high:
+            if (whole or 2 * count >= CHUNK) and low <= CHUNK * chunk and CHUNK * (chunk + 1) <= high:
                 _sign_chunk(g, CHUNK * chunk, words, x)
                 made = CHUNK
         n = min(count, CHUNK - i)
@@ -243,10 +243,14 @@ def _add_small_segments(g, low, high, total, q0, q1, name, words, x, sums):
             if q >> 6 != have:
                 have = q >> 6
                 _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
-            turn = load(words, _ROTATIONS + LANES * _offset(q, total, total, words))
-            segment = permute(load(x, _FRONT + q * total - CHUNK * chunk), turn)
-            even, odd = odd, even + like(segment, even)
-            q += 1
+            count = min(stop, 64 * (have + 1)) - q
+            for i in range(count):  # apart from the sums, or LLVM would permute half of a segment lane by lane
+                turn = load(words, _ROTATIONS + LANES * _offset(q + i, total, total, words))
+                segment = load(x, _FRONT + (q + i) * total - CHUNK * chunk)
+                store(x, _TABLE + LANES * i, permute(segment, turn))
+            for i in range(count):
+                even, odd = odd, even + like(load(x, _TABLE + LANES * i), even)
+            q += count
     store(sums, 0, even + odd)
 
 
