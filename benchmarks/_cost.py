@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-ON_DEMAND = ("normal", "uniform", "rademacher")
-STORED = ("stored fp32", "stored bf16", "stored bits", "sklearn gaussian", "sklearn sparse")
-WAYS = (*ON_DEMAND, "stored fp32", "stored bf16", "stored bits", "randn", "sklearn gaussian", "sklearn sparse")
+ON_DEMAND = ("normal", "uniform", "rademacher", "countsketch")
+STORED = ("stored fp32", "stored bf16", "stored bits", "sklearn gaussian", "sklearn sparse", "stored sketch", "hadamard")
+WAYS = (*ON_DEMAND, "stored fp32", "stored bf16", "stored bits", "randn", "sklearn gaussian", "sklearn sparse",
+        "stored sketch", "hadamard")  # fmt: skip
 CHUNK = 2**22  # entries that `randn` draws at a time: 16 MiB
 LANES = 64  # packed signs: words that one bit number is taken from at a time
 TILE = 32 * LANES  # columns
@@ -19,10 +20,17 @@ RATE = {
     "cuda": {"normal": 1e12, "uniform": 1.5e12, "rademacher": 9e12, "stored fp32": 1e11, "stored bf16": 1e11,
              "stored bits": 1e11, "randn": 3e11, "sklearn gaussian": 3e7, "sklearn sparse": 3e9},
 }  # fmt: skip
+# Columns per second of the ways that cost the same for every d; a Hadamard transform, columns times log2 of their number.
+COLUMN_RATE = {
+    "cpu": {"countsketch": 5e8, "stored sketch": 1.2e8, "hadamard": 5e8},
+    "cuda": {"countsketch": 1e11, "stored sketch": 1e10, "hadamard": 2e10},
+}
 
 
 def seconds(way: str, dim: int, size: int, device: str = "cpu") -> float:
     """Expected time of making a basis and a product with it."""
+    if way in COLUMN_RATE[device]:
+        return size * (math.log2(padded(size)) if way == "hadamard" else 1) / COLUMN_RATE[device][way]
     return dim * size / RATE[device][way]
 
 
@@ -32,8 +40,14 @@ def stored_mib(way: str, dim: int, size: int) -> float:
     bytes_of = {
         "stored fp32": 4 * entries, "stored bf16": 2 * entries, "stored bits": 4 * dim * words(size),
         "randn": 4 * size * rows(size), "sklearn gaussian": 4 * entries, "sklearn sparse": 12 * dim * math.sqrt(size),
+        "stored sketch": 12 * size, "hadamard": 4 * size + 8 * dim,
     }  # fmt: skip
     return bytes_of.get(way, 0) / 2**20
+
+
+def padded(size: int) -> int:
+    """The power of two that a Hadamard transform takes for a vector of that size."""
+    return 1 << (size - 1).bit_length()
 
 
 def words(size: int) -> int:

@@ -29,7 +29,7 @@ BLOCKS = 1 if SET == "quick" else 3  # of a side that is compared with nothing
 CALLS = 1 if SET == "quick" else 3  # least number of timed calls in a block, if they are short
 DEVICES = ("cpu", "gpu")
 ONLY = os.environ.get("RBD_BENCH_DEVICE")  # one of DEVICES: cells of the other are n/a
-NO_KERNELS = "device: no kernels for"  # what rbd says of a device it has none for
+NOT_YET = ("device: no kernels for", "distribution: got 'countsketch'")  # what an rbd says that has none: an older one
 
 Call = Callable[[], object]
 
@@ -113,6 +113,18 @@ def alone(call: Call, device: str = "cpu", blocks: int = BLOCKS, budget: float =
     return median([first] + [block(call, device, budget) for _ in range(blocks - 1 if first < 0.5 else 0)])
 
 
+def rounds(calls: dict[str, Call], device: str = "cpu", count: int = PAIRS, budget: float = BLOCK) -> dict[str, float]:
+    """Seconds of each call, by medians over rounds: a block of every call in each, in the other order than the round before.
+
+    All of them see the same minutes of the machine, so that their quotients are ratios.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(count):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            times[name].append(block(calls[name], device, budget))
+    return {name: median(taken) for name, taken in times.items()}
+
+
 def alternate(ours: Call, theirs: Call, device: str = "cpu", pairs: int = PAIRS, budget: float = BLOCK) -> Pair:
     """Blocks of both sides in turn, each pair in the other order than the one before."""
     times: list[tuple[float, float]] = []
@@ -190,9 +202,14 @@ def attempt(measure: Callable[..., object], *arguments) -> object:
     except NotImplementedError as reason:
         return reason
     except Exception as error:
-        if NO_KERNELS in str(error):  # an rbd from before its GPU kernels
+        if lacks(error):
             return NotImplementedError(str(error))
         return RuntimeError(traceback.format_exc())
+
+
+def lacks(error: Exception) -> bool:
+    """Whether this rbd, an older one, does not have what was asked for."""
+    return any(text in str(error) for text in NOT_YET)
 
 
 def found(cell: object) -> object:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from benchmarks._cost import LANES, ON_DEMAND, TILE, rows, seconds, stored_mib, words
+from benchmarks._cost import LANES, ON_DEMAND, TILE, padded, rows, seconds, stored_mib, words
 from benchmarks._measure import captured, expected, fits
 from rbd import Basis, distribution, philox
 
@@ -23,12 +23,16 @@ def build(way: str, dim: int, size: int, device: str = "cpu"):
         NotImplementedError: it does not fit into memory, is not in this set of cells, or does not exist on the device.
     """
     expected(seconds(way, dim, size, device))
-    making = {"sklearn gaussian": 3, "sklearn sparse": 3}.get(way, 1)  # scikit-learn draws in float64, then converts
+    making = {"sklearn gaussian": 3, "sklearn sparse": 3, "stored sketch": 3}.get(way, 1)  # in float64, then converted
     fits(f"{way} of {dim:,} x {size:,}", making * stored_mib(way, dim, size) + 8 * size * 4 / 2**20, device)
     if way in ON_DEMAND:
         return OnDemand(Basis(dim, size, way, seed=1), device)
     if way.startswith("sklearn"):
         return _sklearn(way, dim, size, device)
+    if way == "stored sketch":
+        return StoredSketch.make(Basis(dim, size, "countsketch", seed=1), device)
+    if way == "hadamard":
+        return Hadamard.make(dim, size, device)
     return {"stored fp32": StoredFloat, "stored bf16": StoredFloat, "stored bits": _bits(device), "randn": Randn}[way].make(
         Basis(dim, size, "rademacher", seed=1), device, torch.bfloat16 if way == "stored bf16" else torch.float32
     )
@@ -53,11 +57,17 @@ class OnDemand:
     def window(self) -> tuple[slice, torch.Tensor]:
         """The last columns, 128 at most, and the entries that the definition gives them, (d, columns) float64."""
         law, b = distribution.distribution(self.basis.distribution), self.basis
+        if getattr(law, "sparse", False):
+            columns = np.arange(max(0, b.size - min(128, 1 + 2**24 // b.dim)), b.size)
+            which, signs = distribution.sketch(columns, b.dim, b.seed, b.stream, b.step, b.compartment)
+            phi = torch.zeros(b.dim, len(columns), dtype=torch.float64)
+            phi[which, np.arange(len(columns))] = torch.from_numpy(signs).double() * law.scale(b.size, b.dim)
+            return slice(int(columns[0]), b.size), phi
         chunk = (b.size - 1) // law.columns
         drawn = philox.words(b.row + np.arange(b.dim), np.array([chunk]), b.seed, b.stream, b.step, b.compartment)
         start = max(chunk * law.columns, b.size - 128)
         levels = law.entries(drawn).reshape(b.dim, -1)[:, start - chunk * law.columns : b.size - chunk * law.columns]
-        return slice(start, b.size), torch.from_numpy(levels).double() * law.scale(b.size, b.dim)
+        return slice(start, b.size), torch.from_numpy(levels).double() / (law.deviation * b.size**0.5)
 
 
 def _rows(basis: Basis, device: str):
@@ -289,6 +299,73 @@ def _sklearn(way: str, dim: int, size: int, device: str) -> Sklearn:
         made = SparseRandomProjection(dim, dense_output=True, random_state=1)
     made.fit(np.zeros((1, size), np.float32))
     return Sklearn(made, made.components_)
+
+
+@dataclass(frozen=True)
+class StoredSketch:
+    """A CountSketch as torch users write it: for every column the number of its row, and its sign.
+
+    Of the same Φ as ours, whose row numbers run on for d columns: kinder to the caches than independent ones would be.
+    """
+
+    index: torch.Tensor  # (D,) int64
+    signs: torch.Tensor  # (D,) float32, scaled
+    basis: Basis
+
+    @classmethod
+    def make(cls, basis: Basis, device: str):
+        scale = (basis.dim / basis.size) ** 0.5
+        numbers = basis.expand(torch.arange(1, basis.dim + 1, dtype=torch.float64, device=device)) / scale  # ±(row + 1)
+        return cls(numbers.abs().round().long() - 1, numbers.sign().float() * scale, basis)
+
+    def project(self, g: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(self.basis.dim, device=g.device).index_add_(0, self.index, self.signs * g)
+
+    def expand(self, c: torch.Tensor) -> torch.Tensor:
+        return c.index_select(0, self.index).mul_(self.signs)
+
+    def dense(self) -> torch.Tensor:
+        return self.basis.dense().double()
+
+
+def _hadamard(x: torch.Tensor) -> torch.Tensor:
+    """H x, (n,) -> (n,), n a power of two, H of ±1: log2(n) passes over x."""
+    n, half = len(x), 1
+    while half < n:
+        a, b = x.view(-1, 2, half).unbind(1)  # (n / 2 half, half) each
+        x = torch.stack((a + b, a - b), 1).view(-1)
+        half *= 2
+    return x
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """A subsampled randomised Hadamard transform as torch users write it: d rows of H times random signs, padded to 2**k."""
+
+    signs: torch.Tensor  # (D,) float32, scaled
+    rows: torch.Tensor  # (d,) int64, none twice
+
+    @classmethod
+    def make(cls, dim: int, size: int, device: str):
+        generator = torch.Generator().manual_seed(1)
+        signs = torch.randint(2, (size,), generator=generator).float().mul_(2).sub_(1).mul_(size**-0.5)
+        numbers = np.random.default_rng(1).choice(padded(size), dim, replace=False)  # without a permutation of all
+        return cls(signs.to(device), torch.from_numpy(numbers).to(device))
+
+    def project(self, g: torch.Tensor) -> torch.Tensor:
+        more = padded(len(g)) - len(g)
+        return _hadamard(torch.nn.functional.pad(g * self.signs, (0, more)))[self.rows]
+
+    def expand(self, c: torch.Tensor) -> torch.Tensor:
+        x = torch.zeros(padded(len(self.signs)), device=c.device)
+        x[self.rows] = c
+        return _hadamard(x)[: len(self.signs)] * self.signs
+
+    def dense(self) -> torch.Tensor:
+        both = self.rows.cpu()[:, None] & torch.arange(len(self.signs))  # (d, D); H[i, j] = -1 where i & j has odd bits
+        for shift in (32, 16, 8, 4, 2, 1):
+            both = both ^ (both >> shift)
+        return (1 - 2 * (both & 1)).double() * self.signs.double().cpu()
 
 
 def timed(way, product: str, x: torch.Tensor):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from benchmarks._cost import seconds
-from benchmarks._measure import DEVICES, NO_KERNELS, expected, fits, on_device, peak_mib
+from benchmarks._measure import DEVICES, expected, fits, lacks, on_device, peak_mib
 
 SIZE = 1_000_000  # D
+LARGE = 25_000_000  # where a vector takes 95 MiB, beside which a process's own few MiB of noise are small
 ON_DEMAND = """
 import torch
 from rbd import RBD
@@ -26,11 +27,30 @@ for _ in range(2):
         model.weight.sub_(u.view_as(model.weight), alpha=0.1)
 """
 
+WARM = """
+import torch
+from rbd import RBD
+def train(size, make):
+    model = torch.nn.Linear(size // 10, 10, bias=False, device="{device}")
+    optimizer = make(model.parameters(), size)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(1, size // 10, device="{device}")).sum().backward()
+        optimizer.step()
+def random_bases(params, size):
+    return RBD(params, lr=0.1, dim=min({dim}, size), distribution="{distribution}")
+def sgd(params, size):
+    return torch.optim.SGD(params, lr=0.1)
+train(1000, random_bases)  # so that both sides have loaded the same
+train({size}, {make})
+"""
+
 
 class Peak:
     """Two steps with D = 1,000,000; resident memory, on a GPU torch.cuda.max_memory_allocated."""
 
-    params = (DEVICES, ("rademacher", "uniform", "normal", "stored fp32"), (10, 100, 1000, 10_000))
+    params = (DEVICES, ("rademacher", "uniform", "normal", "stored fp32", "countsketch"),
+              (10, 100, 250, 1000, 10_000, 100_000))  # fmt: skip
     param_names = ("device", "basis", "d")
     unit = "MiB"
     version = "2"
@@ -48,9 +68,37 @@ class Peak:
         try:
             return peak_mib(code, torchs)
         except RuntimeError as error:
-            if NO_KERNELS in str(error):  # an rbd from before its GPU kernels
+            if lacks(error):
                 return float("nan")
             raise
+
+
+class BesideSGD:
+    """What a step keeps at its peak beyond SGD's step, as a multiple of the parameters; D = 25,000,000."""
+
+    params = (DEVICES, ("rademacher", "countsketch"), (250, 10_000, 100_000))
+    param_names = ("device", "basis", "d")
+    unit = "x the parameters"
+    version = "1"
+    timeout = 600
+
+    def setup(self, device: str, basis: str, dim: int) -> None:
+        torchs = on_device(device)
+        expected(max(0.1, seconds(basis, dim, LARGE, torchs)))  # two processes a cell: not in the quick set
+        fits(f"a step with {LARGE:,} parameters", 8 * 4 * LARGE / 2**20 + 1000, torchs)
+
+    def track_step(self, device: str, basis: str, dim: int) -> float:
+        torchs = on_device(device)
+        try:
+            ours, theirs = (
+                peak_mib(WARM.format(size=LARGE, dim=dim, distribution=basis, device=torchs, make=make), torchs)
+                for make in ("random_bases", "sgd")
+            )
+        except RuntimeError as error:
+            if lacks(error):
+                return float("nan")
+            raise
+        return (ours - theirs) / (4 * LARGE / 2**20)
 
 
 def track_import() -> float:

@@ -1,18 +1,26 @@
-"""On demand against its rivals at about the paper's size, in turn in one run: a product's time as a multiple of theirs."""
+"""On demand against its rivals, in turn in one run: a product's time as a multiple of theirs.
+
+Dense bases at about the paper's size; the sparse one at any d, and up to D = 1e8, where only what costs the same for all d
+can follow.
+"""
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from benchmarks._cost import ON_DEMAND
-from benchmarks._measure import DEVICES, alternate, attempt, expected, found, interleaved, on_device
+from benchmarks._measure import DEVICES, alternate, attempt, captured, expected, found, interleaved, on_device
 
 DIM, SIZE = 256, 101_770  # about the paper's d, and the D of its FC net
 RIVALS = ("stored fp32", "stored bf16", "stored bits", "randn", "sklearn gaussian")
+# What a sketch is compared with at the same d and D. "copy": u.copy_(g) of length D; "d = 250": a sketch with 250 rows.
+SKETCH_RIVALS = ("rademacher", "stored sketch", "hadamard", "sklearn sparse", "copy", "d = 250")
+SKETCH_DIMS, SKETCH_SIZES = (250, 10_000), (101_770, 10**7, 10**8)
 
 
 def setup_cache() -> dict:
-    """{(device, ours, rival): {"project": Pair, "expand": Pair, "interleaved": Pair} or an exception}."""
+    """{(device, ours, rival) or (device, rival, d, D): {"project": Pair, "expand": Pair, ...} or an exception}."""
     cache = {}
     for device in DEVICES:
         rivals = {way: attempt(_build, device, way) for way in RIVALS}
@@ -21,22 +29,57 @@ def setup_cache() -> dict:
             for rival, theirs in rivals.items():
                 cache[device, way, rival] = attempt(_pairs, device, ours, theirs)
                 print(device, way, rival, cache[device, way, rival], file=sys.stderr, flush=True)
+        for size in SKETCH_SIZES:
+            for dim in SKETCH_DIMS:
+                ours = attempt(_build_sketch, device, "countsketch", dim, size)
+                for rival in SKETCH_RIVALS:
+                    cell = (device, rival, dim, size)
+                    cache[cell] = attempt(_sketch_pairs, ours, *cell)
+                    print(*cell, cache[cell], file=sys.stderr, flush=True)
+                    gc.collect()
     return cache
 
 
-setup_cache.timeout = 1200
+setup_cache.timeout = 3600
 
 
-def _build(device: str, way: str):
+def _build(device: str, way: str, dim: int = DIM, size: int = SIZE):
     from benchmarks import _ways
 
     if way == "randn":
         expected(0.1)  # half a second a pair
     device = on_device(device)
     _ways.check_small(way, device)
-    built = _ways.build(way, DIM, SIZE, device)
-    _ways.check(way, built, *_ways.vectors(DIM, SIZE, device))
+    built = _ways.build(way, dim, size, device)
+    _ways.check(way, built, *_ways.vectors(dim, size, device))
     return built
+
+
+def _build_sketch(device: str, way: str, dim: int, size: int):
+    if size > SIZE:
+        expected(0.1)  # making the vectors takes as long: not in the quick set
+    return _build(device, way, dim, size)
+
+
+def _sketch_pairs(ours, device: str, rival: str, dim: int, size: int) -> dict:
+    """A sketch against a rival: {"project": Pair, "expand": Pair}."""
+    import torch
+
+    from benchmarks import _ways
+
+    ours, device = found(ours), on_device(device)
+    g, c = _ways.vectors(dim, size, device)
+    if rival == "copy":
+        u = torch.empty_like(g)
+        theirs = dict.fromkeys(("project", "expand"), captured(lambda: u.copy_(g)) if g.is_cuda else lambda: u.copy_(g))
+    else:
+        if rival == "d = 250" and dim == 250:
+            raise NotImplementedError("the same as itself")
+        built = _build_sketch(device, *(("countsketch", 250) if rival == "d = 250" else (rival, dim)), size)
+        few = c[: 250 if rival == "d = 250" else dim]
+        theirs = {"project": _ways.timed(built, "project", g), "expand": _ways.timed(built, "expand", few)}
+    given = {"project": g, "expand": c}
+    return {what: alternate(_ways.timed(ours, what, x), theirs[what], device) for what, x in given.items()}
 
 
 def _pairs(device: str, ours, theirs) -> dict:
@@ -82,3 +125,21 @@ class BetweenOperations:
 
     def track_project(self, cache: dict, *cell) -> float:
         return found(cache[("cpu", *cell)])["interleaved"].ratio
+
+
+class Sketch:
+    """countsketch: below 1, it is faster than the rival at the same d and D."""
+
+    params = (DEVICES, SKETCH_RIVALS, SKETCH_DIMS, SKETCH_SIZES)
+    param_names = ("device", "rival", "d", "D")
+    unit = "x the rival's time"
+    version = "1"
+
+    def setup(self, cache: dict, *cell) -> None:
+        found(cache[cell])
+
+    def track_project(self, cache: dict, *cell) -> float:
+        return found(cache[cell])["project"].ratio
+
+    def track_expand(self, cache: dict, *cell) -> float:
+        return found(cache[cell])["expand"].ratio

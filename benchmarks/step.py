@@ -5,57 +5,50 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from benchmarks._measure import DEVICES, alone, alternate, attempt, captured, expected, found, on_device
+from benchmarks._measure import DEVICES, alone, attempt, captured, expected, found, on_device, rounds
 from benchmarks._suite import suite
 
 NETWORKS = {"fc": (1, 28, 28), "cnn": (1, 28, 28), "resnet8": (3, 32, 32), "resnet32": (3, 32, 32)}
 METHODS = ("sgd", "rbd normal", "rbd uniform", "rbd rademacher", "rbd rademacher by_layer", "fpd rademacher",
-           "nes rademacher", "sgd graph", "rbd rademacher graph")  # fmt: skip
+           "nes rademacher", "sgd graph", "rbd rademacher graph", "rbd countsketch", "rbd countsketch 10000")  # fmt: skip
 DIM, BATCH = 250, 32
 NES = {"cpu": {"fc": 0.3, "cnn": 2.5, "resnet8": 4.0, "resnet32": 15.0},  # seconds a step, roughly: d evaluations
        "cuda": {"fc": 0.1, "cnn": 0.1, "resnet8": 0.4, "resnet32": 1.0}}  # fmt: skip
 
 
 def setup_cache() -> dict:
-    """{(device, network, method): Pair of its step and SGD's, or an exception}."""
+    """{(device, network, method): (its step, SGD's), seconds, or an exception}."""
     cache = {}
     for device in DEVICES:
         for network in NETWORKS:
+            steps = attempt(_steps, device, network)
             for method in METHODS:
-                cache[device, network, method] = attempt(_pair, device, network, method)
-                print(device, network, method, cache[device, network, method], file=sys.stderr, flush=True)
+                cache[device, network, method] = cell = steps if isinstance(steps, Exception) else steps[method]
+                print(device, network, method, cell, file=sys.stderr, flush=True)
     return cache
 
 
 setup_cache.timeout = 3600
 
 
-def _pair(device: str, network: str, method: str):
+def _steps(device: str, network: str) -> dict[str, object]:
+    """{method: (its step, SGD's), seconds, or an exception}, both by blocks of the same rounds."""
     import torch
 
     device = on_device(device)
-    if "graph" in method and device == "cpu":
-        raise NotImplementedError("CUDA graphs are for GPUs")
-    if "nes" in method:
-        expected(NES[device][network])
-    elif network == "resnet32":
+    if network == "resnet32":
         expected(0.3)
     before = torch.get_num_threads()
     _threads(1 if network == "fc" else before, before)  # as the suite does: the FC net's operations are too small to share
     try:
-        ours, sgd = _step(network, method, device), _step(network, "sgd", device)
-        if "nes" in method:  # hundreds of SGD's steps: no need to take turns
-            return _Apart(alone(ours, device, blocks=1), alone(sgd, device))
-        return alternate(ours, sgd, device)
+        made = {method: attempt(_step, network, method, device) for method in METHODS}
+        calls = {method: step for method, step in made.items() if not isinstance(step, Exception)}
+        nes = {method: calls.pop(method) for method in list(calls) if "nes" in method}
+        times = rounds(calls, device)
+        times |= {method: alone(step, device, blocks=1) for method, step in nes.items()}  # hundreds of SGD's steps
+        return {method: (times[method], times["sgd"]) if method in times else made[method] for method in METHODS}
     finally:
         _threads(before, None)
-
-
-class _Apart:
-    """Times of steps measured one after the other, seconds."""
-
-    def __init__(self, ours: float, theirs: float) -> None:
-        self.ours, self.theirs, self.ratio = ours, theirs, ours / theirs
 
 
 def _threads(torchs: int, kernels: int | None) -> None:
@@ -74,6 +67,10 @@ def _step(network: str, method: str, device: str) -> Callable[[], object]:
     """
     import torch
 
+    if "graph" in method and device == "cpu":
+        raise NotImplementedError("CUDA graphs are for GPUs")
+    if "nes" in method:
+        expected(NES[device][network])
     models = suite("models")
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(BATCH, *NETWORKS[network], generator=generator).to(device)
@@ -105,32 +102,35 @@ def _optimizer(method: str, model):
     from rbd import FPD, NES, RBD
 
     graph, method = "graph" in method, method.removesuffix(" graph")
-    name, distribution, partition = (*method.split(), "normal", "whole")[:3] if " " in method else (method, None, None)
+    name, distribution, more = (*method.split(), "", "")[:3]  # more: a partition, or d
+    partition, dim = ("whole", int(more)) if more.isdigit() else (more or "whole", DIM)
     named = list(model.named_parameters())
     if name == "sgd":
         return torch.optim.SGD(named, lr=0.001)
     if name == "nes":
-        return NES(named, lr=0.001, dim=DIM, distribution=distribution)
-    partition = partition if partition == "by_layer" else "whole"
-    more = {"capturable": True} if graph else {}  # older versions lack it
-    return {"rbd": RBD, "fpd": FPD}[name](named, lr=0.001, dim=DIM, distribution=distribution, partition=partition, **more)
+        return NES(named, lr=0.001, dim=dim, distribution=distribution)
+    given = dict(lr=0.001, dim=dim, distribution=distribution, partition=partition)
+    if graph:
+        given["capturable"] = True  # older versions lack it
+    return {"rbd": RBD, "fpd": FPD}[name](named, **given)
 
 
 class Step:
-    """Batches of 32, d = 250; SGD against itself shows the noise."""
+    """Batches of 32, d = 250 if no other is named. A ratio is the quotient of two medians over the same rounds of blocks."""
 
     params = (DEVICES, tuple(NETWORKS), METHODS)
     param_names = ("device", "network", "method")
-    version = "1"
+    version = "2"
 
     def setup(self, cache: dict, *cell) -> None:
         found(cache[cell])
 
     def track_time(self, cache: dict, *cell) -> float:
-        return 1000 * found(cache[cell]).ours
+        return 1000 * found(cache[cell])[0]
 
     def track_against_sgd(self, cache: dict, *cell) -> float:
-        return found(cache[cell]).ratio
+        step, sgd = found(cache[cell])
+        return step / sgd
 
 
 Step.track_time.unit = "ms"

@@ -12,7 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks._cost import ON_DEMAND, WAYS, stored_mib
+from benchmarks.memory import LARGE as MEMORY_LARGE
 from benchmarks.memory import SIZE as MEMORY_SIZE
+from benchmarks.ratios import SKETCH_DIMS, SKETCH_RIVALS, SKETCH_SIZES
+from benchmarks.size import CACHES
 from benchmarks.workers import COUNTS, RIVALS, VARIANTS
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +74,11 @@ def _any(rows: Sequence[Sequence[str]]) -> bool:
     return any(cell not in ("n/a", "") and not cell.endswith("iB)") for row in rows for cell in row[1:])
 
 
+def _known(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Without the ways that an older commit does not have."""
+    return [row for row in rows if set(row[1:]) != {"n/a"}]
+
+
 def _size(mib: float) -> str:
     return f"{mib / 2**10:,.0f} GiB" if mib >= 2**10 else f"{mib:,.0f} MiB"
 
@@ -82,10 +90,26 @@ def ratios(results: Results, device: str) -> str:
 
     def cell(way: str, rival: str) -> str:
         p, e = (results.get(f"ratios.Ratio.track_{what}", device, way, rival) for what in ("project", "expand"))
-        return f"{_times(1 / p)} / {_times(1 / e)}"
+        return "n/a" if math.isnan(p) and math.isnan(e) else f"{_times(1 / p)} / {_times(1 / e)}"
 
     rows = [[NAME.get(way, way), *(cell(way, rival) for rival in rivals)] for way in reversed(ON_DEMAND)]
-    return _table(["entries", *rivals], rows) if rivals else ""
+    return _table(["entries", *rivals], _known(rows)) if rivals else ""
+
+
+def sketches(results: Results, device: str) -> str:
+    """How many times faster than each rival a sketch is at the same d and D, project / expand."""
+
+    def cell(rival: str, dim: int, size: int) -> str:
+        p, e = (
+            results.get(f"ratios.Sketch.track_{what}", device, rival, str(dim), str(size)) for what in ("project", "expand")
+        )
+        return "n/a" if math.isnan(p) else f"{_times(1 / p)} / {_times(1 / e)}"
+
+    shapes = [(dim, size) for size in SKETCH_SIZES for dim in SKETCH_DIMS]
+    rows = [[NAME.get(rival, rival), *(cell(rival, *shape) for shape in shapes)] for rival in SKETCH_RIVALS]
+    return (
+        _table(["countsketch against", *(f"d = {dim:,}, D = {size:,}" for dim, size in shapes)], rows) if _any(rows) else ""
+    )
 
 
 def _times(x: float) -> str:
@@ -104,13 +128,17 @@ def products(results: Results, device: str, dim: str = "1000") -> str:
         return f"{value:.3g}" if not math.isnan(value) else f"({_size(mib)})" if large else "n/a"
 
     rows = [[NAME.get(way, way), *(cell(way, size) for size in sizes)] for way in WAYS]
-    return _table([f"project, ms; d = {int(dim):,}", *(f"D = {int(size):,}" for size in sizes)], rows) if _any(rows) else ""
+    return (
+        _table([f"project, ms; d = {int(dim):,}", *(f"D = {int(size):,}" for size in sizes)], _known(rows))
+        if _any(rows)
+        else ""
+    )
 
 
 def steps(results: Results, device: str) -> str:
     """Milliseconds of a step, and as a multiple of SGD's."""
     methods = ("sgd", "rbd rademacher", "rbd uniform", "rbd normal", "rbd rademacher by_layer", "fpd rademacher",
-               "nes rademacher")  # fmt: skip
+               "nes rademacher", "rbd countsketch", "rbd countsketch 10000")  # fmt: skip
 
     def cell(network: str, method: str) -> str:
         ms = results.get("step.Step.track_time", device, network, method)
@@ -118,22 +146,33 @@ def steps(results: Results, device: str) -> str:
         return "n/a" if math.isnan(ms) else f"{ms:.3g} ms" + (f" ({_times(ratio)})" if method != "sgd" else "")
 
     rows = [[network, *(cell(network, method) for method in methods)] for network in ("fc", "cnn", "resnet8", "resnet32")]
-    return _table(["step", *(m.replace("rademacher", "signs") for m in methods)], rows) if _any(rows) else ""
+    heads = [m.replace("rademacher", "signs").replace(" 10000", ", d = 10,000") for m in methods]
+    return _table(["step", *heads], rows) if _any(rows) else ""
 
 
 def memory(results: Results, device: str) -> str:
     """Peak MiB of a process that makes two steps, against d."""
-    dims = ("10", "100", "1000", "10000")
+    dims = ("10", "100", "250", "1000", "10000", "100000")
 
     def cell(way: str, dim: str) -> str:
         value = results.get("memory.Peak.track_step", device, way, dim)
         mib = stored_mib(way, int(dim), MEMORY_SIZE)
         return f"{value:,.0f}" if not math.isnan(value) else f"n/a ({_size(mib)})" if mib else "n/a"
 
-    ways = ("rademacher", "uniform", "normal", "stored fp32")
+    ways = ("countsketch", "rademacher", "uniform", "normal", "stored fp32")
     rows = [[NAME.get(way, way), *(cell(way, dim) for dim in dims)] for way in ways]
     head = [f"peak of a step, MiB; D = {MEMORY_SIZE:,}", *(f"d = {int(dim):,}" for dim in dims)]
-    return _table(head, rows) if _any(rows) else ""
+    return _table(head, _known(rows)) if _any(rows) else ""
+
+
+def beside_sgd(results: Results, device: str) -> str:
+    """Peak of a step beyond that of SGD, as a multiple of the parameters."""
+    dims = ("250", "10000", "100000")
+    found = {way: [results.get("memory.BesideSGD.track_step", device, way, dim) for dim in dims]
+             for way in ("countsketch", "rademacher")}  # fmt: skip
+    rows = [[NAME.get(way, way), *("n/a" if math.isnan(x) else f"{x:.2f}" for x in line)] for way, line in found.items()]
+    head = f"peak of a step beyond SGD's, in vectors of D floats; D = {MEMORY_LARGE:,}"
+    return _table([head, *(f"d = {int(dim):,}" for dim in dims)], rows) if _any(rows) else ""
 
 
 def workers(results: Results, device: str) -> str:
@@ -164,10 +203,13 @@ def _against_workers(title: str, variants: Sequence[str], counts: Sequence[int],
 PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
     (ratios, "How many times faster than a rival a product on demand is, project / expand, at d = 256, D = 101,770 "
              "(median of 7 pairs of neighbouring blocks):"),
+    (sketches, "How many times faster than a rival at the same d and D a sketch is, project / expand (as above); copy: "
+               "`u.copy_(g)` of D floats; d = 250: the same sketch with 250 rows:"),
     (products, "Time of a product by every way (median of 3 blocks); n/a: in the slow set, or not measured; in brackets: "
                "the size of a stored basis that does not fit:"),
-    (steps, "A whole training step, batch 32, d = 250, and as a multiple of SGD's:"),
+    (steps, "A whole training step, batch 32, d = 250 if no other is named, and as a multiple of SGD's:"),
     (memory, "Memory:"),
+    (beside_sgd, "Memory beside SGD's:"),
     (workers, "Workers, W processes of this machine with a share of its cores each, d = 250, D = 101,770, signs: a step "
               "as a multiple of that of one such process alone (median of 20, the slowest worker's), and in brackets what a "
               "worker regenerates in it, measured while the others wait:"),
@@ -181,8 +223,23 @@ def section(results: Results) -> str:
     head = (f"**{m['machine']}**: {m['num_cpu']} cores, {m['cpu']}, {int(m['ram']) / 2**30:.0f} GiB, {m['os']}, "
             f"Python {results.python}; {day:%Y-%m-%d}, commit {results.commit[:8]}, n = 1 run, "
             f"`{_command(results)}`")  # fmt: skip
-    parts = [f"{DEVICES[d]}. {text}\n\n{made}" for d in DEVICES for part, text in PARTS if (made := part(results, d))]
+    parts = [
+        f"{_device(results, d)}. {text}\n\n{made}" for d in DEVICES for part, text in PARTS if (made := part(results, d))
+    ]
     return "\n\n".join([head, *parts])
+
+
+def _device(results: Results, device: str) -> str:
+    """What a table holds for: the processor, and the caches that decide how fast a stored basis is read."""
+    if device != "cpu":
+        return DEVICES[device]
+    sizes = {cache: results.get("size.Cache.track_size", cache) for cache in CACHES}
+    known = [f"{cache} {_cache(kib)}" for cache, kib in sizes.items() if not math.isnan(kib)]
+    return f"{DEVICES[device]}, {results.machine['cpu']} ({', '.join(known) or 'cache sizes were not recorded'})"
+
+
+def _cache(kib: float) -> str:
+    return f"{kib / 2**10:g} MiB" if kib >= 2**10 else f"{kib:g} KiB"
 
 
 def _command(results: Results) -> str:

@@ -106,6 +106,38 @@ def test_ratio_is_the_median_of_neighbours(measure, machine):
     assert pair.ratio == pytest.approx(0.25)
 
 
+def test_rounds_take_turns(measure, machine):
+    """A block of every call in a round, each in the other order; a machine ten times slower for a round changes nothing."""
+    took, order = {"a": 0.001, "b": 0.004, "c": 0.002}, []
+
+    def call(name: str):
+        order.append(name)
+        machine.run(took[name] * (10 if 12 <= len(order) - 1 < 24 else 1))
+
+    found = measure.rounds({name: lambda name=name: call(name) for name in took}, count=3, budget=0.0)
+    assert found == pytest.approx(took)
+    assert "".join(order) == "aaaabbbbcccc" + "ccccbbbbaaaa" + "aaaabbbbcccc"
+
+
+def test_time_and_ratio_of_a_step_are_of_the_same_blocks(benchmarks, monkeypatch):
+    """So the quotient of the two times in the table is the ratio beside them (issue 13, 23)."""
+    step = benchmarks("step")
+    times = {"sgd": 0.002, "rbd rademacher": 0.003}
+
+    def made(network: str, method: str, device: str):
+        if method not in times:
+            raise NotImplementedError(method)
+        return lambda: None
+
+    monkeypatch.setattr(step, "_step", made)
+    monkeypatch.setattr(step, "rounds", lambda calls, device: {method: times[method] for method in calls})
+    cell = ("cpu", "fc", "rbd rademacher")
+    cache = {("cpu", "fc", method): found for method, found in step._steps("cpu", "fc").items()}
+    assert step.Step().track_time(cache, *cell) == pytest.approx(3) and step.Step().track_against_sgd(cache, *cell) == 1.5
+    with pytest.raises(NotImplementedError, match="rbd normal"):
+        step.Step().setup(cache, "cpu", "fc", "rbd normal")
+
+
 def test_the_first_call_of_a_block_is_not_timed(measure, machine):
     assert measure.block(machine.first_slow, budget=0.05) == pytest.approx(0.001)
 
@@ -186,8 +218,8 @@ def test_peak_of_a_step_does_not_grow_with_d(benchmarks):
     assert memory.track_import() <= few
 
 
-WAYS = ("normal", "uniform", "rademacher", "stored fp32", "stored bf16", "stored bits", "randn", "sklearn gaussian",
-        "sklearn sparse")  # fmt: skip
+WAYS = ("normal", "uniform", "rademacher", "countsketch", "stored fp32", "stored bf16", "stored bits", "randn",
+        "sklearn gaussian", "sklearn sparse", "stored sketch", "hadamard")  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -202,7 +234,8 @@ def test_ways_are_right(benchmarks, way):
     assert built.project(g).shape == (20,) and built.expand(c).shape == (6000,)
 
 
-@pytest.mark.parametrize("way", ["rademacher", "stored fp32", "stored bf16", "stored bits", "randn"])
+@pytest.mark.parametrize("way", ["rademacher", "countsketch", "stored fp32", "stored bf16", "stored bits", "randn",
+                                 "stored sketch", "hadamard"])  # fmt: skip
 @pytest.mark.parametrize("bug", ["project", "expand", "last column"])
 def test_wrong_ways_are_not_timed(benchmarks, monkeypatch, way, bug):
     """A row or a column that is lost or of the other sign is found, in the small check and in that of the timed cell."""
@@ -237,12 +270,48 @@ def test_packed_words_for_gpus_are_right(benchmarks, monkeypatch):
     ways.check("stored bits", ways.build("stored bits", 20, 6000), *ways.vectors(20, 6000, "cpu"))
 
 
+@pytest.mark.parametrize("dim", [1, 7, 1000])
+def test_stored_sketch_is_ours(benchmarks, dim):
+    """The same row and sign in every column, so the same products."""
+    ways = benchmarks("_ways")
+    ours, theirs = ways.build("countsketch", dim, 1000), ways.build("stored sketch", dim, 1000)
+    g, c = ways.vectors(dim, 1000, "cpu")
+    assert torch.allclose(ours.project(g), theirs.project(g), atol=1e-6)
+    assert torch.allclose(ours.expand(c), theirs.expand(c), rtol=1e-6)
+
+
+def test_hadamard_transform_is_orthogonal_up_to_its_length(benchmarks):
+    ways = benchmarks("_ways")
+    h = torch.stack([ways._hadamard(x) for x in torch.eye(64)])  # (64, 64)
+    assert torch.equal(h.abs(), torch.ones(64, 64)) and torch.equal(h @ h.T, 64 * torch.eye(64))
+    every = ways.Hadamard.make(64, 50, "cpu").dense()  # all rows of H
+    assert torch.allclose(every.T @ every, 64 / 50 * torch.eye(50).double())
+
+
+def test_an_older_rbd_has_no_sketch(benchmarks, measure, monkeypatch):
+    """Then cells of it are n/a, and others are measured: asv runs old commits by the benchmarks of today."""
+    from rbd import distribution
+
+    older = {name: law for name, law in distribution.DISTRIBUTIONS.items() if name != "countsketch"}
+    monkeypatch.setattr(distribution, "DISTRIBUTIONS", older)
+    ratios, kernels, step = benchmarks("ratios"), benchmarks("kernels"), benchmarks("step")
+    tried = [measure.attempt(kernels._check, "cpu", way) for way in ("countsketch", "stored sketch")]
+    tried.append(measure.attempt(ratios._build, "cpu", "countsketch"))
+    tried.append(measure.attempt(step._step, "fc", "rbd countsketch", "cpu"))
+    for cell in tried:
+        assert isinstance(cell, NotImplementedError) and "distribution: got 'countsketch'" in str(cell)
+    assert measure.attempt(kernels._check, "cpu", "rademacher") is None
+
+
 def test_sizes_are_those_of_what_is_stored(benchmarks):
     ways, cost = benchmarks("_ways"), benchmarks("_cost")
     for way in ("stored fp32", "stored bf16"):
         phi = ways.build(way, 8, 4096).phi
         assert phi.element_size() * phi.numel() / 2**20 == cost.stored_mib(way, 8, 4096)
     assert ways.build("stored bits", 8, 4096).bits.nbytes / 2**20 == cost.stored_mib("stored bits", 8, 4096)
+    for way in ("stored sketch", "hadamard"):
+        kept = [x for x in vars(ways.build(way, 8, 4096)).values() if isinstance(x, torch.Tensor)]
+        assert sum(x.nbytes for x in kept) / 2**20 == cost.stored_mib(way, 8, 4096)
     assert all(cost.stored_mib(way, 10**4, 10**8) == 0 for way in cost.ON_DEMAND)
 
 
@@ -343,6 +412,35 @@ def test_table_names_a_file_that_is_none_of_asvs(benchmarks, tmp_path):
 def test_readme_has_the_tables_of_the_committed_results(benchmarks):
     table, readme = benchmarks("table"), (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     assert table.written(readme, ROOT / "results" / "asv") == readme
+
+
+def test_tables_say_processor_and_caches(benchmarks, tmp_path):
+    run, table, size = benchmarks("run"), benchmarks("table"), benchmarks("size")
+    told = [(1, "Data", 32), (1, "Instruction", 32), (2, "Unified", 1024), (3, "Unified", 32768)]
+    for index, (level, kind, kib) in enumerate(told):
+        place = tmp_path / "cache" / f"index{index}"
+        place.mkdir(parents=True)
+        for name, value in (("level", level), ("type", kind), ("size", f"{kib}K")):
+            (place / name).write_text(f"{value}\n")
+    sizes = size.caches(tmp_path / "cache")
+    assert sizes == {"L1d": 32, "L2": 1024, "L3": 32768} and size.caches(tmp_path / "none") == {}
+
+    found = {b.name: b for b in run.benchmarks("size.Cache|ratios.Sketch|step.Step")}
+    values = {
+        "size.Cache.track_size": {(cache,): kib for cache, kib in sizes.items()},
+        "ratios.Sketch.track_project": {("cpu", "copy", 250, 10**7): 2.0},
+        "ratios.Sketch.track_expand": {("cpu", "copy", 250, 10**7): 0.05},
+        "step.Step.track_time": {("cpu", "fc", "rbd countsketch 10000"): 0.6},
+        "step.Step.track_against_sgd": {("cpu", "fc", "rbd countsketch 10000"): 1.2},
+    }
+    for more in ({}, {"size.Cache.track_size": {}}):
+        run.save({b: run.Outcome([(values | more)[name].get(cell, math.nan) for cell in b.cells], [], 1e9, 1.0)
+                  for name, b in found.items()}, tmp_path / "asv", COMMIT, 1_600_000_000)  # fmt: skip
+        text, cpu = table.tables(tmp_path / "asv"), run.this_machine()["cpu"]
+        known = "cache sizes were not recorded" if more else "L1d 32 KiB, L2 1 MiB, L3 32 MiB"
+        assert text.count(f"CPU, {cpu} ({known}). ") == 2
+    assert "| copy | n/a | n/a | 0.50 × / 20 × | n/a | n/a | n/a |" in text
+    assert "| 0.6 ms (1.20 ×) |" in text and "rbd countsketch, d = 10,000 |" in text
 
 
 def _bash(*command: str, **environment: str) -> subprocess.CompletedProcess:
