@@ -597,7 +597,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> Non
     """See ``reference.add``; without a vector of length D if params and c have the same dtype."""
     if params[0].dtype == c.dtype:
         return _write_to(c, spec, params, True)
-    u = torch.empty(spec.size, dtype=c.dtype)
+    u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
     expand(c, spec, u)
     torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])
 
