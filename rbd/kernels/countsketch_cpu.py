@@ -90,8 +90,9 @@ def _make_words(first, place, number, seed, stream, step, words):
 
 @_inline
 def _offset(q, span, total, words):
-    """o_q, whose word has been made; none of a single row."""
-    return (np.int64(words[_SHIFTS + (q & 63)]) * total) >> 32 if total > 1 else 0
+    """o_q, whose word has been made; none of a single row. The product may take all 64 bits, so it has no sign."""
+    product = np.uint64(words[_SHIFTS + (q & 63)]) * np.uint64(total)
+    return np.int64(product >> np.uint64(32)) if total > 1 else 0
 
 
 @_inline
