@@ -81,10 +81,11 @@ class _RandomBases(torch.optim.Optimizer):
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes")
-        check_word("seed", group["seed"])
+        group["seed"] = check_word("seed", group["seed"])  # plain integers, which torch.load takes without more rights
         if group["dim"] is not None:
-            check_word("dim", group["dim"])
-        check_word("redraw", group.get("redraw", 1))
+            group["dim"] = check_word("dim", group["dim"])
+        if "redraw" in group:
+            group["redraw"] = check_word("redraw", group["redraw"])
         distribution_of(group["distribution"])
         self._cut(group)
 
@@ -140,21 +141,23 @@ def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
 class _Vectors:
     """Gradient and update of a parameter group as vectors of length D, kept from step to step.
 
-    New ones would be new pages of memory, whose first use costs several times as much as a sparse product.
+    New ones would be new pages of memory, whose first use costs several times as much as a sparse product. The parameters
+    are not kept: a group may have others of the same shapes by the next step.
     """
 
+    @torch.inference_mode(False)  # where these may be made, but later steps must be able to write to them
     def __init__(self, params: list[Tensor], partition: Partition):
         wide = any(p.dtype == torch.float64 for p in params)
-        self.params, self.partition = params, partition
+        self.partition = partition
         self.g = torch.empty(partition.size, dtype=torch.float64 if wide else torch.float32, device=params[0].device)  # (D,)
         self.u = torch.empty_like(self.g)  # (D,)
         pieces = [x.split([p.numel() for p in params]) for x in (self.g, self.u)]
         self._gradients, self._updates = ([v.view(p.shape) for v, p in zip(cut, params)] for cut in pieces)
         self._narrow = any(p.dtype != self.g.dtype for p in params)
 
-    def read(self) -> Tensor:
+    def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""
-        grads = [p.grad for p in self.params]
+        grads = [p.grad for p in params]
         if any(grad is not None and grad.is_sparse for grad in grads):
             raise TypeError("sparse gradients are not supported")
         if any(grad is None for grad in grads):
@@ -163,9 +166,9 @@ class _Vectors:
             torch._foreach_copy_(*zip(*given))
         return self.g
 
-    def cut(self, u: Tensor) -> list[Tensor]:
+    def cut(self, u: Tensor, params: list[Tensor]) -> list[Tensor]:
         """u cut into the shapes and dtypes of the parameters."""
-        return _views(u, self.params) if self._narrow or u is not self.u else self._updates
+        return _views(u, params) if self._narrow or u is not self.u else self._updates
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:
@@ -257,7 +260,7 @@ class RBD(_RandomBases):
         for index, u in enumerate(self._directions(vectors)):
             group = self.param_groups[index]
             values = group["params"] if vectors else _local(group["params"])
-            updates = vectors[index].cut(u) if vectors else _views(u, values)
+            updates = vectors[index].cut(u, values) if vectors else _views(u, values)
             pairs = [(p, v) for p, v, w in zip(values, updates, group["params"]) if w.grad is not None]
             if pairs:
                 torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))  # θ -= η u
@@ -288,7 +291,7 @@ class RBD(_RandomBases):
         return self._kept[1]
 
     def _direction_alone(self, group: dict, vectors: _Vectors) -> tuple[Tensor, list[Tensor]]:
-        g, step = vectors.read(), self._basis_step(group)
+        g, step = vectors.read(group["params"]), self._basis_step(group)
         u, c = rbd_direction(g, vectors.partition, group["distribution"], group["seed"], 0, step, vectors.u)
         return u, [c]
 

@@ -90,8 +90,9 @@ def _make_words(first, place, number, seed, stream, step, words):
 
 @_inline
 def _offset(q, span, total, words):
-    """o_q, whose word has been made; none of a single row."""
-    return (np.int64(words[_SHIFTS + (q & 63)]) * total) >> 32 if total > 1 else 0
+    """o_q, whose word has been made; none of a single row. The product may take all 64 bits, so it has no sign."""
+    product = np.uint64(words[_SHIFTS + (q & 63)]) * np.uint64(total)
+    return np.int64(product >> np.uint64(32)) if total > 1 else 0
 
 
 @_inline
@@ -597,7 +598,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> Non
     """See ``reference.add``; without a vector of length D if params and c have the same dtype."""
     if params[0].dtype == c.dtype:
         return _write_to(c, spec, params, True)
-    u = torch.empty(spec.size, dtype=c.dtype)
+    u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
     expand(c, spec, u)
     torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])
 

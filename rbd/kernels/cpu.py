@@ -505,6 +505,6 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
 
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> None:
     """See ``reference.add``."""
-    u = torch.empty(spec.size, dtype=c.dtype)
+    u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
     expand(c, spec, u)
     torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])

@@ -105,7 +105,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> Non
         c, spec: as in ``expand``.
         params: contiguous tensors of one dtype with D values in all, updated in place.
     """
-    u = torch.empty(spec.size, dtype=c.dtype)
+    u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
     expand(c, spec, u)
     for p, v in zip(params, u.split([p.numel() for p in params])):
         p += v.view_as(p)

@@ -159,6 +159,18 @@ def test_rows_alone_are_rows_of_the_whole(backend, dim, dtype):
         assert same_bits(expand(backend, c[first:last], k, LAW), expand(backend, share, whole, LAW))
 
 
+def test_more_rows_than_2_to_the_31(backend):
+    """A shard of a basis of 3e9 rows: word times d, of which an offset is the upper half, is more than an int64 takes."""
+    d, size, name = 3_000_000_000, 100, (1, 0, 0, 0)  # seed, stream, step, compartment
+    offset = int(offsets(np.array([0]), d, *name)[0])
+    assert offset << 32 >= 2**63
+    k = Compartment(0, 0, size, size, offset, 0, d - size, d)
+    spec, g = BasisSpec((k,), LAW, *name[:3]), normal(size, 1).to(DEVICES[backend])
+    c = kernels.project(g, spec, backend=backend)
+    assert torch.equal(c.abs(), g.abs())  # rows from the offset on, in order
+    assert torch.equal(kernels.expand(c, spec, backend=backend), g)
+
+
 @pytest.mark.parametrize("dim", [1, 5, 300, 40_000, 1_200_000])
 def test_many_columns_are_shared_out(set_threads, dim):
     """More than a thread does alone: units of columns, parts of sums and blocks of rows; the same bits for all threads."""

@@ -748,6 +748,18 @@ def test_out_may_be_the_input(backend):
 # straight into parameters
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_add_on_another_device_than_the_default_one(name, backend):
+    """Temporaries are made where the parameters are."""
+    basis, c = BasisSpec((Compartment(5, 0, 100, 3),), distribution(name), *KEY), normal(3, 1)
+    made = [torch.zeros(100, dtype=torch.bfloat16), torch.zeros(100, dtype=torch.bfloat16)]
+    kernels.add(c, basis, made[:1], backend=backend)
+    with torch.device("meta"):
+        kernels.add(c, basis, made[1:], backend=backend)
+    assert torch.equal(*made)
+
+
 @pytest.mark.parametrize(("dtype", "of_c"), [
     (torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32),
     (torch.float64, torch.float32), (torch.float32, torch.float64),

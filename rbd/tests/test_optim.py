@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -347,6 +348,45 @@ def test_parameter_groups():
             expected[i].add_(u, alpha=-lr)
         optimizer.step()
     assert all(torch.equal(p, e) for p, e in zip(params, expected))
+
+
+def test_a_group_may_get_other_parameters_of_the_same_shapes():
+    """Their gradients are read, not those of the parameters before."""
+    model, other, twin = network(), network(), network()
+    optimizer = RBD(model.parameters(), lr=0.5, dim=10)
+    train(model, optimizer, 1)
+    optimizer.param_groups[0]["params"] = list(other.parameters())
+    train(other, optimizer, 2, 1)
+    anew = RBD(twin.parameters(), lr=0.5, dim=10)
+    anew.param_groups[0]["step"] = 1
+    train(twin, anew, 2, 1)
+    assert torch.equal(flat(other.parameters()), flat(twin.parameters()))
+
+
+def test_a_first_step_in_inference_mode():
+    """The vectors that it keeps may be written by later steps."""
+    models = [network(), network()]
+    for model, first in zip(models, (torch.inference_mode, torch.no_grad)):
+        optimizer = RBD(model.parameters(), lr=0.5, dim=10)
+        loss(model).backward()
+        with first():
+            optimizer.step()
+        train(model, optimizer, 2, 1)
+    assert torch.equal(*(flat(model.parameters()) for model in models))
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint32, np.uint64, torch.tensor])
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_integers_of_other_libraries(name, integer):
+    """The same steps, and a state_dict that torch.load takes with weights_only."""
+    models = [network(), network()]
+    for model, of in zip(models, (int, integer)):
+        optimizer = RBD(model.parameters(), lr=0.5, dim=of(10), distribution=name, seed=of(3), redraw=of(2))
+        train(model, optimizer, 3)
+        torch.save(optimizer.state_dict(), saved := io.BytesIO())
+        saved.seek(0)
+        assert torch.load(saved, weights_only=True) == optimizer.state_dict()
+    assert torch.equal(*(flat(model.parameters()) for model in models))
 
 
 def test_add_param_group():
