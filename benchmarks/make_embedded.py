@@ -2,7 +2,7 @@
 
     python benchmarks/make_embedded.py [FOLDER]     # reads the full sets from RBD_DATA_DIR; FOLDER: rbd/suite/embedded
 
-The same input gives the same bytes (with the same liblzma). Prints the md5 of each file for the table in rbd/suite/datasets.py.
+The same input gives the same bytes (with the same liblzma). Prints the md5 of each file, for rbd/suite/datasets.py.
 """
 
 from __future__ import annotations
