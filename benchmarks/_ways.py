@@ -45,11 +45,11 @@ class OnDemand:
     basis: Basis
     device: str
 
-    def project(self, g: torch.Tensor) -> torch.Tensor:
-        return self.basis.project(g)
+    def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.basis.project(g, out)
 
-    def expand(self, c: torch.Tensor) -> torch.Tensor:
-        return self.basis.expand(c)
+    def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return self.basis.expand(c, out)
 
     def dense(self) -> torch.Tensor:
         return self.basis.dense().double()
@@ -68,6 +68,26 @@ class OnDemand:
         start = max(chunk * law.columns, b.size - 128)
         levels = law.entries(drawn).reshape(b.dim, -1)[:, start - chunk * law.columns : b.size - chunk * law.columns]
         return slice(start, b.size), torch.from_numpy(levels).double() / (law.deviation * b.size**0.5)
+
+
+@dataclass(frozen=True)
+class Into:
+    """A way that writes its products into tensors that are kept: at D = 1e7 new pages take ten times as long as a sketch."""
+
+    way: OnDemand | StoredSketch
+    c: torch.Tensor  # (d,)
+    u: torch.Tensor  # (D,)
+
+    @classmethod
+    def kept(cls, way, g: torch.Tensor, c: torch.Tensor):
+        """The way itself, where it allocates by itself."""
+        return cls(way, torch.empty_like(c), torch.empty_like(g)) if isinstance(way, OnDemand | StoredSketch) else way
+
+    def project(self, g: torch.Tensor) -> torch.Tensor:
+        return self.way.project(g, self.c)
+
+    def expand(self, c: torch.Tensor) -> torch.Tensor:
+        return self.way.expand(c, self.u)
 
 
 def _rows(basis: Basis, device: str):
@@ -310,31 +330,39 @@ class StoredSketch:
 
     index: torch.Tensor  # (D,) int64
     signs: torch.Tensor  # (D,) float32, scaled
+    signed: torch.Tensor  # (D,) float32, for signs * g
     basis: Basis
 
     @classmethod
     def make(cls, basis: Basis, device: str):
         scale = (basis.dim / basis.size) ** 0.5
         numbers = basis.expand(torch.arange(1, basis.dim + 1, dtype=torch.float64, device=device)) / scale  # ±(row + 1)
-        return cls(numbers.abs().round().long() - 1, numbers.sign().float() * scale, basis)
+        signs = numbers.sign().float() * scale
+        return cls(numbers.abs().round().long() - 1, signs, torch.zeros_like(signs), basis)
 
-    def project(self, g: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(self.basis.dim, device=g.device).index_add_(0, self.index, self.signs * g)
+    def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        out = torch.zeros(self.basis.dim, device=g.device) if out is None else out.zero_()
+        return out.index_add_(0, self.index, torch.mul(self.signs, g, out=self.signed))
 
-    def expand(self, c: torch.Tensor) -> torch.Tensor:
-        return c.index_select(0, self.index).mul_(self.signs)
+    def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.index_select(c, 0, self.index, out=out).mul_(self.signs)
 
     def dense(self) -> torch.Tensor:
         return self.basis.dense().double()
 
 
 def _hadamard(x: torch.Tensor) -> torch.Tensor:
-    """H x, (n,) -> (n,), n a power of two, H of ±1: log2(n) passes over x."""
-    n, half = len(x), 1
+    """H x, (n,) -> (n,), n a power of two, H of ±1: log2(n) passes between x, which it overwrites, and one more vector.
+
+    torch.stack((a + b, a - b), 1), which one writes first, takes three new vectors a pass, and several times as long.
+    """
+    n, half, other = len(x), 1, torch.empty_like(x)
     while half < n:
         a, b = x.view(-1, 2, half).unbind(1)  # (n / 2 half, half) each
-        x = torch.stack((a + b, a - b), 1).view(-1)
-        half *= 2
+        s, d = other.view(-1, 2, half).unbind(1)
+        torch.add(a, b, out=s)
+        torch.sub(a, b, out=d)
+        x, other, half = other, x, 2 * half
     return x
 
 

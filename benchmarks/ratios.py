@@ -77,8 +77,9 @@ def _sketch_pairs(ours, device: str, rival: str, dim: int, size: int) -> dict:
             raise NotImplementedError("the same as itself")
         built = _build_sketch(device, *(("countsketch", 250) if rival == "d = 250" else (rival, dim)), size)
         few = c[: 250 if rival == "d = 250" else dim]
+        built = _ways.Into.kept(built, g, few)
         theirs = {"project": _ways.timed(built, "project", g), "expand": _ways.timed(built, "expand", few)}
-    given = {"project": g, "expand": c}
+    given, ours = {"project": g, "expand": c}, _ways.Into.kept(ours, g, c)
     return {what: alternate(_ways.timed(ours, what, x), theirs[what], device) for what, x in given.items()}
 
 

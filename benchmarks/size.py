@@ -12,7 +12,7 @@ from benchmarks.kernels import DIMS, SIZES
 
 
 class Stored:
-    """4, 2 or 1/8 bytes an entry; scikit-learn's sparse matrix has 12 d √D, a sketch 12 D. On demand it is nothing."""
+    """4, 2 or 1/8 bytes an entry; scikit-learn's sparse matrix has 12 d √D, a sketch 16 D. On demand it is nothing."""
 
     params = (STORED, DIMS, SIZES)
     param_names = ("basis", "d", "D")
