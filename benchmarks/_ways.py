@@ -325,7 +325,9 @@ def _sklearn(way: str, dim: int, size: int, device: str) -> Sklearn:
 class StoredSketch:
     """A CountSketch as torch users write it: for every column the number of its row, and its sign.
 
-    Of the same Φ as ours, whose row numbers run on for d columns: kinder to the caches than independent ones would be.
+    Of the same Φ as ours, whose row numbers run on for d columns: kinder to the caches than independent ones would be. Of
+    torch's operations those that were fastest here: index_add_ takes 1.6 times as long as scatter_add_, gather 3 times as
+    long as index_select (one thread, D = 101,770).
     """
 
     index: torch.Tensor  # (D,) int64
@@ -342,7 +344,7 @@ class StoredSketch:
 
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         out = torch.zeros(self.basis.dim, device=g.device) if out is None else out.zero_()
-        return out.index_add_(0, self.index, torch.mul(self.signs, g, out=self.signed))
+        return out.scatter_add_(0, self.index, torch.mul(self.signs, g, out=self.signed))
 
     def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return torch.index_select(c, 0, self.index, out=out).mul_(self.signs)
