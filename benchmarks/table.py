@@ -34,6 +34,7 @@ class Results:
     started: float  # seconds since 1970, of the first benchmark
     python: str
     values: dict[str, dict[tuple[str, ...], float]]  # benchmark -> parameters -> value, without n/a and failures
+    versions: dict[str, str]  # of the benchmarks, when they were run
 
     def get(self, benchmark: str, *cell: str) -> float:
         """The value of a cell, nan where there is none."""
@@ -46,9 +47,10 @@ def load(path: Path) -> Results:
         found = json.loads(path.read_text("utf-8"))
         rows = {name: dict(zip(found["result_columns"], row)) for name, row in found["results"].items()}
         values = {name: _cells(row.get("params") or [], row["result"] or []) for name, row in rows.items()}
+        versions = {name: row.get("version") or "" for name, row in rows.items()}
         started = [row["started_at"] for row in rows.values() if row.get("started_at")]
         began = min(started, default=0) / 1000
-        return Results(path, found["params"], found["commit_hash"], found["date"], began, found["python"], values)
+        return Results(path, found["params"], found["commit_hash"], found["date"], began, found["python"], values, versions)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a result file of asv: {error!r}") from error
 
@@ -140,10 +142,15 @@ def steps(results: Results, device: str) -> str:
     methods = ("sgd", "rbd rademacher", "rbd uniform", "rbd normal", "rbd rademacher by_layer", "fpd rademacher",
                "nes rademacher", "rbd countsketch", "rbd countsketch 10000")  # fmt: skip
 
+    # Version 1 took ratios from other blocks than times: the two contradicted each other where the machine was not quiet.
+    same_blocks = results.versions.get("step.Step.track_time") != "1"
+
     def cell(network: str, method: str) -> str:
         ms = results.get("step.Step.track_time", device, network, method)
         ratio = results.get("step.Step.track_against_sgd", device, network, method)
-        return "n/a" if math.isnan(ms) else f"{ms:.3g} ms" + (f" ({_times(ratio)})" if method != "sgd" else "")
+        if math.isnan(ms) or method == "sgd":
+            return "n/a" if math.isnan(ms) else f"{ms:.3g} ms"
+        return f"{ms:.3g} ms ({_times(ratio)})" if same_blocks else _times(ratio)
 
     rows = [[network, *(cell(network, method) for method in methods)] for network in ("fc", "cnn", "resnet8", "resnet32")]
     heads = [m.replace("rademacher", "signs").replace(" 10000", ", d = 10,000") for m in methods]

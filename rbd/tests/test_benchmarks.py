@@ -441,6 +441,12 @@ def test_tables_say_processor_and_caches(benchmarks, tmp_path):
         assert text.count(f"CPU, {cpu} ({known}). ") == 2
     assert "| copy | n/a | n/a | 0.50 × / 20 × | n/a | n/a | n/a |" in text
     assert "| 0.6 ms (1.20 ×) |" in text and "rbd countsketch, d = 10,000 |" in text
+    (path,) = (tmp_path / "asv").glob("*/0*.json")
+    older = json.loads(path.read_text("utf-8"))
+    for name in ("step.Step.track_time", "step.Step.track_against_sgd"):
+        older["results"][name][older["result_columns"].index("version")] = "1"
+    path.write_text(json.dumps(older))
+    assert "| 1.20 × |" in (text := table.tables(tmp_path / "asv")) and "0.6 ms" not in text  # times of other blocks
 
 
 def _bash(*command: str, **environment: str) -> subprocess.CompletedProcess:
