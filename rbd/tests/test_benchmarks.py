@@ -469,7 +469,7 @@ def test_a_commit_is_asked_for_where_git_is_missing(benchmarks):
 def test_the_planted_slowdown_finds_its_line():
     script = (ROOT / "benchmarks" / "planted_slowdown").read_text("utf-8")
     line = "    images = split.images.index_select(0, draws.order[part])"
-    assert line in script and line in (ROOT / "rbd" / "data.py").read_text("utf-8")
+    assert line in script and line in (ROOT / "rbd" / "suite" / "batches.py").read_text("utf-8")
     assert _bash("-n", str(ROOT / "benchmarks" / "planted_slowdown")).returncode == 0
 
 
