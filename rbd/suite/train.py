@@ -149,6 +149,8 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, threads: int, 
     workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # each was started by a command of its own
     model = models.build(config.model, tuple(training.images.shape[1:]), config.seed).to(device)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
+    if device == "cpu" and config.model != "fc" and not config.data.endswith("-embedded"):  # whose records were made without
+        model.register_forward_pre_hook(_put_channels_last)
     optimizer, progress = _begin(path, config, model, workers)
     network = _replicate(model, workers) if config.variant == "ddp" else model
     own_batch, done, sent, outcome = config.variant in OWN_BATCH, progress.step, 0.0, "finished"
@@ -180,6 +182,12 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, threads: int, 
     if config.workers and progress.step > done:
         here |= {"bytes_per_step": _mean_bytes(workers, sent / (progress.step - done))}
     return Record(config, "diverged" if progress.diverged else outcome, progress.curve, progress.seconds, here)
+
+
+def _put_channels_last(model: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """The images in memory as (B, H, W, C), which CPU convolutions are a quarter to a third faster on; same shape."""
+    (x,) = inputs  # (B, C, H, W)
+    return x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)  # for C = 1 too
 
 
 def _commit(environment: dict) -> str:

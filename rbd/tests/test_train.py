@@ -251,6 +251,22 @@ def test_same_config_twice_with_convolutions(model, threads, few):
     same(train(run, threads=threads), train(run, threads=threads))
 
 
+def test_full_sets_go_through_convolutions_channels_last(few, monkeypatch):
+    """Only the layout in memory differs from the embedded set's run, so the curve does by rounding alone."""
+    strides, cut = set(), datasets.load
+    monkeypatch.setattr(datasets, "load", lambda name, data_dir=None: cut(name + "-embedded" * ("-" not in name)))
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x, forward=torch.nn.Conv2d.forward: (
+        strides.add(x.stride(1)), forward(self, x))[1])  # fmt: skip
+    run = config("sgd", model="cnn", epochs=1, lr=0.05)
+    contiguous = train(run, threads=1)
+    assert 1 not in strides
+    strides.clear()
+    last = train(replace(run, data="mnist"), threads=1)
+    assert strides == {1}
+    (a,), (b,) = contiguous.curve, last.curve
+    assert b.loss == pytest.approx(a.loss, rel=1e-4) and abs(a.accuracy - b.accuracy) <= 1
+
+
 @pytest.mark.parametrize("method", ["sgd", "rbd", "nes"])
 def test_threads_do_not_change_the_curve(method, few):
     """d = 250 on D = 101,770: 25 million entries, of which the kernels give some to a second thread."""
