@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rbd.basis import WORD, check_word
 from rbd.compartment import BasisSpec
-from rbd.distributed.exchange import CHECK, Workers, digest
+from rbd.distributed.exchange import CHECK, Workers, digest, gather_single
 from rbd.distributed.variants import Part, project, update
 from rbd.distribution import distribution as distribution_of
 from rbd.partition import by_tensor
@@ -78,7 +78,7 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
     part = Part(g, BasisSpec(tuple(compartments), state.distribution, state.seed, 0, drawn))
     c = project(part, "common", state.workers.rank, state.workers.size)
     everyone = c.new_empty(state.workers.size * len(c))
-    work = state.workers.attempt(lambda: dist.all_gather_into_tensor(everyone, c, state.workers.group, async_op=True))
+    work = state.workers.attempt(lambda: gather_single(everyone, c, state.workers.group, async_op=True))
 
     def finish(arrived: torch.futures.Future) -> Tensor:
         state.workers.attempt(arrived.wait)
