@@ -21,7 +21,7 @@ from rbd.distributed.exchange import CHECK, Workers, digest
 from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
 from rbd.distributed.variants import VARIANTS, Part
 from rbd.distribution import distribution as distribution_of
-from rbd.partition import Partition
+from rbd.partition import Partition, check_ordered
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
@@ -65,11 +65,6 @@ class _NoState(defaultdict):
         return True
 
 
-def _check_ordered(params) -> None:
-    if isinstance(params, set | frozenset):
-        raise TypeError("params must come in ordered collections, not in a set: the basis follows their order")
-
-
 class _RandomBases(torch.optim.Optimizer):
     """Parameter groups as vectors with partitions, and their bases counted by steps.
 
@@ -79,7 +74,7 @@ class _RandomBases(torch.optim.Optimizer):
     _frozen: tuple[tuple[str, Tensor], ...] = ()  # parameters that were left out of groups, until they are told of
 
     def __init__(self, params, defaults: dict):
-        _check_ordered(params)  # of which torch would make a list
+        check_ordered(params)  # of which torch would make a list
         super().__init__(params, defaults | {"step": 0, "stream_version": STREAM_VERSION})
         self.state = _NoState(dict)
 
@@ -90,7 +85,7 @@ class _RandomBases(torch.optim.Optimizer):
             TypeError, ValueError: an option is out of its range, or is none of this optimizer's and asks for something.
         """
         given = param_group["params"]
-        _check_ordered(given)
+        check_ordered(given)
         self._check_keys(param_group)
         params = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else [given]
         for p in params:

@@ -22,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 
 import made_up
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -999,6 +1000,18 @@ def test_a_process_alone_has_what_workers_have():
     assert alone.copy([x]) is None and alone.agree({"seed": 0}) is None
     for name in ("sum", "mean", "tell", "copy", "agree", "gather"):
         assert inspect.signature(getattr(Alone, name)) == inspect.signature(getattr(Workers, name))
+
+
+def test_the_hook_refuses_a_set_and_keeps_plain_integers(alone_under_torchrun):
+    params = [nn.Parameter(normal(n)) for n in (30, 5)]
+    with distributed.join(1):
+        with pytest.raises(TypeError, match="^params must come in ordered collections, not in a set"):
+            distributed.CoordinatesState(set(params), 7)
+        told, agree = [], Workers.agree
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Workers, "agree", lambda self, facts: told.append(facts) or agree(self, facts))
+            distributed.CoordinatesState(params, np.int64(7), seed=np.int64(3), redraw=np.uint8(2))
+        assert [type(told[0][name]) for name in ("dim", "seed", "redraw")] == [int] * 3
 
 
 def test_gathering_by_either_name(monkeypatch, alone_under_torchrun):

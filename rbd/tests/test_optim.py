@@ -497,6 +497,23 @@ def test_torchs_checkpoint_api_leaves_training_alone(method, flat_keys, tmp_path
     assert torch.equal(flat(model.parameters()), flat(other.parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_of_rbd_0_1(tmp_path):
+    """It has the same keys, so torch finds all of them; and the sum of the sizes where they are now."""
+    model, other = network(), network()
+    optimizer, resumed = SAVED["rbd"](model, 5), SAVED["rbd"](other, 6)
+    train(model, optimizer, 3)
+    other.load_state_dict(model.state_dict())
+    old = get_optimizer_state_dict(model, optimizer)
+    old["param_groups"][0]["size"] = 83
+    dcp.save({"optimizer": old}, checkpoint_id=tmp_path)
+    dcp.load(state := {"optimizer": get_optimizer_state_dict(other, resumed)}, checkpoint_id=tmp_path)
+    set_optimizer_state_dict(other, resumed, state["optimizer"])
+    for each in (model, optimizer), (other, resumed):
+        train(*each, 2, first=3)
+    assert torch.equal(flat(model.parameters()), flat(other.parameters()))
+
+
 RATES = {"float": lambda lr: lr, "tensor": torch.tensor, "vector": lambda lr: torch.tensor([lr])}
 
 
