@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from rbd import distribution, philox
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import QUANTILE, Distribution
 from rbd.kernels import simd
+from rbd.kernels.jit import jit
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
@@ -69,15 +69,7 @@ STRIPE = 4096  # columns of a unit of expand
 SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 256 + 4096 of them
 INLINE = 2**21  # random bits; below this a second thread costs more than it brings
 
-_INCLUDED = crc32(b"".join(Path(str(m.__file__)).read_bytes() for m in (philox, distribution, simd)))
-
-
-def _jit(kernel: Callable) -> Callable:
-    """Compiled, and kept on disk under a name that tells the sources it includes: Numba looks at this file's time only."""
-    kernel.__qualname__ += f"-{_INCLUDED:08x}"
-    return njit(nogil=True, cache=True, error_model="numpy")(kernel)
-
-
+_jit = jit(philox, distribution, simd)
 _inline = njit(forceinline=True, error_model="numpy")  # pieces of a kernel: vectors must not leave the registers
 
 

@@ -16,7 +16,7 @@ ROOT = Path(rbd.__file__).parents[1]
 LAYERS = {  # modules may import what stands in their own layer or a lower one, lazily or not
     "rbd.philox": 1, "rbd.distribution": 1,
     "rbd.compartment": 2,
-    "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3,
+    "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3, "rbd.kernels.jit": 3,
     "rbd.kernels.reference": 3, "rbd.kernels.cpu": 3, "rbd.kernels.gpu": 3,
     "rbd.kernels.countsketch_cpu": 3, "rbd.kernels.countsketch_gpu": 3,
     "rbd.basis": 4, "rbd.partition": 4,
