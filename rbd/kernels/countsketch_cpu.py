@@ -557,10 +557,7 @@ def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
         while (n := next(taken)) < count:
             kernel(plan.address, n, n + 1, *args, *scratch)
 
-    others = [cpu._threads().submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    cpu.share(work, threads)
 
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:

@@ -432,6 +432,36 @@ def _threads() -> ThreadPoolExecutor:
     return _pool
 
 
+def share(work: Callable[[], None], threads: int) -> None:
+    """Call work() in this thread and in others at once, and return when all are done.
+
+    Args:
+        work: takes pieces until none is left, so that fewer threads do it all, if later.
+        threads: how many, this one included. A process that is ending gives no others (a step in a thread that outlives
+            the main one, in atexit, in __del__), nor does a system that has no more of them.
+    """
+    others, begun, ended = [], list[None](), list[None]()
+
+    def help() -> None:
+        begun.append(None)
+        try:
+            work()
+        finally:
+            ended.append(None)
+
+    try:
+        for _ in range(threads - 1):
+            others.append(_threads().submit(help))
+    except RuntimeError:
+        work()
+        while len(ended) < len(begun):  # one that submit has queued before it raised may have a piece in hand
+            time.sleep(1e-4)
+    else:
+        work()
+    for other in others:
+        other.result()
+
+
 def _scratch(dtype: np.dtype) -> np.ndarray:
     """Room for what one thread has in hand, a few cache pages whatever the basis."""
     return np.empty(SCRATCH, dtype)
@@ -466,10 +496,7 @@ def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.
         while (piece := next(taken)) < len(plan.pieces) - 1:
             kernel(plan.units, plan.pieces[piece], plan.pieces[piece + 1], *args, scratch)
 
-    others = [_threads().submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    share(work, threads)
 
 
 def _takes_signs(distribution: Distribution, x: np.ndarray) -> bool:
