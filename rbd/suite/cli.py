@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rbd import __version__
 from rbd.suite import config, experiment, rates, record, report
@@ -33,16 +34,26 @@ def main(arguments: list[str] | None = None) -> int:
             status = given.run(given)
             sys.stdout.flush()
             return status
-    except BrokenPipeError:  # the reader has left, as `head` does: nothing to say, and nothing to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as a shell has it
     except KeyboardInterrupt:
         how = "terminated" if received else "interrupted"
         print(f"\nrbd: {how}; the same command goes on from the last full epoch", file=sys.stderr)
         return 143 if received else 130  # 128 + the signal's number
     except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _has_left(sys.stdout):  # as `head` does: there is nothing to say,
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and nothing to flush at exit
+            return 141  # 128 + SIGPIPE, as a shell has it
         print(f"rbd: error: {error}", file=sys.stderr)
         return 2
+
+
+def _has_left(stream: TextIO) -> bool:
+    """Whether nobody reads what is written there; a broken pipe may also be that to a worker process."""
+    try:
+        poll = select.poll()  # not on Windows
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return True
 
 
 def _open_streams() -> None:

@@ -273,6 +273,21 @@ def test_nothing_is_said_about_a_reader_that_left(unbuffered, tmp_path, monkeypa
     assert run.stderr == ""
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_broken_pipe_to_a_worker_is_an_error_and_not_silence(tmp_path):
+    script = """
+import sys
+from rbd.suite import cli, experiment
+def fail(*_):
+    raise BrokenPipeError(32, "Broken pipe")
+experiment.survey = fail
+sys.exit(cli.main(["sweep", "--list"]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "rbd: error: [Errno 32] Broken pipe\n")
+
+
 # ---------------------------------------------------------------- train
 
 
