@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from rbd import __version__
 from rbd.suite import config, experiment, rates, record, report
 from rbd.suite.experiment import Plan
+from rbd.suite.record import Record
 
 ALL = "all"  # the name that stands for every experiment
 
@@ -185,23 +186,46 @@ def _train(given: argparse.Namespace) -> int:
     directory = given.results_dir / "runs" / "train"
     options = {"data_dir": given.data_dir, "device": given.device, "threads": given.threads, "bar": None}
     run = job.run_together if started > 1 else job.run
+    there = experiment.find(wanted, directory, given.results_dir)
+    done = "already done: " if there and there.outcome != "interrupted" else ""
+    _show_log()
     made = run(wanted, directory, given.results_dir, **options, timeout=given.timeout)
     if made is None:  # worker 0 tells
         return 0
-    print(f"{experiment.place(made, directory, given.results_dir)}: {record.summary(made)}")
+    print(f"{experiment.place(made, directory, given.results_dir)}: {done}{record.summary(made)}")
     if made.outcome == "interrupted":
         raise KeyboardInterrupt
     return int(made.outcome == "diverged")
+
+
+def _show_log() -> None:
+    """What the library tells its log goes to stderr, beside a bar if there is one."""
+    import logging
+
+    from tqdm import tqdm
+
+    class Beside(logging.Handler):
+        def emit(self, told: logging.LogRecord) -> None:
+            tqdm.write(f"rbd: {told.getMessage()}", file=sys.stderr)
+
+    log = logging.getLogger("rbd")
+    log.setLevel(logging.INFO)
+    log.handlers = [Beside()]  # one, however often `main` is called
 
 
 def _reproduce(given: argparse.Namespace) -> int:
     from rbd.suite import executor
 
     plan = _plan_table1(given)
-    plan.records(given.results_dir)  # raises now, rather than hours later, if one is damaged
+    todo = plan.missing(plan.records(given.results_dir))  # raises now, rather than hours later, if one is damaged
     resources = executor.Resources(given.data_dir, given.device, threads=given.threads)
     _tell(executor.perform(experiment.load("table1"), given.profile, given.results_dir, resources))
-    _report(given)
+    if todo or not (picture := _picture(given, plan)).exists():
+        _report(given)
+    else:  # the picture stays as it is: in a clone it is under version control
+        _print_table(given, plan)
+        print(f"curves: {picture} (drawn before; `rbd report` draws it again)")
+        print("All runs were there already. To run them yourself, give a new directory: --results-dir my-results")
     return int(bool(plan.missing(plan.records(given.results_dir))))
 
 
@@ -242,6 +266,15 @@ def _plan_table1(given: argparse.Namespace) -> Plan:
 
 def _report(given: argparse.Namespace) -> int:
     plan = _plan_table1(given)
+    records = _print_table(given, plan)  # before the picture, which may fail
+    try:
+        print(f"curves: {report.curves(records, _picture(given, plan), given.profile)}")
+    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
+        print(f"rbd: warning: the curves could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
+    return 0
+
+
+def _print_table(given: argparse.Namespace, plan: Plan) -> list[Record]:
     records = plan.records(given.results_dir)
     if not records:
         first = f"run `rbd reproduce --profile {given.profile}`"
@@ -250,13 +283,12 @@ def _report(given: argparse.Namespace) -> int:
     text = f"{report.table(records, given.profile)}\n\n{report.legend(len(missing))}"
     if getattr(given, "into", None):
         report.insert_into(given.into, plan.name, text)
-    print(f"\n{text}\n", flush=True)  # before the picture, which may fail
-    try:
-        picture = report.curves(records, given.results_dir / "figures" / f"{plan.name}.png", given.profile)
-        print(f"curves: {picture}")
-    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
-        print(f"rbd: warning: the curves could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
-    return 0
+    print(f"\n{text}\n", flush=True)
+    return records
+
+
+def _picture(given: argparse.Namespace, plan: Plan) -> Path:
+    return given.results_dir / "figures" / f"{plan.name}.png"
 
 
 def _figures(given: argparse.Namespace) -> int:

@@ -217,9 +217,9 @@ class Processes:
 
     def submit(self, *task) -> Future:
         """attempt(*task) in an idle worker, or in a new one. The future's exception says why one died or never began."""
-        for future in [f for f in self.at_work if f.done()]:
-            worker = self.at_work.pop(future)
-            if not future.exception():
+        for ended in [f for f in self.at_work if f.done()]:
+            worker = self.at_work.pop(ended)
+            if not ended.exception():
                 self.idle.append(worker)
         future: Future = Future()
         try:

@@ -307,7 +307,8 @@ def test_train_from_end_to_end_as_typed(tmp_path):
     assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()] == [Path(name)]
     before = (tmp_path / name).read_bytes()
     second = command(*SMALL, cwd=tmp_path)
-    assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")  # with the seconds of the first
+    again = first.stdout.replace(": finished", ": already done: finished")  # with the seconds of the first
+    assert (second.returncode, second.stdout, second.stderr) == (0, again, "")
     assert (tmp_path / name).read_bytes() == before
 
 
@@ -335,7 +336,7 @@ def test_train_is_the_same_in_this_process(here, few, capsys):
     assert first.err == "" and first.out.startswith(f"{path}: finished after 1 epochs: ")
     assert record.load(path).config == RunConfig(dim=9, epochs=1)
     assert main(arguments) == 0
-    assert capsys.readouterr() == first
+    assert capsys.readouterr().out == first.out.replace(": finished", ": already done: finished")
     assert not Path("results").exists()
 
 
@@ -355,7 +356,7 @@ def test_divergence_is_a_result_with_status_1(here, few, capsys):
     assert kept.outcome == "diverged" and json.loads(path.read_text())["curve"]["loss"][0] in ("nan", "inf")
     assert list(Path("results/checkpoints").iterdir()) == []
     assert main([*SMALL[:3], "--epochs", "2", "--lr", "1e6"]) == 1  # read, and said again
-    assert capsys.readouterr() == said
+    assert capsys.readouterr().out == said.out.replace(": diverged", ": already done: diverged")
     assert main(["train", "--method", "rbd", "--dim", "9", "--lr", "1e30"]) == 1
     assert "diverged before the end of the first epoch" in capsys.readouterr().out
 
@@ -383,7 +384,7 @@ def test_interrupted_train_goes_on(here, few, capsys, monkeypatch):
     assert "interrupted after 1 epochs" in said.out
     assert said.err == "\nrbd: interrupted; the same command goes on from the last full epoch\n"
     assert main(arguments) == 0
-    assert "finished after 3 epochs" in capsys.readouterr().out
+    assert f"{RunConfig(method='sgd', epochs=3).id}.json: finished after 3 epochs" in capsys.readouterr().out  # only now
     resumed = record.load(next(Path("results/runs/train").iterdir()))
     assert main([*arguments, "--results-dir", "whole"]) == 0
     assert resumed.curve == record.load(next(Path("whole/runs/train").iterdir())).curve
@@ -448,8 +449,37 @@ def test_reproduce_runs_reports_and_the_second_time_only_reports(here, tiny, cap
     assert time.perf_counter() - began < 5  # s; reading and drawing take half a second on a quiet machine
     second = capsys.readouterr().out.splitlines()
     assert second[0] == "table1-quick: 3 runs, 0 to do, records in results/runs/table1-quick"
-    assert second[1:] == lines[4:]
+    assert second[1:-2] == lines[4:-1]
+    assert second[-2].startswith(f"curves: {picture} ") and second[-1].endswith("--results-dir my-results")
     assert picture.read_bytes() == content
+
+
+def test_reproduce_leaves_a_picture_alone_whose_runs_are_all_there(here, tiny, capsys):
+    """In a clone the records and the picture are committed; `rbd report` is asked to draw it again."""
+    picture = Path("results/figures/table1-quick.png")
+    picture.parent.mkdir(parents=True)
+    for config in tiny.configs:
+        job.run(config, tiny.directory("results"), "results")
+    picture.write_text("by another version of matplotlib")
+    assert main(["reproduce"]) == 0 and picture.read_text() == "by another version of matplotlib"
+    assert main(["report"]) == 0 and picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_runs_of_ones_own_are_not_seen_by_git():
+    """A single run in a clone, and the directories that README gives results, leave `git status` as it was."""
+    named = set(re.findall(r"--results-dir (\S+)", (ROOT / "README.md").read_text("utf-8")))
+    files = ["results/runs/train/0123456789abcdef.json", *(f"{name}/runs/x.json" for name in named | {"my-results"})]
+    done = subprocess.run(["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == files, done.stderr
+
+
+def test_compiling_is_told_on_stderr_when_it_happens(tmp_path, monkeypatch):
+    """And only then: it takes seconds, once for each distribution and dtype on a machine."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    words = ["train", "--distribution", "rademacher", "--dim", "2", "--epochs", "1", "--batch-size", "2500"]
+    told = "rbd: compiling the kernels of this distribution and dtype, which takes some seconds\n"
+    assert [command(*words, "--seed", seed, cwd=tmp_path).stderr for seed in "01"] == [told, ""]
 
 
 def test_reproduce_fills_the_gaps(here, tiny, capsys):
