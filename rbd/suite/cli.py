@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import select
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -85,9 +86,53 @@ def _end_on_sigterm(received: list[int]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that fits a screen: choices stand in the text alone, and what an option takes is one short word."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=23)
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        word = action.metavar or ("NAME" if action.choices else "DIR" if action.dest.endswith("_dir") else "VALUE")
+        return super()._metavar_formatter(action, default_metavar) if _is_command(action) else lambda n: (str(word),) * n
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        missing = [str(choice) for choice in action.choices or () if not re.search(rf"\b{choice}\b(?!-)", text)]
+        if _is_command(action) or not missing:
+            return action.help
+        what, bracket, default = text.partition(" (default")
+        return f"{what}: {', '.join(map(str, action.choices or ()))}{bracket}{default}"
+
+
+def _is_command(action: argparse.Action) -> bool:
+    return action.nargs == argparse.PARSER
+
+
+EXAMPLES = {
+    "reproduce": ["rbd reproduce --results-dir my-results"],
+    "train": ["rbd train --model fc --method rbd --dim 250 --lr 4 --epochs 10", "rbd train --method sgd --epochs 10"],
+    "sweep": ["rbd sweep --list", "rbd sweep dimension --jobs 2"],
+    "report": ["rbd report", "rbd report --into README.md"],
+    "figures": ["rbd figures table1 dimension", "rbd figures --allow-missing"],
+    "data": ["rbd data", "rbd data --download mnist"],
+}  # of the commands, below their options
+
+
+def _shape_help(commands: Any) -> None:
+    """Give every command the short help, and its examples."""
+    for name, command in commands.choices.items():
+        command.formatter_class = _Help
+        operand = "".join(f"[{a.metavar}] " for a in command._get_positional_actions() if a.metavar)
+        command.usage = f"rbd {name} {operand}[OPTION ...]"
+        if name in EXAMPLES:
+            command.epilog = "\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[name])])
+
+
 def _parser() -> argparse.ArgumentParser:
     about = "Train neural networks in random bases that are never stored."
-    parser = argparse.ArgumentParser(prog="rbd", description=about)
+    parser = argparse.ArgumentParser(prog="rbd", description=about, formatter_class=_Help,
+                                     epilog="examples:\n  rbd sweep --list\n  rbd train --help")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"rbd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -118,11 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     data = _add_data(commands)
 
     for command in (reproduce, train, sweep, report, figures):
-        where = "directory of the records (default: results)"
+        where = "records and what is drawn of them (default: results)"
         command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
     for command in (reproduce, train, sweep, data):
-        where = "directory of the full data sets (default: $RBD_DATA_DIR, else a cache directory)"
+        where = "full data sets (default: $RBD_DATA_DIR, else a cache)"
         command.add_argument("--data-dir", type=Path, help=where)
+    _shape_help(commands)
     return parser
 
 
@@ -130,15 +176,15 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="do the runs of an experiment that are not there yet, side by side")
     sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: see --list; or all")
     sweep.add_argument("--list", action="store_true", help="show every experiment: runs done and missing, cost")
-    sweep.add_argument("--profile", choices=("quick", "paper"), help="which set-up (default: quick; with --list both)")
-    each = "runs at a time, which share the cores (default: one for each core; one where seconds count)"
+    sweep.add_argument("--profile", choices=("quick", "paper"), help="quick or paper (default: quick; with --list both)")
+    each = "runs at a time (default: one a core; 1 if timed)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
-    seeds = "these in place of the experiment's seeds (its list of runs stays, and no figure shows such runs)"
+    seeds = "other seeds than its own: no figure shows such runs"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
-    sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
-    sweep.add_argument("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster, as auto or ray://host:10001")
-    sweep.add_argument("--gpus", type=_parse_gpus, help="share of a GPU for a run there (default: 0.25 with cuda, else 0)")
-    scripts = "directory of experiment scripts of your own (default: those of the package)"
+    sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
+    sweep.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to run on, as auto or ray://host:10001")
+    sweep.add_argument("--gpus", type=_parse_gpus, help="GPUs of a run there (default: 0.25 with cuda, else 0)")
+    scripts = "experiment scripts of your own (default: the package's)"
     sweep.add_argument("--sweeps-dir", type=Path, metavar="DIR", help=scripts)
     sweep.set_defaults(run=_sweep)
     return sweep
@@ -267,11 +313,16 @@ def _plan_table1(given: argparse.Namespace) -> Plan:
 def _report(given: argparse.Namespace) -> int:
     plan = _plan_table1(given)
     records = _print_table(given, plan)  # before the picture, which may fail
-    try:
-        print(f"curves: {report.curves(records, _picture(given, plan), given.profile)}")
-    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
-        print(f"rbd: warning: the curves could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
+    _show_picture("curves", lambda: report.curves(records, _picture(given, plan), given.profile))
     return 0
+
+
+def _show_picture(what: str, draw: Callable[[], Path]) -> None:
+    """Draw and say where it is; a warning where that fails."""
+    try:
+        print(f"{what}: {draw()}")
+    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
+        print(f"rbd: warning: the {what} could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _print_table(given: argparse.Namespace, plan: Plan) -> list[Record]:

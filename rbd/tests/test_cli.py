@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 import rbd
-from rbd.suite import cost, datasets, executor, experiment, job, rates, record, report
+from rbd.suite import cli, config, cost, datasets, executor, experiment, job, rates, record, report
 from rbd.suite.cli import main
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.experiment import Plan
@@ -73,8 +74,8 @@ def refused(arguments: list[str], capsys) -> str:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--help"], ["reproduce", "train", "report", "data", "--version"]),
-    (["reproduce", "--help"], ["--profile {quick,paper}", "default: quick", "--results-dir", "--data-dir", "--threads"]),
-    (["report", "--help"], ["--profile {quick,paper}", "--into README", "default: results"]),
+    (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "--threads"]),
+    (["report", "--help"], ["--profile NAME", "quick, paper", "--into README", "default: results"]),
     (["sweep", "--help"], ["or all", "--jobs", "--seeds", "no figure shows such runs", "--dry-run", "--ray ADDRESS"]),
     (["data", "--help"], ["--download", "mnist, fmnist or cifar10", "RBD_DATA_DIR"]),
 ])  # fmt: skip
@@ -84,6 +85,28 @@ def test_help(arguments, words, here, capsys):
     said = capsys.readouterr()
     assert stop.value.code == 0 and said.err == ""
     assert all(word in " ".join(said.out.split()) for word in words), said.out
+
+
+def test_help_fits_a_screen_and_ends_with_examples_that_are_accepted(here, capsys, monkeypatch):
+    """80 columns and 30 lines; `train`, whose options are many, is in groups."""
+    monkeypatch.setenv("COLUMNS", "80")
+    choices = next(a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))
+    for name in choices:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        text, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+        lines = text.splitlines()
+        assert len(lines) < (56 if name == "train" else 28) and max(map(len, lines)) < 80, (name, len(lines))
+        assert examples, name
+        for line in examples.splitlines():
+            assert callable(cli._parser().parse_args(shlex.split(line)[1:]).run), line
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 28
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    titles = re.findall(r"^(\w.*):$", capsys.readouterr().out, re.MULTILINE)
+    assert titles == ["options", *config.GROUPS, "examples"]
 
 
 def test_train_help_names_every_field_its_unit_and_default(here, capsys, monkeypatch):
@@ -458,8 +481,8 @@ def test_reproduce_leaves_a_picture_alone_whose_runs_are_all_there(here, tiny, c
     """In a clone the records and the picture are committed; `rbd report` is asked to draw it again."""
     picture = Path("results/figures/table1-quick.png")
     picture.parent.mkdir(parents=True)
-    for config in tiny.configs:
-        job.run(config, tiny.directory("results"), "results")
+    for c in tiny.configs:
+        job.run(c, tiny.directory("results"), "results")
     picture.write_text("by another version of matplotlib")
     assert main(["reproduce"]) == 0 and picture.read_text() == "by another version of matplotlib"
     assert main(["report"]) == 0 and picture.read_bytes().startswith(b"\x89PNG")
