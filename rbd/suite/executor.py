@@ -208,15 +208,20 @@ def hire(resources: Resources, missing: int, alone: bool = False) -> Crew:
 
 
 class Processes:
-    """Worker processes, each with a run at a time; one that dies takes only its own run along."""
+    """Worker processes, each with a run at a time; one that dies takes only its own run along.
 
-    def __init__(self) -> None:
+    Args:
+        task: what they do, a function of a module.
+    """
+
+    def __init__(self, task: Callable = attempt) -> None:
+        self.task = task
         self.at_work: dict[Future, Worker] = {}
         self.idle: list[Worker] = []
         self.before = set(active_children())
 
-    def submit(self, *task) -> Future:
-        """attempt(*task) in an idle worker, or in a new one. The future's exception says why one died or never began."""
+    def submit(self, *arguments) -> Future:
+        """task(*arguments) in an idle worker, or in a new one. The future's exception says why one died or never began."""
         for ended in [f for f in self.at_work if f.done()]:
             worker = self.at_work.pop(ended)
             if not ended.exception():
@@ -225,7 +230,7 @@ class Processes:
         try:
             worker = self.idle.pop() if self.idle else Worker()
             self.at_work[future] = worker
-            worker.submit(task, future)
+            worker.submit(future, self.task, *arguments)
         except (OSError, ImportError, NotImplementedError, RuntimeError) as error:
             self.at_work.pop(future, None)
             hint = _START_HINTS.get(getattr(error, "errno", None) or 0, "see `ulimit -a` and the limits of the container")
@@ -259,10 +264,10 @@ class Worker:
         self.pool = ProcessPoolExecutor(1, get_context("spawn"), _obey)  # fork mixes ill with threads
         self.process: BaseProcess | None = None
 
-    def submit(self, task: tuple, future: Future) -> None:
-        """Set the future by attempt(*task), or by a BrokenProcessPool that says what the process died of."""
+    def submit(self, future: Future, task: Callable, *arguments) -> None:
+        """Set the future by task(*arguments), or by a BrokenProcessPool that says what the process died of."""
         before = set(active_children())
-        inner = self.pool.submit(attempt, *task)
+        inner = self.pool.submit(task, *arguments)
         self.process = next(iter(set(active_children()) - before), self.process)
         inner.add_done_callback(lambda done: self._pass_on(done, future))
 
@@ -386,8 +391,14 @@ class Progress:
         title = f"[{self.names[config.id]}/{len(self.names)}] {describe(config)}"
         self.bar.write(f"{title}: {what}; {left} left", file=sys.stdout)
         sys.stdout.flush()
-        self.bar.set_postfix_str(f"{left} left", refresh=False)
         self.bar.update()
+        self.show()
+
+    def show(self) -> None:
+        """Runs under way, runs that wait for them, and the time left, behind the bar."""
+        todo = len(self.names) - self.bar.n
+        running, left = min(self.jobs, todo), cost.format_duration(self.remaining(perf_counter()))
+        self.bar.set_postfix_str(f"{running} running, {todo - running} to come, {left} left")
 
 
 @contextmanager
@@ -396,8 +407,10 @@ def show_progress(plan: Plan, missing: tuple[RunConfig, ...], results: Path, job
     seconds = cost.calibrate(cost.load_readable(results))
     names = {c.id: number for number, c in enumerate(plan.configs, 1)}
     with tqdm(total=len(names), initial=len(names) - len(missing), unit="run", disable=None,
-              bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}", desc=plan.name) as bar:  # fmt: skip
-        yield Progress(names, seconds, jobs, sum(map(seconds, missing)), bar, began=perf_counter())
+              bar_format="{desc}: {n_fmt}/{total_fmt} done |{bar}| {elapsed}{postfix}", desc=plan.name) as bar:  # fmt: skip
+        progress = Progress(names, seconds, jobs, sum(map(seconds, missing)), bar, began=perf_counter())
+        progress.show()
+        yield progress
 
 
 def describe(config: RunConfig) -> str:

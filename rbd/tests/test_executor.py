@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -188,7 +189,7 @@ def test_a_worker_that_died_says_what_of(code, told, monkeypatch):
     states, inner, outer = [set(), {process}], Future(), Future()
     monkeypatch.setattr(executor, "ProcessPoolExecutor", lambda *_: type("Pool", (), {"submit": lambda *_: inner})())
     monkeypatch.setattr(executor, "active_children", lambda: states.pop(0))
-    executor.Worker().submit((), outer)
+    executor.Worker().submit(outer, job.attempt)
     inner.set_exception(BrokenProcessPool("terminated abruptly"))
     assert isinstance(outer.exception(), BrokenProcessPool) and told in str(outer.exception())
 
@@ -302,6 +303,20 @@ def test_time_left_is_in_proportion_to_cost(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epochs: 50.00")
     assert re.match(r"\[2/2\] .* seed=1: failed: ValueError: no; 0 s left", lines[1])
+
+
+def test_bar_shows_runs_done_running_and_to_come_and_the_time_left(tmp_path, monkeypatch):
+    """Of five runs one is there, and two are done at a time."""
+    planned = Plan("demo-quick", tuple(replace(RUN, seed=seed) for seed in range(5)))
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    with executor.show_progress(planned, planned.configs[1:], tmp_path, jobs=2) as progress:
+        for config in planned.configs[1:4]:
+            progress.tell(config, made(config))
+    shown = re.findall(r"demo-quick: (\d/5) done .*?(\d running, \d to come), [\d.]+ \w+ left", screen.getvalue())
+    states = ["1/5", "2 running, 2 to come"], ["2/5", "2 running, 1 to come"], ["3/5", "2 running, 0 to come"]
+    assert [list(s) for s in dict.fromkeys(shown)] == [*states, ["4/5", "1 running, 0 to come"]]
 
 
 def test_describe_leaves_out_what_is_usual():
