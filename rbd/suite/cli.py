@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import select
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rbd import __version__
-from rbd.suite import config, experiment, rates, record, report
+from rbd.suite import config, experiment, rates, record, report, tables
 from rbd.suite.experiment import Plan
 from rbd.suite.record import Record
 
@@ -139,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser("reproduce", help="run the paper's table 1; what is done already is not run again")
     profiles = "quick: images in the package, minutes on two cores; paper: full data, 100 epochs, days (default: quick)"
     reproduce.add_argument("--profile", choices=("quick", "paper"), default="quick", help=profiles)
-    reproduce.set_defaults(run=_reproduce)
+    reproduce.set_defaults(run=_reproduce, into=None, json=False)
 
     train = commands.add_parser("train", help="do one run")
     config.add_arguments(train)
@@ -161,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
 
     figures = _add_figures(commands)
     data = _add_data(commands)
+    what = {sweep: "with --list: the same as JSON", report: "print JSON, draw nothing", data: "print JSON"}
+    for command, help in what.items():
+        command.add_argument("--json", action="store_true", help=help)
 
     for command in (reproduce, train, sweep, report, figures):
         where = "records and what is drawn of them (default: results)"
@@ -278,9 +282,14 @@ def _reproduce(given: argparse.Namespace) -> int:
 def _sweep(given: argparse.Namespace) -> int:
     if given.list or not given.name:
         profiles = (given.profile,) if given.profile else experiment.PROFILES
-        for line in experiment.survey(given.results_dir, profiles, given.sweeps_dir):
-            print(line)
+        where = given.results_dir, profiles, given.sweeps_dir
+        if given.json:
+            print(json.dumps([*experiment.survey_values(*where)], indent=1))
+        else:
+            print(*experiment.survey(*where), sep="\n")
         return 0
+    if given.json:
+        raise ValueError("--json: needs --list")
     from rbd.suite import executor
 
     resources = executor.Resources(given.data_dir, given.device, given.jobs, ray=given.ray, gpus=given.gpus)
@@ -313,6 +322,8 @@ def _plan_table1(given: argparse.Namespace) -> Plan:
 def _report(given: argparse.Namespace) -> int:
     plan = _plan_table1(given)
     records = _print_table(given, plan)  # before the picture, which may fail
+    if given.json:
+        return 0
     _show_picture("curves", lambda: report.curves(records, _picture(given, plan), given.profile))
     return 0
 
@@ -331,10 +342,13 @@ def _print_table(given: argparse.Namespace, plan: Plan) -> list[Record]:
         first = f"run `rbd reproduce --profile {given.profile}`"
         raise ValueError(f"{plan.directory(given.results_dir)}: no records of {plan.name}; {first}")
     missing = (*plan.missing(records), *plan.waiting)
-    text = f"{report.table(records, given.profile)}\n\n{report.legend(len(missing))}"
-    if getattr(given, "into", None):
-        report.insert_into(given.into, plan.name, text)
-    print(f"\n{text}\n", flush=True)
+    table, legend = report.table(records, given.profile), report.legend(len(missing))
+    if given.into:
+        report.insert_into(given.into, plan.name, f"{table}\n\n{legend}")
+    if given.json:
+        print(json.dumps({"name": plan.name, "missing": len(missing), "cells": report.values(records)}, indent=1))
+    else:
+        print(f"\n{tables.align(table) if sys.stdout.isatty() else table}\n\n{legend}\n", flush=True)
     return records
 
 
@@ -364,8 +378,12 @@ def _data(given: argparse.Namespace) -> int:
 
     if given.download:
         datasets.download(given.download, given.data_dir)
-    print(f"directory of the full data sets: {datasets.data_dir(given.data_dir)}")
-    files = datasets.status(given.data_dir)
+    directory, files = datasets.data_dir(given.data_dir), datasets.status(given.data_dir)
+    if given.json:
+        states = [{"dataset": file.dataset, "path": str(file.path), "state": file.state} for file in files]
+        print(json.dumps({"directory": str(directory), "files": states}, indent=1))
+        return 0
+    print(f"directory of the full data sets: {directory}")
     print(*files, sep="\n")
     if any(file.state == "missing" for file in files):
         print("fetch a missing set with `rbd data --download NAME`; the embedded ones come with the package")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import struct
 import subprocess
 import sys
@@ -272,6 +273,14 @@ def test_data_shows_damage(here, capsys):
     text = capsys.readouterr().out
     assert states(text)["mnist"] == ["damaged", "missing", "missing", "missing"]
     assert re.search(rf"^mnist +damaged +{re.escape(str(path))}$", text, re.MULTILINE)
+
+
+def test_data_as_json(here, capsys):
+    assert main(["data", "--json", "--data-dir", "empty"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["directory"] == "empty" and len(told["files"]) == 17
+    first = str(Path("empty/MNIST/raw/train-images-idx3-ubyte"))
+    assert told["files"][0] == {"dataset": "mnist", "path": first, "state": "missing"}
 
 
 def test_data_directory_is_that_of_the_environment(here, capsys, monkeypatch):
@@ -609,6 +618,31 @@ def test_report_of_a_part_says_how_much_is_missing_and_goes_between_the_marks(he
     assert readme.read_text("utf-8") == text
 
 
+def test_report_as_json_has_the_numbers_of_the_table_and_draws_nothing(here, tiny, capsys):
+    made = [job.run(config, tiny.directory("results"), "results") for config in tiny.configs[:2]]
+    assert main(["report", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    accuracies = [r.curve[-1].accuracy for r in made]
+    (cell,) = told["cells"]
+    assert (told["name"], told["missing"], cell["method"], cell["runs"]) == ("table1-quick", 1, "sgd", 2)
+    assert cell["mean"] == statistics.mean(accuracies) and cell["std"] == statistics.stdev(accuracies)
+    assert cell["paper"] == {"mean": 98.27, "std": 0.09} and not Path("results/figures").exists()
+
+
+def test_table_on_a_terminal_is_aligned_and_elsewhere_as_it_goes_into_a_file(here, tiny, capsys, monkeypatch):
+    made = [job.run(config, tiny.directory("results"), "results") for config in tiny.configs]
+    plain = report.table(made, "quick")
+    assert main(["report"]) == 0 and plain in capsys.readouterr().out
+    Path("README.md").write_text("<!-- table1-quick -->\n<!-- /table1-quick -->\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["report", "--into", "README.md"]) == 0
+    aligned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    bars = [[at for at, letter in enumerate(line) if letter == "|"] for line in aligned]
+    assert len(aligned) == len(plain.splitlines()) and all(places == bars[0] for places in bars)
+    assert [line.replace(" ", "") for line in aligned[2:]] == [line.replace(" ", "") for line in plain.splitlines()[2:]]
+    assert plain in Path("README.md").read_text("utf-8")
+
+
 def test_report_tells_the_table_where_the_picture_cannot_be_drawn(here, tiny, capsys, monkeypatch):
     """A folder that cannot be written, or settings of the user that ask for what is not there."""
     made = job.run(tiny.configs[0], tiny.directory("results"), "results")
@@ -706,6 +740,19 @@ def test_sweep_list_counts_what_is_done_and_missing(scripts, capsys):
     assert main(["sweep", "--list", "--profile", "paper"]) == 0
     assert "quick" not in capsys.readouterr().out
     assert sorted(p.name for p in Path("results").iterdir()) == ["runs"]  # looking makes nothing
+
+
+def test_sweep_list_as_json_says_the_same(scripts, capsys):
+    record.save(record.Record(replace(RUN, seed=0), "finished", (), (), {}), "results/runs/elsewhere")
+    job.Failure(replace(RUN, seed=1), "ValueError: no").save("results")
+    assert main(["sweep", "--list", "--json"]) == 0
+    demo, depth = json.loads(capsys.readouterr().out)
+    assert (demo["name"], demo["question"], depth["name"]) == ("demo", "What?", "depth")
+    quick = demo["profiles"]["quick"]
+    assert [quick[key] for key in ("runs", "done", "missing", "waiting", "failed", "damaged")] == [3, 1, 2, 1, 1, []]
+    assert quick["seconds"] > 0 and demo["profiles"]["paper"]["done"] == 0
+    assert depth["profiles"]["quick"] == {"measures": True, "runs": 1, "done": 0, "missing": 1, "seconds": 42}
+    assert "--json: needs --list" in refused(["sweep", "demo", "--json"], capsys)
 
 
 def test_sweep_list_names_what_is_damaged_and_counts_what_failed(scripts, capsys):
