@@ -139,4 +139,5 @@ def _announce() -> None:
 def _warn(problem: str) -> None:
     """Say, once, that code is not kept and what helps."""
     what = f"rbd: compiled kernels are not kept ({problem}), so every process compiles them anew, which takes seconds"
-    warnings.warn(f"{what}; set NUMBA_CACHE_DIR to a directory that can be written", RuntimeWarning, stacklevel=2)
+    what += "; set NUMBA_CACHE_DIR to a directory that can be written and has room"
+    warnings.warn(what, RuntimeWarning, stacklevel=2)

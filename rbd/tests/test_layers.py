@@ -110,7 +110,7 @@ if TYPE_CHECKING:
 """
     assert imported(source, "rbd.kernels") == {
         "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.suite.datasets",
-        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.kernels.countsketch_cpu",
+        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.kernels.jit", "rbd.kernels.countsketch_cpu",
         "rbd.kernels.countsketch_gpu", "rbd.suite.train",
     }  # fmt: skip
 
@@ -190,7 +190,7 @@ def test_modules_that_do_without_torch(name):
 
 
 def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
-    numba = {"rbd.kernels.cpu", "rbd.kernels.countsketch_cpu", "rbd.kernels.simd"}
+    numba = {"rbd.kernels.cpu", "rbd.kernels.countsketch_cpu", "rbd.kernels.simd", "rbd.kernels.jit"}
     homes = {"numba": numba, "llvmlite": {"rbd.kernels.simd"}, "triton": {"rbd.kernels.gpu"}}
     for library, home in homes.items():
         users = {n for n, others in imports().items() if library in {other.split(".")[0] for other in others}}
