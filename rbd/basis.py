@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -84,15 +85,34 @@ class Basis:
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """c = Φ g, (D,) -> (d,): float64 for float64 g, else float32. NaN and infinities pass through.
 
+        Differentiable any number of times: the gradient is expanded (``expand`` by the same basis).
+
         Raises:
             TypeError, ValueError: g is not a real floating-point tensor of shape (D,), or out does not fit.
-            RuntimeError: there are no kernels for g's device.
+            RuntimeError: there are no kernels for g's device, or out is given for a g that requires a gradient.
         """
-        return kernels.project(g, self._spec(), out)
+        return (kernels.differentiable_project if _is_tracked(g, out) else kernels.project)(g, self._spec(), out)
 
     def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors as in ``project``."""
-        return kernels.expand(c, self._spec(), out)
+        """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors and derivatives as in ``project``."""
+        return (kernels.differentiable_expand if _is_tracked(c, out) else kernels.expand)(c, self._spec(), out)
+
+    def add_(self, params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float = 1.0) -> None:
+        """params += alpha Φᵀ c in place and without a graph, the params being the vector of length D cut into tensors.
+
+        The cuts do not matter: an entry belongs to a place in the whole vector. Every value is summed in float32 (float64 if
+        it is float64) and rounded once to its dtype. Adding -alpha afterwards therefore does not restore the params exactly:
+        keep the base weights, and write base + Φᵀ c anew each time (``p.copy_(base)``, then ``add_``).
+
+        Args:
+            params: contiguous real floating-point tensors on c's device, of any dtypes.
+            c: (d,) coordinates.
+
+        Raises:
+            TypeError, ValueError: params or c are other tensors than that.
+            RuntimeError: there are no kernels for the device.
+        """
+        kernels.add(alpha * c.detach(), self._spec(), list(params))
 
     def dense(self) -> torch.Tensor:
         """Φ itself, (d, D) float32: for looking at it; training never makes one."""
@@ -101,3 +121,11 @@ class Basis:
         spec = self._spec()
         (k,) = spec.compartments
         return torch.from_numpy(rows(k, spec, 0, self.dim)) * spec.distribution.scale(k.length, k.total)
+
+
+def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
+    """Whether autograd has to know of a product of x."""
+    tracked = torch.is_grad_enabled() and isinstance(x, torch.Tensor) and x.requires_grad
+    if tracked and out is not None:
+        raise RuntimeError("out= does not support automatic differentiation, but the argument requires a gradient")
+    return tracked

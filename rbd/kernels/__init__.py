@@ -94,8 +94,8 @@ def _expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend:
     return u
 
 
-_project_operator = compiled.register("project", _project, compiled.flat_dim)
-_expand_operator = compiled.register("expand", _expand, compiled.flat_size)
+differentiable_project = _project_operator = compiled.register("project", _project, compiled.flat_dim, "expand")
+differentiable_expand = _expand_operator = compiled.register("expand", _expand, compiled.flat_size, "project")
 
 
 def _module_for(device: torch.device, backend: str | None, spec: BasisSpec) -> ModuleType:
