@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import blake2b
+from operator import is_not
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from rbd.philox import STREAM_VERSION
 
 OUTSIDE = -1  # what torch calls the backward pass where there is none
 METADATA = "rbd.Subspace"  # key in the header of a file
-_DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}  # names that safetensors gives them
+_DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}  # names that safetensors gives them
 _CHANGED = ("{}: got {}, allowed {}: the model was changed without the Subspace; move both by sub.to(...), shard both by "
             "fully_shard(sub), and wrap a model anew whose parameters are replaced")
 
@@ -84,11 +85,12 @@ class Subspace(nn.Module):
         self.coordinates = nn.Parameter(torch.zeros(cut.dim, dtype=dtype, device=start[0].device))
         self._checksum = self._sum_up()
         self.register_buffer("_of_first", _words(self._checksum, start[0].device), persistent=False)
-        self._compared = False
+        self._compared, self._seen = False, ()
         self.register_state_dict_post_hook(_keep_own)
         self.register_load_state_dict_post_hook(_expect_own)
 
     _of_first: Tensor
+    _seen: tuple  # the device of θ0 and its tensors, when last checked
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives with the parameters θ.
@@ -137,17 +139,25 @@ class Subspace(nn.Module):
 
     def _find(self) -> tuple[list[Owner], list[Tensor]]:
         """Who owns moved parameters, and θ0, as they stand in the model now."""
-        owners, start, device = [], [], self.coordinates.device
-        for i, (paths, shape) in enumerate(zip(self._paths, self._shapes)):
+        root, owners, start = self._modules["model"], [], []
+        for i, paths in enumerate(self._paths):
             for path, name in paths:
-                module = self.__dict__["_modules"]["model"]
+                module: Any = root
                 for part in path:
                     module = module._modules[part]
                 owners.append((module, name, i))
-            start.append(p := module._parameters[name])
-            if p.shape != shape or p.device != device or is_sharded(p):
-                raise RuntimeError(_CHANGED.format(self._names[i][0], _describe(p), f"{tuple(shape)} on {device}"))
+            start.append(module._parameters[name])
+        if not self._seen or start[0].device != self._seen[0] or any(map(is_not, start, self._seen[1:])):
+            self._check_start(start)
         return owners, start
+
+    def _check_start(self, start: list[Tensor]) -> None:
+        """Do θ0's tensors, some of which are new here, still fit the coordinates?"""
+        device = self.coordinates.device
+        for names, shape, p in zip(self._names, self._shapes, start):
+            if p.shape != shape or p.device != device or is_sharded(p):
+                raise RuntimeError(_CHANGED.format(names[0], _describe(p), f"{tuple(shape)} on {device}"))
+        self._seen = (device, *start)
 
     def _compare(self) -> None:
         """Once: is θ0 that of the first worker, from whom DistributedDataParallel has brought the checksum?"""
@@ -184,7 +194,7 @@ class Subspace(nn.Module):
         """
         self.check()
         _, start = self._find()
-        for p, moved in zip(start, _move(self.coordinates, self._spec, start)):
+        for p, moved in zip(start, kernels.moved(self.coordinates, self._spec, start)):
             p.copy_(moved)
         self.coordinates.zero_()
         self._set_checksum()
@@ -273,7 +283,7 @@ class _Theta(torch.autograd.Function):
     def forward(ctx: Any, c: Tensor, spec: BasisSpec, start: list[Tensor]) -> tuple[Tensor, ...]:
         ctx.spec, ctx.sizes, ctx.of = spec, [p.numel() for p in start], {"dtype": c.dtype, "device": c.device}
         ctx.set_materialize_grads(False)
-        return tuple(_move(c, spec, start))
+        return tuple(kernels.moved(c, spec, start))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
@@ -284,18 +294,10 @@ class _Theta(torch.autograd.Function):
         return (kernels.differentiable_project if again else kernels.project)(g, ctx.spec).to(ctx.of["dtype"]), None, None
 
 
-def _move(c: Tensor, spec: BasisSpec, start: Sequence[Tensor]) -> list[Tensor]:
-    """θ0 + Φᵀ c in new tensors of θ0's shapes, dtypes and strides; summed in float32 or float64."""
-    if all(p.dtype == start[0].dtype and p.is_contiguous() for p in start):
-        theta = [p.detach().clone() for p in start]
-        kernels.add(c, spec, theta)
-        return theta
-    parts = kernels.expand(c, spec).split([p.numel() for p in start])
-    return [torch.empty_like(p).copy_(v.view(p.shape).add_(p)) for p, v in zip(start, parts)]
-
-
 class _Moved:
     """θ of one forward pass, and where it belongs."""
+
+    __slots__ = ("key", "owners", "start", "theta")
 
     def __init__(self, owners: list[Owner], start: list[Tensor], theta: Sequence[Tensor], key: tuple):
         self.owners, self.start, self.theta, self.key = owners, start, theta, key
