@@ -34,7 +34,8 @@ class Net(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.first, self.middle, self.last = nn.Linear(8, 16), nn.Sequential(nn.Linear(16, 16), nn.Tanh()), nn.Linear(16, 3)
+            self.first, self.middle = nn.Linear(8, 16), nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+            self.last = nn.Linear(16, 3)
         self.reentrant = reentrant
 
     def inner(self, x):
@@ -501,7 +502,7 @@ class Returns(nn.Module):
 
 def test_a_module_that_returns_parameters():
     for what in (lambda w: w, lambda w: w.t(), lambda w: w[0].detach()):
-        with pytest.raises(ValueError, match=r"^the model returns a parameter, or a view of one, .* return a clone\(\) of it$"):
+        with pytest.raises(ValueError, match=r"^the model returns a parameter, or a view of one, .* return a clone\(\)"):
             make(Returns(what), 2)(torch.ones(1, 3))
     out = make(Returns(lambda w: w.clone()), 2)(torch.ones(1, 3))
     assert out["more"][0].requires_grad
