@@ -51,9 +51,9 @@ class Subspace(nn.Module):
     Subspaces may share a model, as adapters of d numbers each. Buffers, as batch norm's, stay the model's: they change in
     training mode as ever, and are not saved with the coordinates. One thread at a time may train.
 
-    With many workers: ``DistributedDataParallel(sub)`` exchanges d gradients, where all have the same θ0;
-    ``fully_shard(sub)`` works on the whole alone (not layer by layer). torch.compile(sub) works; torch.func's transforms and forward-mode
-    derivatives do not.
+    With many workers: ``DistributedDataParallel(sub)`` exchanges d gradients, where all have the same θ0, and
+    ``fully_shard(sub)`` works on the whole (not layer by layer). torch.compile(sub) works; torch.func's transforms and
+    forward-mode derivatives do not.
 
     Args:
         model: has real floating-point parameters, on one device.
