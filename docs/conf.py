@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import generated  # noqa: E402  # docs/generated.py
+import make_pages  # noqa: E402
 
 import rbd  # noqa: E402
 
@@ -18,9 +18,9 @@ copyright = "the rbd developers, Apache-2.0"
 release = version = rbd.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build", "README.md"]
+exclude_patterns = ["_build", "_made"]  # _made: tables that pages include
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!rbd\.).*")]  # types of torch and of the standard library, and names of arguments
+nitpick_ignore_regex = [("py:.*", r"(?!rbd\.).*"), ("py:.*", r"rbd\..*\.T")]  # of torch and Python; type variables
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -51,4 +51,4 @@ html_theme_options = {
 
 
 def setup(app) -> None:
-    app.connect("builder-inited", lambda app: generated.write(HERE))
+    app.connect("builder-inited", lambda app: make_pages.write(HERE))

@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="docs/ is in the repository only")
 
-MADE = ("results/notebooks", "_build", "command.md")  # when the site is built, see docs/generated.py
+MADE = ("results/notebooks", "_build", "_made", "command.md")  # when the site is built, see docs/make_pages.py
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not path.relative_to(DOCS).as_posix().startswith(MADE))
 NOTES = ROOT / "rbd" / "NOTES.md"
 LINKED = [*PAGES, NOTES, ROOT / "CONTRIBUTING.md"]
-UNDER_TORCHRUN = {"workers.py": 2, "hook.py": 2, "sharded.py": 2}  # example -> workers
+UNDER_TORCHRUN = ("workers.py", "hook.py", "sharded.py", "restart.py")
 SCRIPTS = {"my_experiment.py"}  # for `rbd sweep --sweeps-dir`
 
 

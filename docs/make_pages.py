@@ -1,6 +1,7 @@
 """Pages that are made when the site is built: one for each notebook of analysis/, and one with the help of the command.
 
-They hold what is committed under results/ and what the parser says, so they cannot differ from it.
+Also the tables that pages include. They hold what is committed under results/ and what the parser says, so they cannot
+differ from it.
 """
 
 from __future__ import annotations
@@ -8,8 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
+import os
 import re
 from pathlib import Path
+
+from rbd.suite import looks, paper
+from rbd.suite.cli import _parser
 
 PROFILES = {
     "-quick": "Quick profile (5,000 images, minutes)",
@@ -20,9 +26,10 @@ COMMANDS = ("reproduce", "train", "sweep", "report", "figures", "data")
 
 
 def write(docs: Path) -> None:
-    """Write docs/results/notebooks/*.md and docs/command.md, where they are not there or differ."""
+    """Write docs/results/notebooks/*.md, docs/command.md and docs/_made/*.md, where they are not there or differ."""
     root, folder = docs.parent, docs / "results" / "notebooks"
     folder.mkdir(exist_ok=True)
+    (docs / "_made").mkdir(exist_ok=True)
     names = sorted(path.stem for path in (root / "analysis").glob("*.ipynb"))
     for stale in {path.stem for path in folder.glob("*.md")} - {*names, "index"}:
         (folder / f"{stale}.md").unlink()
@@ -30,6 +37,7 @@ def write(docs: Path) -> None:
         _update(folder / f"{name}.md", page(name, root))
     _update(folder / "index.md", gallery(names, root))
     _update(docs / "command.md", command())
+    _update(docs / "_made" / "rates.md", rates(root / "results"))
 
 
 def _update(path: Path, text: str) -> None:
@@ -95,6 +103,29 @@ def gallery(names: list[str], root: Path) -> str:
     return "\n\n".join([*parts, f":::{{toctree}}\n:hidden:\n\n{listed}\n:::"]) + "\n"
 
 
+# ---------------------------------------------------------------- learning rates
+
+
+def rates(results: Path) -> str:
+    """A table of the learning rates that the searches chose for whole bases that are redrawn, beside the rule's."""
+    lines = ["| network, data | profile | d | η searched | η by the rule | octaves off |", "|---|---|---:|---:|---:|---:|"]
+    for profile in ("quick", "paper"):
+        found = json.loads((results / f"learning_rate-{profile}.json").read_text("utf-8"))["rates"]
+        for model, data, dim, lr in sorted(_searched(found)):
+            sgd, size = found.get(f"{model} {data} sgd"), paper.find_size(model, data)
+            if sgd and size:
+                rule = sgd["lr"] * math.sqrt(size / dim)
+                name = f"{looks.title(model, data)} | {profile} | {dim:,}"
+                lines.append(f"| {name} | {lr:g} | {rule:.2g} | {math.log2(lr / rule):+.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _searched(found: dict) -> list[tuple[str, str, int, float]]:
+    """(model, data, d, rate) of RBD with one basis for all parameters, drawn anew at every step."""
+    form = re.compile(r"(\S+) (\S+) rbd dim=(\d+) partition=whole redraw=1")
+    return [(m[1], m[2], int(m[3]), chosen["lr"]) for name, chosen in found.items() if (m := form.fullmatch(name))]
+
+
 # ---------------------------------------------------------------- command
 
 
@@ -102,13 +133,12 @@ def command() -> str:
     """What `rbd --help` and each verb's help print."""
     parts = ["# The command `rbd`", "What `rbd --help` and the help of each command print."]
     for name in ("", *COMMANDS):
-        parts += [f"## `rbd {name}`".replace(" `", "`") if name else "## `rbd`", f"```text\n{_help(name)}\n```"]
+        parts += [f"## {f'rbd {name}'.strip()}", f"```text\n{_help(name)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
 def _help(name: str) -> str:
-    from rbd.suite.cli import _parser
-
+    os.environ["COLUMNS"] = "100"  # for argparse, whatever the terminal has
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         _parser().parse_args([name, "--help"] if name else ["--help"])
