@@ -6,6 +6,8 @@ import os
 import re
 import runpy
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -13,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
-from rbd.suite.cli import _parser
+from rbd.suite.cli import _parser, main
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -23,8 +26,9 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="docs/ is in the repos
 MADE = ("results/notebooks", "_build", "_made", "command.md")  # when the site is built, see docs/make_pages.py
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not path.relative_to(DOCS).as_posix().startswith(MADE))
 NOTES = ROOT / "rbd" / "NOTES.md"
-LINKED = [*PAGES, NOTES, ROOT / "CONTRIBUTING.md"]
-UNDER_TORCHRUN = ("workers.py", "hook.py", "sharded.py", "restart.py")
+LINKED = [*PAGES, NOTES, ROOT / "CONTRIBUTING.md"] if DOCS.is_dir() else []
+AMONG_WORKERS = ("hook.py", "restart.py", "sharded.py")
+UNDER_TORCHRUN = "workers.py"
 SCRIPTS = {"my_experiment.py"}  # for `rbd sweep --sweeps-dir`
 
 
@@ -32,21 +36,16 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def count_words(text: str) -> int:
-    """Words outside of the code that a page includes, which is in other files."""
-    return len(text.split())
-
-
 # ---------------------------------------------------------------- pages
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_a_page_has_no_more_than_1200_words(page):
-    assert count_words(page.read_text("utf-8")) <= 1200
+    assert len(page.read_text("utf-8").split()) <= 1200
 
 
 def test_notes_have_no_more_than_1800_words():
-    assert count_words(NOTES.read_text("utf-8")) <= 1800
+    assert len(NOTES.read_text("utf-8").split()) <= 1800
 
 
 def slugs(text: str) -> set[str]:
@@ -89,7 +88,8 @@ def _commands() -> list[tuple[str, str]]:
              for line in _lines(path.read_text("utf-8")) if line and not line.startswith("#")]  # fmt: skip
     for page in LINKED:
         text = page.read_text("utf-8")
-        shown = re.findall(r"`((?:rbd|tox|python3?|torchrun|pytest) [^`\n]+)`", text) + re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
+        shown = re.findall(r"`((?:rbd|tox|python3?|torchrun|pytest) [^`\n]+)`", text)
+        shown += re.findall(r"^ {4}(\S.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
         found += [(relative(page), line) for line in shown]
     return found
 
@@ -115,12 +115,14 @@ def check(arguments: list[str]) -> None:
 
 
 def _accept(arguments: list[str]) -> None:
-    arguments = [re.sub(r"^\$p$", "quick", a) for a in arguments]
+    arguments = ["quick" if a == "$p" else a for a in arguments]
+    if any(a.isupper() for a in arguments):  # a name to be filled in, as in `rbd sweep NAME`
+        return
     if {"--help", "--version"} & set(arguments):
         with pytest.raises(SystemExit) as ended:
             _parser().parse_args(arguments)
         assert ended.value.code == 0
-    elif not all(a.isupper() for a in arguments[1:2]):  # as in `rbd sweep NAME`
+    else:
         assert callable(_parser().parse_args(arguments).run)
 
 
@@ -145,44 +147,95 @@ def test_the_check_of_commands_refuses_wrong_ones():
 
 # ---------------------------------------------------------------- examples
 
-
-def _run(arguments: list[str], folder: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-ALONE = sorted(p.name for p in (DOCS / "examples").glob("*.py") if p.name not in {*UNDER_TORCHRUN, *SCRIPTS})
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ALONE = sorted(p.name for p in (DOCS / "examples").glob("*.py") if p.name not in {*AMONG_WORKERS, UNDER_TORCHRUN, *SCRIPTS})
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_an_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(DOCS / "examples" / name))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runpy.run_path(str(DOCS / "examples" / name), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", sorted(UNDER_TORCHRUN))
-def test_an_example_runs_under_torchrun(name, tmp_path):
-    if (path := DOCS / "examples" / name).exists():
-        workers = str(UNDER_TORCHRUN[name])
-        _run(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", workers, str(path)], tmp_path)
+@pytest.mark.parametrize("name", AMONG_WORKERS)
+def test_an_example_runs_among_two_workers(name, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    places = [{**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]  # as torchrun does
+    command = [sys.executable, str(DOCS / "examples" / name)]
+    workers = [subprocess.Popen(command, cwd=tmp_path, env=place, stderr=subprocess.PIPE, text=True) for place in places]
+    try:
+        told = [worker.communicate(timeout=200)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], told
+
+
+def test_the_example_of_workers_runs_under_torchrun(tmp_path):
+    command = shlex.split((DOCS / "examples" / "workers.sh").read_text("utf-8").splitlines()[0])
+    assert command[-2:] == ["4", UNDER_TORCHRUN]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *command[1:-2], "2", str(DOCS / "examples" / UNDER_TORCHRUN)]
+    done = subprocess.run(torchrun, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_experiment_of_the_page_is_planned(tmp_path, monkeypatch, capsys):
+    shutil.copy(DOCS / "examples" / "my_experiment.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    first = (DOCS / "examples" / "my_experiment.sh").read_text("utf-8").splitlines()[0]
+    assert main(shlex.split(first)[1:]) == 0
+    assert "6 to do" in capsys.readouterr().out
 
 
 def test_every_example_stands_on_a_page():
     text = "".join(page.read_text("utf-8") for page in PAGES)
-    assert not [p.name for p in (DOCS / "examples").iterdir() if p.suffix in (".py", ".sh") and f"examples/{p.name}" not in text]
+    examples = [p.name for p in (DOCS / "examples").iterdir() if p.suffix in (".py", ".sh")]
+    assert not [name for name in examples if f"examples/{name}" not in text]
+
+
+def test_every_part_of_an_example_that_a_page_shows_is_there():
+    """Sphinx says so too, but only when the site is built."""
+    for page in PAGES:
+        for name, options in re.findall(r"```\{literalinclude\} (\S+)\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            text = (page.parent / name).read_text("utf-8")
+            for mark in re.findall(r"^:(?:start-after|start-at|end-before): (.+)$", options, re.MULTILINE):
+                assert mark.strip('"') in text, (relative(page), mark)
 
 
 # ---------------------------------------------------------------- the site
 
 
-def test_a_broken_link_is_found(tmp_path):
-    sys.path.insert(0, str(DOCS))
-    try:
-        import check_links
-    finally:
-        sys.path.remove(str(DOCS))
-    (tmp_path / "a.html").write_text('<a href="b.html#there">b</a><a href="c.html">c</a><img src="https://x/y.png">', "utf-8")
-    (tmp_path / "b.html").write_text('<p id="here"></p><a href="a.html">a</a>', "utf-8")
-    assert [line.split(": ")[1].split()[0] for line in check_links.problems(tmp_path)] == ["1", "loads", "b.html#there", "c.html"]
+@pytest.fixture
+def from_docs(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+
+
+def test_a_broken_link_is_found(from_docs, tmp_path):
+    import check_links
+
+    first = '<a href="b.html#there">b</a><a href="c.html">c</a><img src="https://x/y.png">'
+    (tmp_path / "a.html").write_text(first, "utf-8")
+    (tmp_path / "b.html").write_text('<p id="here"></p><a href="a.html">a</a><a href="#here">here</a>', "utf-8")
+    assert [re.sub(r"^a.html: ", "", line) for line in check_links.problems(tmp_path)] == [
+        "1 pictures without a description", "loads https://x/y.png from the network",
+        "b.html#there has no such place in the page", "c.html is not there",
+    ]  # fmt: skip
+
+
+def test_every_notebook_and_rate_has_its_place(from_docs):
+    import make_pages
+
+    for path in (ROOT / "analysis").glob("*.ipynb"):
+        page = make_pages.page(path.stem, ROOT)
+        assert page.startswith("# ")
+        for picture in re.findall(r"!\[.+\]\(\.\./\.\./\.\./(.+)\)", page):
+            assert (ROOT / picture).is_file()
+    assert "| FC, MNIST | quick | 250 |" in make_pages.rates(ROOT / "results")
+    assert "rbd sweep" in make_pages.command()
