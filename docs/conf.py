@@ -43,6 +43,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "navbar_align": "left",
     "show_toc_level": 2,
+    "collapse_navigation": True,  # its buttons have no names that a screen reader could tell
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
