@@ -45,7 +45,7 @@ def read(path: Path) -> Page:
 def problems(site: Path) -> list[str]:
     """A line for every broken link, missing file, picture without a description, and file loaded from the network."""
     pages = {path.resolve(): read(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts}
-    found = []
+    found = [] if pages else [f"{site}: there are no pages"]
     for path, page in pages.items():
         where = path.relative_to(site.resolve())
         found += [f"{where}: {page.unnamed} pictures without a description"] * (page.unnamed > 0)
