@@ -6,6 +6,7 @@ differ from it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -22,7 +23,8 @@ PROFILES = {
     "-paper": "Paper profile (all images, the paper's budget)",
     "": "Measured",
 }
-COMMANDS = ("reproduce", "train", "sweep", "report", "figures", "data")
+TABLES = {"claims": ("claims-paper", "claims-quick"), "table1": ("table1-verdicts-paper", "table1-paper")}
+# ^ a table that a page includes -> the first of these in results/tables
 
 
 def write(docs: Path) -> None:
@@ -38,6 +40,8 @@ def write(docs: Path) -> None:
     _update(folder / "index.md", gallery(names, root))
     _update(docs / "command.md", command())
     _update(docs / "_made" / "rates.md", rates(root / "results"))
+    for made, found in TABLES.items():
+        _update(docs / "_made" / f"{made}.md", first_table(found, root / "results"))
 
 
 def _update(path: Path, text: str) -> None:
@@ -103,6 +107,13 @@ def gallery(names: list[str], root: Path) -> str:
     return "\n\n".join([*parts, f":::{{toctree}}\n:hidden:\n\n{listed}\n:::"]) + "\n"
 
 
+def first_table(names: tuple[str, ...], results: Path) -> str:
+    """The first of these tables that is there."""
+    paths = [results / "tables" / f"{name}.md" for name in names]
+    found = next((path.read_text("utf-8") for path in paths if path.exists()), "")
+    return found or f"There is no table yet: `rbd figures` makes {names[0]}.\n"
+
+
 # ---------------------------------------------------------------- learning rates
 
 
@@ -132,7 +143,8 @@ def _searched(found: dict) -> list[tuple[str, str, int, float]]:
 def command() -> str:
     """What `rbd --help` and each verb's help print."""
     parts = ["# The command `rbd`", "What `rbd --help` and the help of each command print."]
-    for name in ("", *COMMANDS):
+    (verbs,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for name in ("", *verbs.choices):
         parts += [f"## {f'rbd {name}'.strip()}", f"```text\n{_help(name)}\n```"]
     return "\n\n".join(parts) + "\n"
 
