@@ -35,7 +35,7 @@ doctest_global_setup = "import torch, rbd"
 html_theme = "pydata_sphinx_theme"
 html_title = f"rbd {release}"
 html_static_path = ["_static"]
-html_css_files = ["rbd.css"]
+html_css_files, html_js_files = ["rbd.css"], ["rbd.js"]
 html_show_sourcelink = html_copy_source = False
 html_show_search_summary = False  # it fetches pages, which a browser refuses for a site opened from disk
 html_theme_options = {
@@ -43,7 +43,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "navbar_align": "left",
     "show_toc_level": 2,
-    "collapse_navigation": True,  # its buttons have no names that a screen reader could tell
+    "collapse_navigation": True,
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",

@@ -30,6 +30,7 @@ LINKED = [*PAGES, NOTES, ROOT / "CONTRIBUTING.md"] if DOCS.is_dir() else []
 AMONG_WORKERS = ("hook.py", "restart.py", "sharded.py")
 UNDER_TORCHRUN = "workers.py"
 SCRIPTS = {"my_experiment.py"}  # for `rbd sweep --sweeps-dir`
+ELSEWHERE = {"finetune.py", "mezo.py"}  # run by test_subspace.py
 
 
 def relative(path: Path) -> str:
@@ -148,7 +149,8 @@ def test_the_check_of_commands_refuses_wrong_ones():
 # ---------------------------------------------------------------- examples
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-ALONE = sorted(p.name for p in (DOCS / "examples").glob("*.py") if p.name not in {*AMONG_WORKERS, UNDER_TORCHRUN, *SCRIPTS})
+ALONE = sorted(p.name for p in (DOCS / "examples").glob("*.py")
+               if p.name not in {*AMONG_WORKERS, UNDER_TORCHRUN, *SCRIPTS, *ELSEWHERE})  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ALONE)
