@@ -21,7 +21,7 @@ from rbd.suite.cli import _parser
 PROFILES = {
     "-quick": "Quick profile (5,000 images, minutes)",
     "-paper": "Paper profile (all images, the paper's budget)",
-    "": "Measured",
+    "": "Figure",
 }
 TABLES = {"claims": ("claims-paper", "claims-quick"), "table1": ("table1-verdicts-paper", "table1-paper")}
 # ^ a table that a page includes -> the first of these in results/tables

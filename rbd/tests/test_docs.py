@@ -207,7 +207,7 @@ def test_every_part_of_an_example_that_a_page_shows_is_there():
     for page in PAGES:
         for name, options in re.findall(r"```\{literalinclude\} (\S+)\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
             text = (page.parent / name).read_text("utf-8")
-            for mark in re.findall(r"^:(?:start-after|start-at|end-before): (.+)$", options, re.MULTILINE):
+            for mark in re.findall(r"^:(?:start-after|start-at|end-before|end-at): (.+)$", options, re.MULTILINE):
                 assert mark.strip('"') in text, (relative(page), mark)
 
 
