@@ -51,6 +51,10 @@ class Subspace(nn.Module):
     Subspaces may share a model, as adapters of d numbers each. Buffers, as batch norm's, stay the model's: they change in
     training mode as ever, and are not saved with the coordinates. One thread at a time may train.
 
+    With many workers: ``DistributedDataParallel(sub)`` exchanges d gradients, where all have the same θ0, and
+    ``fully_shard(sub)`` works on the whole (not layer by layer). torch.compile(sub) works; torch.func's transforms and
+    forward-mode derivatives do not.
+
     Args:
         model: has real floating-point parameters, on one device.
         dim: d, number of coordinates, 1 ... D; None with partition "by_ratio:R".
@@ -190,8 +194,10 @@ class Subspace(nn.Module):
         """Write θ into the model and return it. It is the new θ0, the coordinates are zeros: the Subspace computes the same.
 
         Raises:
-            RuntimeError: θ0 has changed.
+            RuntimeError: θ0 has changed, or is sharded.
         """
+        if hasattr(self, "unshard"):
+            raise RuntimeError("merge is not supported under fully_shard: save the coordinates, and load them elsewhere")
         self.check()
         _, start = self._find()
         for p, moved in zip(start, kernels.moved(self.coordinates, self._spec, start)):
@@ -229,7 +235,8 @@ class Subspace(nn.Module):
         Raises:
             RuntimeError: θ0 has changed.
         """
-        c = self.coordinates.detach().cpu().numpy()
+        whole = self.coordinates.full_tensor() if is_sharded(self.coordinates) else self.coordinates  # type: ignore[operator]
+        c = whole.detach().cpu().numpy()
         kind = "F64" if c.dtype == np.float64 else "F32"
         values = c.astype(_DTYPES[kind]).tobytes()
         header = json.dumps({
