@@ -124,7 +124,7 @@ class Subspace(nn.Module):
         _refuse_parameters(found, moved.theta)
         if moved.theta[0].requires_grad:
             for t in found:
-                if t.requires_grad:
+                if t.grad_fn is not None:
                     t.register_hook(partial(place.enter, moved))
         return out
 
@@ -144,14 +144,17 @@ class Subspace(nn.Module):
     def _find(self) -> tuple[list[Owner], list[Tensor]]:
         """Who owns moved parameters, and θ0, as they stand in the model now."""
         root, owners, start = self._modules["model"], [], []
-        for i, paths in enumerate(self._paths):
-            for path, name in paths:
-                module: Any = root
-                for part in path:
-                    module = module._modules[part]
-                owners.append((module, name, i))
-            start.append(module._parameters[name])
-        if not self._seen or start[0].device != self._seen[0] or any(map(is_not, start, self._seen[1:])):
+        try:
+            for i, paths in enumerate(self._paths):
+                for path, name in paths:
+                    module: Any = root
+                    for part in path:
+                        module = module._modules[part]
+                    owners.append((module, name, i))
+                start.append(module._parameters[name])
+        except (KeyError, AttributeError) as error:
+            raise RuntimeError(_CHANGED.format(self._names[i][0], "nothing", f"{tuple(self._shapes[i])}")) from error
+        if not self._seen or any(map(is_not, start, self._seen[1:])) or start[0].device != self._seen[0]:
             self._check_start(start)
         return owners, start
 
@@ -159,7 +162,7 @@ class Subspace(nn.Module):
         """Do θ0's tensors, some of which are new here, still fit the coordinates?"""
         device = self.coordinates.device
         for names, shape, p in zip(self._names, self._shapes, start):
-            if p.shape != shape or p.device != device or is_sharded(p):
+            if p is None or p.shape != shape or p.device != device or is_sharded(p):
                 raise RuntimeError(_CHANGED.format(names[0], _describe(p), f"{tuple(shape)} on {device}"))
         self._seen = (device, *start)
 
@@ -412,8 +415,8 @@ def _refuse_parameters(found: list[Tensor], theta: Sequence[Tensor]) -> None:
                          "pass: return a clone() of it")  # fmt: skip
 
 
-def _describe(p: Tensor) -> str:
-    return f"{tuple(p.shape)} on {p.device}" + ", sharded" * is_sharded(p)
+def _describe(p: Tensor | None) -> str:
+    return "nothing" if p is None else f"{tuple(p.shape)} on {p.device}" + ", sharded" * is_sharded(p)
 
 
 def _words(checksum: str, device: torch.device | str = "cpu") -> Tensor:

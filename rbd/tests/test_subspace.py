@@ -486,6 +486,18 @@ def test_replaced_parameters_are_found_or_refused():
     sub.model.last = nn.Linear(16, 4)
     with pytest.raises(RuntimeError, match=r"^last.weight: got \(4, 16\) on cpu, allowed \(3, 16\) on cpu: the model was"):
         sub(X)
+    for other in (nn.Identity(), nn.Linear(16, 3, bias=False)):
+        sub.model.last = other
+        with pytest.raises(RuntimeError, match=r"^last.\w+: got nothing, allowed \(3,"):
+            sub(X)
+
+
+def test_an_input_that_is_returned_gets_no_hook():
+    x = X.clone().requires_grad_()
+    make(nn.Sequential(nn.Linear(8, 2)), 2)(x)
+    sub = make(nn.ModuleDict({"unused": nn.Linear(2, 2)}), 2)
+    sub.model.forward = lambda x: x
+    assert sub(x) is x and not x._backward_hooks
 
 
 # what it refuses
