@@ -23,7 +23,8 @@ PROFILES = {
     "-paper": "Paper profile (all images, the paper's budget)",
     "": "Figure",
 }
-TABLES = {"claims": ("claims-paper", "claims-quick"), "table1": ("table1-verdicts-paper", "table1-paper")}
+TABLES = {"claims": ("claims-paper", "claims-quick"), "table1": ("table1-verdicts-paper", "table1-paper"),
+          "table1-quick": ("table1-quick",)}  # fmt: skip
 # ^ a table that a page includes -> the first of these in results/tables
 
 
@@ -77,7 +78,7 @@ def _section(name: str, suffix: str, results: Path) -> list[str]:
         parts.append(_evidence(json.loads(evidence.read_text("utf-8"))))
     for table in sorted((results / "tables").glob(f"{name}*{suffix}.md")):
         if suffix or not re.search(r"-(quick|paper)$", table.stem):
-            parts.append(_fold(f"Table: {table.stem}", table.read_text("utf-8").strip()))
+            parts.append(_fold(f"Table: {table.stem}", _name_column(table.read_text("utf-8")).strip()))
     return parts
 
 
@@ -111,7 +112,12 @@ def first_table(names: tuple[str, ...], results: Path) -> str:
     """The first of these tables that is there."""
     paths = [results / "tables" / f"{name}.md" for name in names]
     found = next((path.read_text("utf-8") for path in paths if path.exists()), "")
-    return found or f"There is no table yet: `rbd figures` makes {names[0]}.\n"
+    return _name_column(found) or f"There is no table yet: `rbd figures` makes {names[0]}.\n"
+
+
+def _name_column(table: str) -> str:
+    """A column without a name, of table 1, gets one: a screen reader tells it."""
+    return re.sub(r"\A(\|[^|\n]+\|) +\|", r"\1 runs |", table)
 
 
 # ---------------------------------------------------------------- learning rates
