@@ -107,7 +107,7 @@ class Request:
 
 
 def tuned(factor: float = 1.0, **fields: Any) -> Request:
-    """The request for RunConfig(**fields) at `factor` times the chosen rate. Raises ValueError as RunConfig does."""
+    """The request for ``RunConfig(**fields)`` at ``factor`` times the chosen rate. Raises ValueError as RunConfig does."""
     return Request(RunConfig(**fields), factor)
 
 
