@@ -10,12 +10,14 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rbd import __version__
 from rbd.suite import config, experiment, rates, record, report
 from rbd.suite.experiment import Plan
+from rbd.suite.record import Record
 
 ALL = "all"  # the name that stands for every experiment
 
@@ -99,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the table and draw the curves of the records that are there")
     report.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose records (default: quick)")
-    report.add_argument("--into", type=Path, metavar="README", help="also put the table between its marks in this file")
+    report.add_argument("--into", type=Path, metavar="README", help="also put what its marks name into this file")
     report.set_defaults(run=_report)
 
     figures = _add_figures(commands)
@@ -186,7 +188,7 @@ def _train(given: argparse.Namespace) -> int:
 def _reproduce(given: argparse.Namespace) -> int:
     from rbd.suite import executor
 
-    plan = _plan_table1(given)
+    plan = _plan_table1(given, given.profile)
     plan.records(given.results_dir)  # raises now, rather than hours later, if one is damaged
     resources = executor.Resources(given.data_dir, given.device, threads=given.threads)
     _tell(executor.perform(experiment.load("table1"), given.profile, given.results_dir, resources))
@@ -221,24 +223,20 @@ def _tell(problems: Iterable[str]) -> int:
     return int(bool(lines))
 
 
-def _plan_table1(given: argparse.Namespace) -> Plan:
+def _plan_table1(given: argparse.Namespace, profile: str) -> Plan:
     """The runs of table 1. Raises ValueError if no learning rate is known for any of them."""
-    plan = experiment.load("table1").plan(given.profile, given.results_dir)
+    plan = experiment.load("table1").plan(profile, given.results_dir)
     if not plan.configs:
-        raise ValueError(f"{plan.name}: {rates.explain(plan.untuned, given.profile)}")
+        raise ValueError(f"{plan.name}: {rates.explain(plan.untuned, profile)}")
     return plan
 
 
 def _report(given: argparse.Namespace) -> int:
-    plan = _plan_table1(given)
-    records = plan.records(given.results_dir)
-    if not records:
-        first = f"run `rbd reproduce --profile {given.profile}`"
-        raise ValueError(f"{plan.directory(given.results_dir)}: no records of {plan.name}; {first}")
-    missing = (*plan.missing(records), *plan.waiting)
-    text = f"{report.table(records, given.profile)}\n\n{report.legend(len(missing))}"
+    plan, records, text = _render_table1(given, given.profile)
     if getattr(given, "into", None):
-        report.insert_into(given.into, plan.name, text)
+        quick = {"table1-quick": lambda: _render_table1(given, "quick")[2]}
+        drawn = {mark: partial(report.read_table, name, given.results_dir) for mark, name in report.DRAWN.items()}
+        report.insert_into(given.into, quick | drawn)
     print(f"\n{text}\n", flush=True)  # before the picture, which may fail
     try:
         picture = report.curves(records, given.results_dir / "figures" / f"{plan.name}.png", given.profile)
@@ -246,6 +244,17 @@ def _report(given: argparse.Namespace) -> int:
     except Exception as error:  # whatever matplotlib, its settings or the folder have against it
         print(f"rbd: warning: the curves could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
     return 0
+
+
+def _render_table1(given: argparse.Namespace, profile: str) -> tuple[Plan, list[Record], str]:
+    """The runs of table 1, their records, and the table with its legend. Raises ValueError if there are no records."""
+    plan = _plan_table1(given, profile)
+    records = plan.records(given.results_dir)
+    if not records:
+        first = f"run `rbd reproduce --profile {profile}`"
+        raise ValueError(f"{plan.directory(given.results_dir)}: no records of {plan.name}; {first}")
+    missing = (*plan.missing(records), *plan.waiting)
+    return plan, records, f"{report.table(records, profile)}\n\n{report.legend(len(missing))}"
 
 
 def _figures(given: argparse.Namespace) -> int:

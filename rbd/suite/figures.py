@@ -28,6 +28,7 @@ STALE = "**STALE**: `rbd figures` could not draw this again; figure, table and t
 OLD = "STALE: "  # before the verdict of such evidence
 BLANK = "# Results\n\n<!-- evidence -->\n<!-- /evidence -->\n"
 HEAD = ("question", "verdict", "our number", "paper", "see", "command")
+CLAIMS = "verdicts"  # the notebook whose table of claims opens the index
 PARTS = {  # profile -> heading of its table
     "paper": "Full scale: profile paper, full data, 100 epochs",
     "quick": "Small scale: profile quick, 5,000 images, 5 to 20 epochs",
@@ -131,16 +132,25 @@ def index(results: str | os.PathLike[str], names: Iterable[str], analysis: Path 
     root = Path(results)
     found = {path.stem: _read_evidence(path) for path in sorted((root / "tables").glob("*.json"))}
     questions = {name_experiment(stem): e["claim"] for stem, e in found.items()}
-    for name in (n for n in names if n not in ONE):
+    for name in (n for n in names if n not in (*ONE, CLAIMS)):
         for profile in ("paper", "quick"):
             found.setdefault(name_files(name, profile), _describe_unrun(name, profile, questions, analysis))
     ordered = sorted(found.items(), key=lambda item: (item[1]["claim"], item[0]))
-    parts = [findings.RULES]
+    asked = [item for item in ordered if name_experiment(item[0]) != CLAIMS]
+    parts = [*_quote_claims(root), findings.RULES]
     for profile, heading in PARTS.items():
-        rows = [_cells(root, stem, e) for stem, e in ordered if e["profile"] == profile]
+        rows = [_cells(root, stem, e) for stem, e in asked if e["profile"] == profile]
         parts += [f"### {heading}", tables.markdown(HEAD, rows).removesuffix("\n")] if rows else []
     parts += ["### Details", *(_fold(root, stem, e) for stem, e in ordered if e["evidence"])]
     return "\n\n".join(parts)
+
+
+def _quote_claims(root: Path) -> list[str]:
+    """The table of the paper's claims, of the full-scale runs where there is one, and a link to the one of its numbers."""
+    folder = root / "tables"
+    quoted = [p.read_text("utf-8").strip() for n in ("paper", "quick") if (p := folder / f"claims-{n}.md").exists()][:1]
+    link = "Each number of table 1 and figure 1: [table](tables/verdicts-paper.md)."
+    return ["### The paper's claims", *quoted, *[link] * (folder / "verdicts-paper.md").exists()] if quoted else []
 
 
 def name_experiment(stem: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rbd
-from rbd.suite import experiment, rates, record
+from rbd.suite import experiment, paper, rates, record
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import Experiment, Plan
 from rbd.suite.record import Point, Record
@@ -189,7 +189,7 @@ def test_scripts_keep_to_their_profile(name):
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
-    others = WITH_RUNS - {"learning_rate", "paper_rates", "settings"}
+    others = WITH_RUNS - {"learning_rate", "paper_rates", "settings", "sparse"}
     asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
     tried: dict[str, set[float]] = {}
     for c in whole("learning_rate", profile):
@@ -206,6 +206,17 @@ def test_the_papers_own_rates_are_inside_the_search():
         tried.setdefault(rates.key(c), []).append(c.lr)
     for c in whole("paper_rates", "paper"):
         assert 2 * min(tried[rates.key(c)]) <= c.lr <= max(tried[rates.key(c)]) / 2, rates.key(c)
+
+
+def test_sparse_bases_have_the_papers_rate_at_250_and_steps_as_long_as_those_of_sgd_at_a_tenth():
+    """η √(d/D) = η of SGD; the FC net goes first within a seed."""
+    found = whole("sparse", "paper")
+    rates_of = {(c.model, c.data, c.dim): c.lr for c in found}
+    assert len(found) == 72 and {c.augment for c in found} == {None, "none"} and len(rates_of) == 12
+    for (model, data, dim), lr in rates_of.items():
+        known, size = paper.LEARNING_RATES[model, data], paper.find_size(model, data)
+        assert lr == known["rbd"] if dim == 250 else lr * (dim / size) ** 0.5 == pytest.approx(known["sgd"], rel=0.01)
+    assert [c.model for c in found if c.seed == 0] == ["fc"] * 12 + ["cnn"] * 12 and found[24].seed == 1
 
 
 def test_budgets_of_nes_meet_those_of_rbd():
@@ -240,7 +251,7 @@ def test_hybrids_without_rates_wait_all_of_them(profile, sets):
 
 def test_all_begins_with_the_rates_and_follows_the_design():
     assert NAMES[:4] == ["learning_rate", "table1", "curves", "dimension"]
-    assert NAMES[-4:] == ["nes", "normals", "paper_rates", "settings"] and set(experiment.ORDER) <= set(NAMES)
+    assert NAMES[-5:] == ["nes", "normals", "paper_rates", "settings", "sparse"] and set(experiment.ORDER) <= set(NAMES)
 
 
 def test_experiments_of_a_wheel_are_there_in_any_directory(tmp_path, monkeypatch):
