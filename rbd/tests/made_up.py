@@ -95,6 +95,12 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
             yield dict(model=model, data=mnist, method="sgd", lr=0.25, seed=seed, epochs=3)
             for d, entries in product((10, 250, 2500), ("rademacher", "countsketch")):
                 yield dict(model=model, data=mnist, method="rbd", dim=d, distribution=entries, lr=2.0, seed=seed, epochs=3)
+    elif name == "effective_rate":
+        for rate, seed in product((2.0**-8, 2.0**-4), SEEDS):
+            yield dict(model="fc", data=mnist, method="sgd", lr=rate, seed=seed, epochs=3)
+            for d, entries in product((50, 250), ("rademacher", "countsketch")):
+                lr = rate * COSINE["fc"] / d
+                yield dict(model="fc", data=mnist, method="rbd", dim=d, distribution=entries, lr=lr, seed=seed, epochs=3)
     elif name == "learning_rate":
         for model, method, power, seed in product(("fc", "cnn"), ("rbd", "fpd", "sgd"), range(-6, 5), (100, 101)):
             extra = {} if method == "sgd" else SIGNS
@@ -106,7 +112,8 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
 
 
 RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid")
-RUNS += ("augmentation", "nes", "workers", "learning_rate", "countsketch", "price", "paper_rates", "normals")
+RUNS += ("augmentation", "nes", "workers", "learning_rate", "countsketch", "price", "effective_rate")
+RUNS += ("paper_rates", "normals")
 
 
 def made_up(config: dict[str, Any]) -> Record:
@@ -152,7 +159,7 @@ def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
 
 
 def measurements(results: Path, profile: str = "quick") -> None:
-    """Orthogonality and landscape, without training."""
+    """Orthogonality, landscape and as_released, without training."""
     rng = np.random.default_rng(0)
     rows = [{"distribution": name, "size": D, "n": 10_000, "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D),
              "blocks": list(math.sqrt(2 / math.pi / D) * rng.normal(1, 0.048, 40))}
@@ -167,6 +174,9 @@ def measurements(results: Path, profile: str = "quick") -> None:
         for name, low in (("start", 2.3), ("trained", 0.3))
     }
     about = {"model": "fc", "data": "mnist-embedded", "images": 2000, "epochs": 5, "n": 5, "distances": list(distances)}
+    kept = [{"model": "fc", "data": "mnist-embedded", "lr": 1.0, "dim": 250, "seed": 0, "augment": augment, "kept": k,
+             "accuracy": [30.0, 50.0, 60.0 - 2 * k]} for augment in (None, "none") for k in (True, False)]  # fmt: skip
+    measurement(results, f"as_released-{profile}", kept)
     measurement(results, f"orthogonality-{profile}", rows)
     measurement(results, f"landscape-{profile}", around | about)
 

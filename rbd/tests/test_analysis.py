@@ -24,6 +24,7 @@ from scipy.stats import trim_mean
 from rbd.suite import config, experiment, looks, models, paper, record, report, tables
 from rbd.suite.config import RunConfig
 from rbd.suite.experiments import orthogonality
+from rbd.suite.record import Point, Record
 
 ROOT = Path(report.__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
@@ -1237,3 +1238,38 @@ def test_replaced_records_change_the_figure(results, tmp_path):
     record.save(replace(old, curve=tuple(replace(p, accuracy=p.accuracy - 5) for p in old.curve)), path.parent)
     execute("curves", tmp_path)
     assert (tmp_path / "figures" / "curves-quick.png").read_bytes() != before
+
+
+def test_the_effective_rate_by_hand(tmp_path, notes):
+    """Curves are paired by η d/D; RBD follows SGD up to the rate below the first at which it loses more than 1.5 points."""
+    wanted, losses = [], {2.0**-8: 0.5, 2.0**-6: 1.5, 2.0**-4: 1.6, 2.0**-2: 0.0}
+    for rate, loss in losses.items():
+        for method, lr, lost in (("sgd", rate, 0.0), ("rbd", rate * 101_770 / 250, loss)):
+            config = dict(model="fc", data="mnist-embedded", method=method, lr=lr, epochs=2)
+            wanted.append(config)
+            values = (50.0 - 2 * lost, 90.0 - lost)
+            curve = tuple(Point(e, e, 32 * e, e, 1.0, value, None) for e, value in enumerate(values, 1))
+            made = Record(RunConfig(**config), "finished", curve, (1.0, 2.0), made_up.WHERE)
+            record.save(made, tmp_path / "runs" / "effective_rate-quick")
+    made_up.manifest(tmp_path, "effective_rate", "quick", wanted)
+    execute("effective_rate", tmp_path)
+    found = json.loads((tmp_path / "tables" / "effective_rate-quick.json").read_text("utf-8"))["evidence"]
+    assert found == ["FC, MNIST, signs, d = 250: follows SGD up to η d/D = 0.016 (η = 6.36); best 90.0 % (n = 1) at 0.25"]
+    lines = (tmp_path / "tables" / "effective_rate-quick.md").read_text("utf-8").splitlines()[2:6]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[6] for row in rows] == ["-0.5", "-1.5", "-1.6", "+0.0"]
+    assert [row[8] for row in rows] == ["1.0", "3.0", "3.2", "0.0"]  # at the first epoch
+
+
+def test_as_released_is_told_beside_fpd(results, notes, tmp_path):
+    execute("as_released", results)
+    found = json.loads((results / "tables" / "as_released-quick.json").read_text("utf-8"))["evidence"]
+    assert found[0] == "FC, MNIST, crop and brightness: kept 58.0 %, FPD 60.0 %, difference -2.0 points (n = 1, no interval)"
+    values = json.loads((results / "measurements" / "as_released-quick.json").read_text("utf-8"))["values"]
+    made_up.measurement(tmp_path, "as_released-paper", [row | {"data": "mnist"} for row in values if row["kept"]])
+    made_up.experiment(tmp_path, "paper_rates", "paper")
+    execute("as_released", tmp_path, "paper")
+    found = json.loads((tmp_path / "tables" / "as_released-paper.json").read_text("utf-8"))["evidence"]
+    (plain,) = [r for r in made_up.load_all(tmp_path / "runs" / "paper_rates-paper")
+                if r.config.method == "fpd" and r.config.seed == 0]  # fmt: skip
+    assert f"kept 58.0 %, FPD {plain.curve[-1].accuracy:.1f} %" in found[0] and "FPD – %" in found[1]

@@ -180,7 +180,7 @@ def test_scripts_keep_to_their_profile(name):
     assert not {c.data for c in whole(name, "paper")} & {"mnist-embedded", "fmnist-embedded"}
     assert all(c.epochs <= 20 for c in small) and not {c.model for c in small} & {"resnet32"}
     if name != "distributions":
-        sparse = {"countsketch"} if name in ("countsketch", "price", "learning_rate") else set()
+        sparse = {"countsketch"} if name in ("countsketch", "price", "learning_rate", "effective_rate") else set()
         assert {c.distribution for c in small} <= {None, "rademacher", *sparse}
         assert all(c.distribution == "rademacher" for c in small if 0 < (c.dim or 0) <= 2500 and name == "learning_rate")
     seeds = {c.seed for profile in experiment.PROFILES for c in whole(name, profile)}
@@ -189,7 +189,7 @@ def test_scripts_keep_to_their_profile(name):
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
-    others = WITH_RUNS - {"learning_rate", "paper_rates", "settings", "sparse"}
+    others = WITH_RUNS - {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate"}
     asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
     tried: dict[str, set[float]] = {}
     for c in whole("learning_rate", profile):
@@ -217,6 +217,22 @@ def test_sparse_bases_have_the_papers_rate_at_250_and_steps_as_long_as_those_of_
         known, size = paper.LEARNING_RATES[model, data], paper.find_size(model, data)
         assert lr == known["rbd"] if dim == 250 else lr * (dim / size) ** 0.5 == pytest.approx(known["sgd"], rel=0.01)
     assert [c.model for c in found if c.seed == 0] == ["fc"] * 12 + ["cnn"] * 12 and found[24].seed == 1
+
+
+@pytest.mark.parametrize("profile", experiment.PROFILES)
+def test_every_run_of_effective_rate_has_one_of_sgd_at_its_product(profile):
+    """lr d/D is that of a run of SGD with the same data, augmentation and seed."""
+    found = whole("effective_rate", profile)
+    sgd = {(c.model, c.data, c.augment, c.seed, f"{c.lr:.6g}") for c in found if c.method == "sgd"}
+    for c in (c for c in found if c.method == "rbd"):
+        rate = c.lr * c.dim / paper.find_size(c.model, c.data)
+        assert (c.model, c.data, c.augment, c.seed, f"{rate:.6g}") in sgd
+    assert len(found) == {"quick": 3 * 5 * 7, "paper": 3 * 6 * 4}[profile]
+
+
+def test_effective_rate_shares_the_runs_at_the_papers_rate():
+    shared = {c.id for name in ("settings", "sparse") for c in whole(name, "paper")}
+    assert sum(c.id in shared for c in whole("effective_rate", "paper")) == 12  # 6 settings, signs and countsketch
 
 
 def test_budgets_of_nes_meet_those_of_rbd():
@@ -251,7 +267,8 @@ def test_hybrids_without_rates_wait_all_of_them(profile, sets):
 
 def test_all_begins_with_the_rates_and_follows_the_design():
     assert NAMES[:4] == ["learning_rate", "table1", "curves", "dimension"]
-    assert NAMES[-5:] == ["nes", "normals", "paper_rates", "settings", "sparse"] and set(experiment.ORDER) <= set(NAMES)
+    last = ["as_released", "effective_rate", "nes", "normals", "paper_rates", "settings", "sparse"]
+    assert NAMES[-len(last) :] == last and set(experiment.ORDER) <= set(NAMES)
 
 
 def test_experiments_of_a_wheel_are_there_in_any_directory(tmp_path, monkeypatch):

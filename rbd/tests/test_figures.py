@@ -221,7 +221,7 @@ def test_the_committed_results_are_read_at_a_glance():
     assert len(rows) > 20
     for question, verdict, number, *_ in rows:
         assert any(word in verdict for word in findings.VERDICTS), (question, verdict)
-        assert question.endswith("?"), question
+        assert question.endswith("?") or findings.NOT_RUN in verdict, question  # else the heading of the notebook
         assert number == "–" or re.search(r"n = |\bof \d", number), number
         assert number != "–" or findings.NOT_RUN in verdict, question
 

@@ -37,7 +37,8 @@ LAYERS |= dict.fromkeys(EXPERIMENTS, LAYERS["rbd.suite.experiments"])
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
 FOR_ANALYSIS = ("rbd.suite.paper", "rbd.suite.looks", "rbd.suite.store", "rbd.suite.tables", "rbd.suite.config",
                 "rbd.suite.verdicts", "rbd.suite.findings", "rbd.suite.record")  # fmt: skip  # what analysis/ may import
-MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality")  # torch, when they measure
+MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality",
+             "rbd.suite.experiments.as_released")  # fmt: skip  # torch, when they measure
 NO_TORCH = (*NUMPY_ONLY, "rbd.partition", *FOR_ANALYSIS[:-1], "rbd.suite.report", "rbd.suite.figures",
             "rbd.suite.rates", "rbd.suite.cost", "rbd.suite.experiment", "rbd.suite.executor", "rbd.suite.cli",
             *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
