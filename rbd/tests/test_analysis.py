@@ -742,7 +742,8 @@ def test_table1_of_the_paper_profile_has_rows_for_rates_and_entries(tmp_path, no
         "paper (full data, 100 epochs)",
     ]
     labels = {label for panel in names["panels"] for label in panel.get_legend_handles_labels()[1]}
-    assert labels == {"ours, signs", "ours, normal", "hollow: the paper's learning rates", "paper (full data, 100 epochs)"}
+    kinds = {"ours, signs", "ours, normal", "ours, SGD", "hollow: the paper's learning rates"}
+    assert labels == kinds | {"paper (full data, 100 epochs)"}
     assert [cell.strip() for cell in rows[2].split("|")][3] == "–"  # NES: no rate is known
 
 
@@ -1254,7 +1255,8 @@ def test_the_effective_rate_by_hand(tmp_path, notes):
     made_up.manifest(tmp_path, "effective_rate", "quick", wanted)
     execute("effective_rate", tmp_path)
     found = json.loads((tmp_path / "tables" / "effective_rate-quick.json").read_text("utf-8"))["evidence"]
-    assert found == ["FC, MNIST, signs, d = 250: follows SGD up to η d/D = 0.016 (η = 6.36); best 90.0 % (n = 1) at 0.25"]
+    told = "FC, MNIST, signs, d = 250: follows SGD up to η d/D = 0.016 (η = 6.36); best 90.0 % (n = 1) at 0.25"
+    assert found == [told, "follows: loses at most 1.5 points at this rate and all smaller ones"]
     lines = (tmp_path / "tables" / "effective_rate-quick.md").read_text("utf-8").splitlines()[2:6]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [row[6] for row in rows] == ["-0.5", "-1.5", "-1.6", "+0.0"]
