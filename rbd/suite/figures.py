@@ -149,8 +149,9 @@ def _quote_claims(root: Path) -> list[str]:
     """The table of the paper's claims, of the full-scale runs where there is one, and a link to the one of its numbers."""
     folder = root / "tables"
     quoted = [p.read_text("utf-8").strip() for n in ("paper", "quick") if (p := folder / f"claims-{n}.md").exists()][:1]
-    link = "Each number of table 1 and figure 1: [table](tables/verdicts-paper.md)."
-    return ["### The paper's claims", *quoted, *[link] * (folder / "verdicts-paper.md").exists()] if quoted else []
+    links = {"verdicts-paper": "Each number of table 1 and figure 1", "sparse-paper": "Countsketch beside signs and SGD"}
+    told = [f"{name}: [table](tables/{stem}.md)." for stem, name in links.items() if (folder / f"{stem}.md").exists()]
+    return ["### The paper's claims", *quoted, *[" ".join(told)] * bool(told)] if quoted else []
 
 
 def name_experiment(stem: str) -> str:

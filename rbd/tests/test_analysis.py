@@ -1255,8 +1255,11 @@ def test_the_effective_rate_by_hand(tmp_path, notes):
     made_up.manifest(tmp_path, "effective_rate", "quick", wanted)
     execute("effective_rate", tmp_path)
     found = json.loads((tmp_path / "tables" / "effective_rate-quick.json").read_text("utf-8"))["evidence"]
-    told = "FC, MNIST, signs, d = 250: follows SGD up to η d/D = 0.016 (η = 6.36); best 90.0 % (n = 1) at 0.25"
-    assert found == [told, "follows: loses at most 1.5 points at this rate and all smaller ones"]
+    assert found == [
+        "FC, MNIST, signs, d = 250: follows SGD up to η d/D = 0.016 (η = 6.36); best 90.0 % (n = 1) at 0.25",
+        "the largest η that loses at most 1.5 points: 102; the least that loses more: 25.4",
+        "follows: loses at most 1.5 points at this rate and all smaller ones",
+    ]
     lines = (tmp_path / "tables" / "effective_rate-quick.md").read_text("utf-8").splitlines()[2:6]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [row[6] for row in rows] == ["-0.5", "-1.5", "-1.6", "+0.0"]

@@ -184,7 +184,7 @@ def test_scripts_keep_to_their_profile(name):
         assert {c.distribution for c in small} <= {None, "rademacher", *sparse}
         assert all(c.distribution == "rademacher" for c in small if 0 < (c.dim or 0) <= 2500 and name == "learning_rate")
     seeds = {c.seed for profile in experiment.PROFILES for c in whole(name, profile)}
-    assert seeds <= ({100, 101} if name == "learning_rate" else set(range(10)))
+    assert seeds <= ({100, 101} if name in ("learning_rate", "full_length") else set(range(10)))
 
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
@@ -266,7 +266,7 @@ def test_hybrids_without_rates_wait_all_of_them(profile, sets):
 
 
 def test_all_begins_with_the_rates_and_follows_the_design():
-    assert NAMES[:4] == ["learning_rate", "table1", "curves", "dimension"]
+    assert NAMES[:5] == ["learning_rate", "full_length", "table1", "curves", "dimension"]
     last = ["as_released", "effective_rate", "nes", "normals", "paper_rates", "settings", "sparse"]
     assert NAMES[-len(last) :] == last and set(experiment.ORDER) <= set(NAMES)
 

@@ -168,6 +168,23 @@ def test_a_missing_run_is_told_or_fails(tmp_path):
     assert told["evidence"][-1] == "1 of 2 runs are missing" and told["command"].endswith("--allow-missing")
 
 
+def test_sparse_bases_stand_beside_signs_and_sgd_of_the_same_augmentation(tmp_path):
+    put(tmp_path, (97.0, 98.0), method="sgd")
+    put(tmp_path, (94.0,), method="rbd", augment="none")
+    sparse = {"distribution": "countsketch", "method": "rbd"}
+    put(tmp_path, (94.5,), **sparse, augment="none")
+    put(tmp_path, (97.7,), **sparse, dim=10_177, lr=0.395)
+    listed = [record.load(path).config for path in sorted((tmp_path / "runs" / "some").glob("*.json"))]
+    for name, kept in (("sparse", "countsketch"), ("settings", None), ("table1", "rademacher"), ("curves", None)):
+        configs = [config for config in listed if config.distribution == kept]
+        made_up.manifest(tmp_path, name, "paper", [json.loads(config.canonical()) for config in configs])
+    execute("verdicts", tmp_path, "paper")
+    rows = {row[2]: row for row in read(tmp_path, "sparse-paper")}
+    assert rows["250"][1:] == ["none", "250", "1", "94.5", "1", "94.0", "–", "98.27 ± 0.09"]
+    assert rows["10,177"][1:] == ["crop and brightness", "10,177", "0.395", "97.7", "1", "–", "97.5 ± 0.7", "98.27 ± 0.09"]
+    assert find(tmp_path, "FC, MNIST", "RBD")["bare"] == "94.0"  # signs alone
+
+
 def claims(results: Path, profile: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in read(results, f"claims-{profile}")}
 
