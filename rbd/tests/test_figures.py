@@ -104,7 +104,7 @@ def test_a_notebook_without_parameters_is_told_about(tmp_path):
 
 def test_unknown_names_and_profiles(capsys):
     assert main(["figures", "table1", "nothing"]) == 2
-    assert "NAME: got 'nothing', allowed augmentation, " in capsys.readouterr().err
+    assert "NAME: got 'nothing', allowed as_released, augmentation, " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["figures", "--profile", "huge"])
 
