@@ -29,12 +29,12 @@ LOOKS: dict[str, dict[str, Any]] = {  # method, distribution, variant or stored 
     "uniform": dict(color=ORANGE, marker="P", linestyle="--"),
     "rademacher": dict(color=GREEN, marker="d", linestyle="-."),
     "countsketch": dict(color=VERMILION, marker="h", linestyle=DASHES[5]),
-    "stored fp32": dict(color=BLACK, marker="s", linestyle="--", markerfacecolor="white"),
-    "stored bf16": dict(color=GREY, marker="^", linestyle=":", markerfacecolor="white"),
-    "stored bits": dict(color=BROWN, marker="D", linestyle="--", markerfacecolor="white"),
-    "randn": dict(color=BLUE, marker="v", linestyle=":", markerfacecolor="white"),
-    "sklearn gaussian": dict(color=SKY, marker="<", linestyle="-.", markerfacecolor="white"),
-    "sklearn sparse": dict(color=SKY, marker=">", linestyle=":", markerfacecolor="white"),
+    "stored fp32": dict(color=BLACK, marker="s", linestyle="--", markerfacecolor="none"),
+    "stored bf16": dict(color=GREY, marker="^", linestyle=":", markerfacecolor="none"),
+    "stored bits": dict(color=BROWN, marker="D", linestyle="--", markerfacecolor="none"),
+    "randn": dict(color=BLUE, marker="v", linestyle=":", markerfacecolor="none"),
+    "sklearn gaussian": dict(color=SKY, marker="<", linestyle="-.", markerfacecolor="none"),
+    "sklearn sparse": dict(color=SKY, marker=">", linestyle=":", markerfacecolor="none"),
 }
 CYCLE = [  # for what has no look of its own, such as a network and data set
     dict(color=color, marker=marker, linestyle=dashes)

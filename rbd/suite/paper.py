@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import hypot
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ LI = {100: (58, 61), 200: (75.5, 76.0), 300: (81.7, 81.9), 500: (86.2, 86.9), 75
 def find_accuracy(model: str, data: str, method: str) -> Accuracy | None:
     """Of table 1; an embedded subset stands for its full set; None where the paper has none."""
     return TABLE1.get(_key(model, data), {}).get(method)
+
+
+def find_gap(model: str, data: str, method: str, rival: str) -> Accuracy | None:
+    """By how many points of table 1 a method is above another, with the standard deviation of the difference; or None."""
+    first, second = (find_accuracy(model, data, m) for m in (method, rival))
+    return Accuracy(first.mean - second.mean, hypot(first.std, second.std)) if first and second else None
 
 
 def find_learning_rate(model: str, data: str, method: str) -> float | None:

@@ -87,6 +87,7 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     groups = _group(records)
     if not groups:
@@ -105,11 +106,14 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
         for ax in axes[::columns]:
             ax.set_ylabel("validation accuracy (%)")
         drawn = {name: line for ax in axes for line, name in zip(*ax.get_legend_handles_labels())}
+        if any(line.get_marker() == "*" for ax in axes for line in ax.lines):
+            star = dict(color=GREY, marker="*", markerfacecolor="white", linestyle="none")
+            drawn[f"paper ({BUDGET})"] = Line2D([], [], **star)
         if drawn:  # not where every run diverged at once
             figure.legend(drawn.values(), drawn.keys(), frameon=False, loc="outside upper center", ncols=len(drawn))
         counts = sorted({len(runs) for by_method in groups.values() for runs in by_method.values()})
-        note = f"Profile {profile}: mean and range of n = {'/'.join(map(str, counts))} runs. Stars: the paper ({BUDGET})."
-        figure.supxlabel(note, fontsize=6, color="#444444", x=0.01, ha="left")
+        note = f"Profile {profile}: mean and range of n = {'/'.join(map(str, counts))} runs."
+        figure.supxlabel(note, fontsize=7, color="#444444", x=0.01, ha="left")
         figure.savefig(content, format="png", dpi=200, metadata={"Software": None})
     return store.write(Path(path), content.getvalue(), "a picture")
 
@@ -119,11 +123,12 @@ def _draw_panel(ax: Axes, pair: tuple[str, str], by_method: dict[str, list[Recor
 
     for method in METHODS:
         _draw_curve(ax, method, [r for r in by_method.get(method, []) if r.curve])
-    end = ax.get_xlim()[1]
+    start, end = ax.get_xlim()
     for number, method in enumerate(METHODS):
         if (theirs := paper.find_accuracy(*pair, method)) and by_method.get(method):
             star = dict(color=look(method)["color"], marker="*", markerfacecolor="white", linestyle="none", clip_on=False)
-            ax.plot([end], [theirs.mean], zorder=5 + number, **star)
+            beside = end + (0.01 + 0.03 * (number % 2)) * (end - start)  # so that no star hides its neighbour
+            ax.plot([beside], [theirs.mean], zorder=5 + number, **star)
     ax.set_title(title(*pair), loc="left")
     ax.set(xlabel="epochs", ylim=(0, 100), xlim=(None, end))
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
