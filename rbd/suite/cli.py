@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 141  # 128 + SIGPIPE, as a shell has it
     except KeyboardInterrupt:
         how = "terminated" if received else "interrupted"
-        print(f"\nrbd: {how}; the same command goes on from the last full epoch", file=sys.stderr)
+        print(f"\nrbd: {how}; the same command goes on from {given.kept}", file=sys.stderr)
         return 143 if received else 130  # 128 + the signal's number
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f"rbd: error: {error}", file=sys.stderr)
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "Train neural networks in random bases that are never stored."
     parser = argparse.ArgumentParser(prog="rbd", description=about)
     parser.add_argument("--version", action="version", version=f"rbd {__version__}")
+    parser.set_defaults(kept="the last full epoch")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser("reproduce", help="run the paper's table 1; what is done already is not run again")
@@ -104,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
     figures = _add_figures(commands)
     data = _add_data(commands)
+    dimension = _add_dimension(commands)
 
-    for command in (reproduce, train, sweep, report, figures):
+    for command in (reproduce, train, sweep, report, figures, dimension):
         where = "directory of the records (default: results)"
         command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
     for command in (reproduce, train, sweep, data):
@@ -148,6 +151,29 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
     data.add_argument("--download", choices=("mnist", "fmnist", "cifar10"), metavar="NAME", help=lacks)
     data.set_defaults(run=_data)
     return data
+
+
+def _add_dimension(commands: Any) -> argparse.ArgumentParser:
+    dimension = commands.add_parser("dimension", help="measure how many dimensions a task of your own needs")
+    target = "a function(dim, seed) that gives a metric, larger where better, as train.py:evaluate"
+    dimension.add_argument("target", metavar="SCRIPT:FUNCTION", help=target)
+    dims = "dimensions to try; what is done already is not run again"
+    dimension.add_argument("--dims", type=_parse_positive, nargs="+", required=True, metavar="D", help=dims)
+    seeds = "seeds of the runs at each of them (default: 0 1 2)"
+    dimension.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help=seeds)
+    jobs = "runs at a time, which share the cores (default: 1)"
+    dimension.add_argument("--jobs", type=_parse_positive, default=1, help=jobs)
+    baseline = "metric of which d90 reaches 90 %% (default: the mean at the largest dimension)"
+    dimension.add_argument("--baseline", type=_parse_metric, metavar="VALUE", help=baseline)
+    dimension.set_defaults(run=_dimension, kept="the last run that ended")
+    return dimension
+
+
+def _parse_metric(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"got {text!r}, allowed a finite number > 0")
 
 
 def _parse_positive(text: str) -> int:
@@ -240,12 +266,17 @@ def _report(given: argparse.Namespace) -> int:
     if getattr(given, "into", None):
         report.insert_into(given.into, plan.name, text)
     print(f"\n{text}\n", flush=True)  # before the picture, which may fail
-    try:
-        picture = report.curves(records, given.results_dir / "figures" / f"{plan.name}.png", given.profile)
-        print(f"curves: {picture}")
-    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
-        print(f"rbd: warning: the curves could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
+    picture = given.results_dir / "figures" / f"{plan.name}.png"
+    _show_picture("curves", lambda: report.curves(records, picture, given.profile))
     return 0
+
+
+def _show_picture(what: str, draw: Callable[[], Path]) -> None:
+    """Draw and say where it is; a warning where that fails."""
+    try:
+        print(f"{what}: {draw()}")
+    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
+        print(f"rbd: warning: the {what} could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _figures(given: argparse.Namespace) -> int:
@@ -263,6 +294,21 @@ def _figures(given: argparse.Namespace) -> int:
     where = f"figures and tables: {given.results_dir}" + (f"; index: {path}" if path else "")
     print(f"{counts}; {where}" if counts else where)
     return int("failed" in states)
+
+
+def _dimension(given: argparse.Namespace) -> int:
+    from rbd.suite import dimension
+
+    dims, seeds = sorted(set(given.dims)), list(dict.fromkeys(given.seeds))
+    target = dimension.find_target(given.target, given.results_dir)
+    status = _tell(dimension.perform(target, dims, seeds, given.results_dir, given.jobs))
+    runs = dimension.read(target, dims, seeds)
+    if not runs:
+        return status
+    verdict, found = dimension.conclude(runs, dims, given.baseline)
+    print(f"\n{dimension.format_table(runs)}\n\n{verdict}\n", flush=True)
+    _show_picture("metric against d", lambda: dimension.draw(target, runs, found))
+    return status
 
 
 def _data(given: argparse.Namespace) -> int:

@@ -206,22 +206,27 @@ def hire(resources: Resources, missing: int, alone: bool = False) -> Crew:
 
 
 class Processes:
-    """Worker processes, each with a run at a time; one that dies takes only its own run along."""
+    """Worker processes, each with a run at a time; one that dies takes only its own run along.
 
-    def __init__(self) -> None:
+    Args:
+        task: what they do, a function of a module.
+    """
+
+    def __init__(self, task: Callable = attempt) -> None:
+        self.task = task
         self.at_work: dict[Future, ProcessPoolExecutor] = {}
         self.idle: list[ProcessPoolExecutor] = []
         self.before = set(active_children())
 
-    def submit(self, *task) -> Future:
-        """attempt(*task) in an idle worker, or in a new one."""
+    def submit(self, *arguments) -> Future:
+        """task(*arguments) in an idle worker, or in a new one."""
         for future in [f for f in self.at_work if f.done()]:
             pool = self.at_work.pop(future)
             if not isinstance(future.exception(), BrokenProcessPool):
                 self.idle.append(pool)
         spawn = get_context("spawn")  # fork mixes ill with threads
         pool = self.idle.pop() if self.idle else ProcessPoolExecutor(1, spawn, _obey)
-        future = pool.submit(attempt, *task)
+        future = pool.submit(self.task, *arguments)
         self.at_work[future] = pool
         return future
 
