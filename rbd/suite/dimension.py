@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import json
 import math
@@ -16,10 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from hashlib import sha256
 from numbers import Real
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 
 from tqdm import tqdm
 
@@ -121,10 +122,10 @@ def _list_names(tree: ast.Module) -> list[str]:
     return list(found)
 
 
-def attempt(script: Path, function: str, threads: int | None, run: Run | None) -> Outcome | Failure | None:
+def attempt(target: Target, threads: int | None, run: Run | None) -> Outcome | Failure | None:
     """In a worker: call the function; or without a run only load the script, and give None where that went well."""
     try:
-        call = _load(script, function, threads)
+        call = _load(target, threads)
         return None if run is None else _measure(call, run)
     except (Exception, SystemExit) as error:
         return Failure(f"{type(error).__name__}: {error}", _format_traceback(error))
@@ -133,37 +134,33 @@ def attempt(script: Path, function: str, threads: int | None, run: Run | None) -
 def _format_traceback(error: BaseException) -> str:
     """From the user's script on; "" where the error is not of the script."""
     trace = error.__traceback__
-    while trace and trace.tb_frame.f_code.co_filename.startswith((__file__, "<frozen importlib")):
+    while trace and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     return "".join(traceback.format_exception(type(error), error, trace)) if trace else ""
 
 
-def _load(script: Path, function: str, threads: int | None) -> Callable:
-    """The function, of the script that is executed once in a process, and finds the modules beside it.
+@cache
+def _load(target: Target, threads: int | None) -> Callable:
+    """The function, of the script's text that the sweep began with; it finds the modules beside the script.
 
     Raises:
         Exception, SystemExit: what the script raises. TypeError: it is no function of (dim, seed).
     """
-    if script.stem not in _loaded:
-        if threads:
-            os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
-        sys.path.insert(0, str(script.resolve().parent))
-        spec = importlib.util.spec_from_file_location(script.stem, script)
-        assert spec and spec.loader
-        module = sys.modules[script.stem] = importlib.util.module_from_spec(spec)  # where pickle looks for its classes
-        spec.loader.exec_module(module)
-        _loaded[script.stem] = vars(module)
-    found = _loaded[script.stem].get(function)
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    path = target.script.resolve()
+    sys.path.insert(0, str(path.parent))
+    module = sys.modules[path.stem] = ModuleType(path.stem)  # where pickle looks for its classes
+    module.__file__ = str(path)
+    exec(compile(target.text, path, "exec"), vars(module))
+    found = vars(module).get(target.function)
     if not callable(found):
-        raise TypeError(f"{function} is {found!r}, allowed a function of (dim, seed)")
+        raise TypeError(f"{target.function}: got {found!r}, allowed a function of (dim, seed)")
     try:
         inspect.signature(found).bind(1, 0)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{function}: {error}; allowed a function of (dim, seed)") from None
+        raise TypeError(f"{target.function}: {error}; allowed a function of (dim, seed)") from None
     return found
-
-
-_loaded: dict[str, dict] = {}  # in a worker: script -> its names
 
 
 def _measure(call: Callable, run: Run) -> Outcome:
@@ -255,8 +252,7 @@ def perform(target: Target, dims: Sequence[int], seeds: Sequence[int], results: 
 
 def _run_missing(target: Target, missing: list[Run], jobs: int, workers: Processes) -> Iterator[str]:
     threads = max(1, cost.count_cores() // jobs) if jobs > 1 else None
-    given = (target.script, target.function, threads)
-    if isinstance(failed := _get(workers.submit(*given, None)), Failure):
+    if isinstance(failed := _get(workers.submit(target, threads, None)), Failure):
         raise ValueError(f"{target.script}: {failed.message}\n{failed.traceback}".rstrip())
     environment, todo = record.environment(), deque(missing)
     running: dict[Future, Run] = {}
@@ -264,7 +260,7 @@ def _run_missing(target: Target, missing: list[Run], jobs: int, workers: Process
         while todo or running:
             while todo and len(running) < jobs:
                 run = todo.popleft()
-                running[workers.submit(*given, run)] = run
+                running[workers.submit(target, threads, run)] = run
             done = wait(running, return_when=FIRST_COMPLETED).done
             for future in [future for future in running if future in done]:  # in the order in which they began
                 run, ended = running.pop(future), _get(future)

@@ -40,7 +40,7 @@ FOR_ANALYSIS = ("rbd.suite.paper", "rbd.suite.looks", "rbd.suite.store", "rbd.su
 MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality")  # torch, when they measure
 NO_TORCH = (*NUMPY_ONLY, "rbd.partition", *FOR_ANALYSIS[:-1], "rbd.suite.report", "rbd.suite.figures",
             "rbd.suite.rates", "rbd.suite.cost", "rbd.suite.experiment", "rbd.suite.executor", "rbd.suite.cli",
-            *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
+            "rbd.suite.dimension", *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
 
 

@@ -15,9 +15,9 @@ BUDGET: dict[str, dict[str, Any]] = {  # paper: that of Li et al.; batches and n
     "paper": {"data": "mnist", "epochs": 100, "batch_size": 128, "augment": "none"},
 }
 FIRST = {"quick": (100, 500, 5000), "paper": (100, 200, 250, 300, 500, 750)}  # the d of Li et al. are in the latter
-THEN = {"quick": (10, 50, 250, 1000, 2500), "paper": (10, 50, 1000, 2500, 5000)}
+THEN = {"quick": (10, 250, 1000), "paper": (10, 50, 1000, 2500, 5000)}
 DENSE = {  # dense bases cost d D a step, so they stop earlier
-    "quick": {"rademacher": (10, 100, 500), "normal": (10, 100)},
+    "quick": {"rademacher": (100, 500, 1000), "normal": (100,)},
     "paper": {"rademacher": (100, 200, 300, 500, 750), "normal": (100, 300)},
 }
 
