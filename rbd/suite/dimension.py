@@ -99,27 +99,24 @@ def find_target(name: str, results: Path) -> Target:
         raise FileNotFoundError(f"{script}: there is no such script")
     try:
         text = script.read_text("utf-8")
-        names = _list_names(ast.parse(text, script.name))
+        tree = ast.parse(text, script.name)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{script}: not a Python script: {error}") from error
-    if function not in names and "*" not in names:
-        raise ValueError(f"{script}: got no function {function!r}, allowed {', '.join(names) or 'none: it defines nothing'}")
+    if not {function, "*"} & _list_names(tree):
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        raise ValueError(f"{script}: got no function {function!r}, allowed {', '.join(functions) or 'none: it has none'}")
     where = os.path.relpath(script.resolve(), results.resolve())  # stays when both move
     key = sha256(json.dumps([Path(where).as_posix(), function, text]).encode()).hexdigest()[:8]
     return Target(script, function, text, results / "dimension" / f"{script.stem}-{function}-{key}")
 
 
-def _list_names(tree: ast.Module) -> list[str]:
-    """What a script names: its functions and classes, what it assigns and imports."""
-    found: dict[str, None] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node in tree.body:
-            found[node.name] = None
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found[node.id] = None
-        elif isinstance(node, ast.ImportFrom):
-            found |= dict.fromkeys(alias.asname or alias.name for alias in node.names)
-    return list(found)
+def _list_names(tree: ast.Module) -> set[str]:
+    """What a script defines, assigns and imports."""
+    nodes = list(ast.walk(tree))
+    defined = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    aliases = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return defined | assigned | {alias.asname or alias.name for alias in aliases}
 
 
 def attempt(target: Target, threads: int | None, run: Run | None) -> Outcome | Failure | None:
