@@ -71,13 +71,13 @@ def find_dimension(runs: Mapping[int, Values], baseline: Values | None = None, s
 
     value, low, high = (float(v) for v in (find(*strata), *bootstrap(find, *strata, seed=seed)))
     reached = [d for d, stratum in zip(dims, strata) if stratum.mean() >= share * reference]
-    ends = (_exponentiate(v, dims) for v in (value, low, high))
-    return Dimension(*ends, share * reference, reached[0] if reached else None, dims)
+    value, low, high = (_exponentiate(v, dims) for v in (value, low, high))
+    return Dimension(value, low, high, share * reference, reached[0] if reached else None, dims)
 
 
 def _exponentiate(x: float, dims: tuple[int, ...]) -> float:
     """d of ln d, infinity beyond the largest one tried; those tried exactly. NaN stays NaN."""
-    d = math.inf if x > math.log(dims[-1]) else math.exp(x)
+    d = math.inf if x > math.log(dims[-1]) + 1e-9 else math.exp(x)
     return next((float(known) for known in dims if math.isclose(d, known, rel_tol=1e-12)), d)
 
 
