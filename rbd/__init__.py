@@ -1,7 +1,7 @@
 """Training in random low-dimensional bases that are never stored.
 
-The public names: the optimizers ``RBD``, ``FPD`` and ``NES``, the ``Basis`` they use, ``Subspace`` for any optimizer of torch,
-and ``__version__``.
+The public names: the optimizers ``RBD``, ``FPD`` and ``NES``, the ``Basis`` they use, ``Subspace``, which trains
+coordinates with any optimizer of torch, and ``__version__``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
+from rbd.kernels.compiled import sum_dtype
 
 WORD = 2**32
 
@@ -97,22 +98,45 @@ class Basis:
         """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors and derivatives as in ``project``."""
         return (kernels.differentiable_expand if _is_tracked(c, out) else kernels.expand)(c, self._spec(), out)
 
-    def add_(self, params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float = 1.0) -> None:
-        """params += alpha Φᵀ c in place and without a graph, the params being the vector of length D cut into tensors.
+    @torch.no_grad()
+    def add_(self, params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float = 1.0, first: int | None = None) -> None:
+        """params += alpha Φᵀ c, in place and without a graph, the params being the vector of length D cut into tensors.
 
-        The cuts do not matter: an entry belongs to a place in the whole vector. Every value is summed in float32 (float64 if
-        it is float64) and rounded once to its dtype. Adding -alpha afterwards therefore does not restore the params exactly:
-        keep the base weights, and write base + Φᵀ c anew each time (``p.copy_(base)``, then ``add_``).
+        Entries belong to places in the whole vector, so neither the cuts nor who has which part of it matter. Every value is
+        summed in float32 (float64 if it or c is) and rounded once. Adding and subtracting therefore drifts, by a rounding of
+        each value every time; to restore exactly, copy the base weights back, and add Φᵀ c anew to get a perturbation again.
 
         Args:
-            params: contiguous real floating-point tensors on c's device, of any dtypes.
+            params: real floating-point tensors on c's device.
             c: (d,) coordinates.
+            first: place of the params' first value, if they are a part of the vector: those of this worker, say.
 
         Raises:
-            TypeError, ValueError: params or c are other tensors than that.
-            RuntimeError: there are no kernels for the device.
+            TypeError, ValueError: params or c are other tensors than that, or do not fit the basis.
+            RuntimeError: there are no kernels for the device, or a tensor of autograd's is overwritten (as by torch).
         """
-        kernels.add(alpha * c.detach(), self._spec(), list(params))
+        params, spec = list(params), self._spec()
+        bad = [p for p in params if not isinstance(p, torch.Tensor) or not p.is_floating_point() or hasattr(p, "to_local")]
+        if bad or not params:
+            got = ", ".join(f"{type(p).__name__} {getattr(p, 'dtype', '')}".strip() for p in bad) or "none"
+            raise TypeError(f"params: got {got}, allowed real floating-point tensors (of sharded ones, the local part)")
+        if first is not None:
+            spec = self._part(check_word("first", first), sum(p.numel() for p in params))
+        c = alpha * c.to(sum_dtype(c.dtype))  # (d,)
+        if all(p.dtype == params[0].dtype and p.is_contiguous() for p in params):
+            return kernels.add(c, spec, params)
+        for p, moved in zip(params, kernels.moved(c, spec, params)):
+            p.copy_(moved)
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def _part(self, first: int, count: int) -> BasisSpec:
+        """The spec of the columns first ... first + count - 1."""
+        after = self.size - first - count
+        if count < 1 or after < 0:
+            raise ValueError(f"params: got {count} values from {first} on, allowed 1 ... {max(self.size - first, 0)}")
+        (k,) = self._spec().compartments
+        part = Compartment(k.number, 0, count, k.dim, k.row, first, after, k.total)
+        return replace(self._spec(), compartments=(part,))
 
     def dense(self) -> torch.Tensor:
         """Φ itself, (d, D) float32: for looking at it; training never makes one."""

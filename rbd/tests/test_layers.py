@@ -232,7 +232,7 @@ def test_analysis_loads_no_torch(fresh_python):
      "torch numba numpy torchvision triton matplotlib ray"),
     ("import rbd.suite.cli", "filelock tqdm safetensors pandas seaborn"),  # so that --help works where only pip is
     ("from rbd.suite import experiment; experiment.experiments()", "torch numba numpy torchvision triton matplotlib ray"),
-    ("from rbd import RBD, FPD, NES, Basis, Subspace", "numba torchvision ray matplotlib"),  # numba comes with the first product
+    ("from rbd import RBD, FPD, NES, Basis, Subspace", "numba torchvision ray matplotlib"),  # numba: first product
 ])  # fmt: skip
 def test_what_an_import_loads(fresh_python, statement, absent):
     script = f"import sys\n{statement}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
