@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -273,7 +274,10 @@ def _run_missing(target: Target, missing: list[Run], jobs: int, workers: Process
 
 def _get(future: Future) -> Outcome | Failure | None:
     error = future.exception()  # of the worker, not of the function
-    return future.result() if error is None else Failure(f"{type(error).__name__}: the process died: {error}")
+    if error is None:
+        return future.result()
+    died = "the process died: " if isinstance(error, BrokenProcessPool) else ""
+    return Failure(f"{type(error).__name__}: {died}{error}")
 
 
 @contextmanager

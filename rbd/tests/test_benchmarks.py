@@ -490,3 +490,10 @@ def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name):
     parts = [count for product, count, *_ in found if product == "expand"]
     assert parts == [n for n in tiles.PARTS if law.per_word % n == 0]
     assert all(seconds == 1.0 for *_, seconds in found)
+
+
+def test_readme_says_what_is_pinned_and_what_to_do_where_an_index_lacks_it():
+    pinned = json.loads((ROOT / "asv.conf.json").read_text("utf-8"))["matrix"]["req"]
+    (told,) = re.findall(r"`asv.conf.json` pins ([^\n.]+),", (ROOT / "benchmarks" / "README.md").read_text("utf-8"))
+    names = [name.removeprefix("pip+") for name, versions in pinned.items() if versions != [""]]
+    assert told.replace(" and ", ", ").startswith(", ".join(names)), names
