@@ -51,6 +51,10 @@ class Subspace(nn.Module):
     Subspaces may share a model, as adapters of d numbers each. Buffers, as batch norm's, stay the model's: they change in
     training mode as ever, and are not saved with the coordinates. One thread at a time may train.
 
+    With many workers: ``DistributedDataParallel(sub)`` exchanges d gradients, where all have the same θ0, and
+    ``fully_shard(sub)`` works on the whole (not layer by layer). torch.compile(sub) works; torch.func's transforms and
+    forward-mode derivatives do not.
+
     Args:
         model: has real floating-point parameters, on one device.
         dim: d, number of coordinates, 1 ... D; None with partition "by_ratio:R".
@@ -120,7 +124,7 @@ class Subspace(nn.Module):
         _refuse_parameters(found, moved.theta)
         if moved.theta[0].requires_grad:
             for t in found:
-                if t.requires_grad:
+                if t.grad_fn is not None:
                     t.register_hook(partial(place.enter, moved))
         return out
 
@@ -140,14 +144,17 @@ class Subspace(nn.Module):
     def _find(self) -> tuple[list[Owner], list[Tensor]]:
         """Who owns moved parameters, and θ0, as they stand in the model now."""
         root, owners, start = self._modules["model"], [], []
-        for i, paths in enumerate(self._paths):
-            for path, name in paths:
-                module: Any = root
-                for part in path:
-                    module = module._modules[part]
-                owners.append((module, name, i))
-            start.append(module._parameters[name])
-        if not self._seen or start[0].device != self._seen[0] or any(map(is_not, start, self._seen[1:])):
+        try:
+            for i, paths in enumerate(self._paths):
+                for path, name in paths:
+                    module: Any = root
+                    for part in path:
+                        module = module._modules[part]
+                    owners.append((module, name, i))
+                start.append(module._parameters[name])
+        except (KeyError, AttributeError) as error:
+            raise RuntimeError(_CHANGED.format(self._names[i][0], "nothing", f"{tuple(self._shapes[i])}")) from error
+        if not self._seen or any(map(is_not, start, self._seen[1:])) or start[0].device != self._seen[0]:
             self._check_start(start)
         return owners, start
 
@@ -155,7 +162,7 @@ class Subspace(nn.Module):
         """Do θ0's tensors, some of which are new here, still fit the coordinates?"""
         device = self.coordinates.device
         for names, shape, p in zip(self._names, self._shapes, start):
-            if p.shape != shape or p.device != device or is_sharded(p):
+            if p is None or p.shape != shape or p.device != device or is_sharded(p):
                 raise RuntimeError(_CHANGED.format(names[0], _describe(p), f"{tuple(shape)} on {device}"))
         self._seen = (device, *start)
 
@@ -190,8 +197,10 @@ class Subspace(nn.Module):
         """Write θ into the model and return it. It is the new θ0, the coordinates are zeros: the Subspace computes the same.
 
         Raises:
-            RuntimeError: θ0 has changed.
+            RuntimeError: θ0 has changed, or is sharded.
         """
+        if hasattr(self, "unshard"):
+            raise RuntimeError("merge is not supported under fully_shard: save the coordinates, and load them elsewhere")
         self.check()
         _, start = self._find()
         for p, moved in zip(start, kernels.moved(self.coordinates, self._spec, start)):
@@ -229,7 +238,8 @@ class Subspace(nn.Module):
         Raises:
             RuntimeError: θ0 has changed.
         """
-        c = self.coordinates.detach().cpu().numpy()
+        whole = self.coordinates.full_tensor() if is_sharded(self.coordinates) else self.coordinates  # type: ignore[operator]
+        c = whole.detach().cpu().numpy()
         kind = "F64" if c.dtype == np.float64 else "F32"
         values = c.astype(_DTYPES[kind]).tobytes()
         header = json.dumps({
@@ -405,8 +415,8 @@ def _refuse_parameters(found: list[Tensor], theta: Sequence[Tensor]) -> None:
                          "pass: return a clone() of it")  # fmt: skip
 
 
-def _describe(p: Tensor) -> str:
-    return f"{tuple(p.shape)} on {p.device}" + ", sharded" * is_sharded(p)
+def _describe(p: Tensor | None) -> str:
+    return "nothing" if p is None else f"{tuple(p.shape)} on {p.device}" + ", sharded" * is_sharded(p)
 
 
 def _words(checksum: str, device: torch.device | str = "cpu") -> Tensor:

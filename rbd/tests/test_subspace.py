@@ -34,7 +34,8 @@ class Net(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.first, self.middle, self.last = nn.Linear(8, 16), nn.Sequential(nn.Linear(16, 16), nn.Tanh()), nn.Linear(16, 3)
+            self.first, self.middle = nn.Linear(8, 16), nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+            self.last = nn.Linear(16, 3)
         self.reentrant = reentrant
 
     def inner(self, x):
@@ -485,6 +486,18 @@ def test_replaced_parameters_are_found_or_refused():
     sub.model.last = nn.Linear(16, 4)
     with pytest.raises(RuntimeError, match=r"^last.weight: got \(4, 16\) on cpu, allowed \(3, 16\) on cpu: the model was"):
         sub(X)
+    for other in (nn.Identity(), nn.Linear(16, 3, bias=False)):
+        sub.model.last = other
+        with pytest.raises(RuntimeError, match=r"^last.\w+: got nothing, allowed \(3,"):
+            sub(X)
+
+
+def test_an_input_that_is_returned_gets_no_hook():
+    x = X.clone().requires_grad_()
+    make(nn.Sequential(nn.Linear(8, 2)), 2)(x)
+    sub = make(nn.ModuleDict({"unused": nn.Linear(2, 2)}), 2)
+    sub.model.forward = lambda x: x
+    assert sub(x) is x and not x._backward_hooks
 
 
 # what it refuses
@@ -501,7 +514,7 @@ class Returns(nn.Module):
 
 def test_a_module_that_returns_parameters():
     for what in (lambda w: w, lambda w: w.t(), lambda w: w[0].detach()):
-        with pytest.raises(ValueError, match=r"^the model returns a parameter, or a view of one, .* return a clone\(\) of it$"):
+        with pytest.raises(ValueError, match=r"^the model returns a parameter, or a view of one, .* return a clone\(\)"):
             make(Returns(what), 2)(torch.ones(1, 3))
     out = make(Returns(lambda w: w.clone()), 2)(torch.ones(1, 3))
     assert out["more"][0].requires_grad
@@ -573,6 +586,9 @@ from rbd import Subspace
 def main(rank, world, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
     dist.init_process_group("gloo")
+    def say(*words):
+        with open(os.path.join(sys.argv[1], f"{rank}.txt"), "a") as file:
+            print(*words, file=file)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3))
     sub = Subspace(model, 20)
@@ -588,18 +604,46 @@ def main(rank, world, port):
         optimizer.zero_grad(); wrapped(x).square().sum().backward(); optimizer.step()
     everyone = [torch.empty(20) for _ in range(world)]
     dist.all_gather(everyone, sub.coordinates.detach())
-    print(rank, bytes_sent, torch.equal(*everyone), bool(sub.coordinates.any()), sorted(wrapped.state_dict()), flush=True)
+    say(rank, bytes_sent, torch.equal(*everyone), bool(sub.coordinates.any()), sorted(wrapped.state_dict()))
     torch.manual_seed(rank)
     other = nn.parallel.DistributedDataParallel(Subspace(nn.Linear(8, 3), 5))
     try:
         other(x)
-        print(rank, "ran", flush=True)
+        say(rank, "ran")
     except RuntimeError as error:
-        print(rank, str(error).split(":")[0], flush=True)
+        say(rank, str(error).split(":")[0])
     try:
         Subspace(nn.parallel.DistributedDataParallel(nn.Linear(8, 3)), 5)
     except TypeError as error:
-        print(rank, error, flush=True)
+        say(rank, error)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    plain, sub = Subspace(net(), 20), Subspace(net(), 20)
+    for s in (plain, sub):
+        s.coordinates.data.fill_(0.3)
+    plain(x).square().sum().backward()
+    dist.all_reduce(plain.coordinates.grad)
+    mesh = init_device_mesh("cpu", (world,))
+    fully_shard(sub, mesh=mesh)
+    same = torch.equal(sub(x), plain(x))
+    sub(x).square().sum().backward()
+    close = torch.allclose(sub.coordinates.grad.full_tensor(), plain.coordinates.grad / world)
+    torch.optim.Adam(sub.parameters()).step()
+    sub.reshard()
+    path = os.path.join(sys.argv[1], str(rank))
+    sub.save(path)
+    say(rank, "sharded", same, close, Subspace.load(path, net()).coordinates.any().item())
+    inner, outer = Subspace(net(), 20), net()
+    fully_shard(inner.model[0], mesh=mesh)
+    fully_shard(outer, mesh=mesh)
+    for call in (lambda: inner(x), lambda: Subspace(outer, 20), sub.merge):
+        try:
+            call()
+        except (RuntimeError, TypeError) as error:
+            say(rank, error)
     dist.barrier()
     dist.destroy_process_group()
 if __name__ == "__main__":
@@ -610,12 +654,18 @@ if __name__ == "__main__":
 """
 
 
-def test_only_coordinates_travel_between_data_parallel_workers(fresh_python):
-    lines = sorted(fresh_python(WORKER).splitlines())
-    assert len(lines) == 6
+def test_many_workers(fresh_python, tmp_path):
+    """DistributedDataParallel sends coordinates only, and notices other weights; fully_shard works on the whole."""
+    fresh_python(WORKER, str(tmp_path))
+    lines = [line for rank in "01" for line in (tmp_path / f"{rank}.txt").read_text().splitlines()]
+    assert len(lines) == 14
     for rank in "01":
         same = "[20, 20, 20] True True ['module._extra_state', 'module.coordinates']"
         assert f"{rank} {same}" in lines
+        assert f"{rank} sharded True True True" in lines
+        assert any(line.startswith(f"{rank} 0.weight: got (16, 8) on cpu, sharded, allowed") for line in lines)
+        assert f"{rank} model: 0.weight is sharded: make the Subspace first, and give it to fully_shard as a whole" in lines
+        assert any(line.startswith(f"{rank} merge is not supported under fully_shard") for line in lines)
         assert f"{rank} model: wrap the Subspace in DistributedDataParallel, not the other way round" in lines
     assert "0 ran" in lines
     assert "1 the weights θ0 differ from those of worker 0" in lines
