@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2)  # n = 3, as in the paper
 PACKAGED = Path(__file__).parent / "experiments"
 ORDER = ("learning_rate", "full_length", "table1", "curves", "dimension", "compartments", "networks", "distributions",
          "redraw", "augmentation", "correlation", "orthogonality", "workers", "hybrid", "landscape",
-         "countsketch", "price")  # fmt: skip
+         "countsketch", "price", "intrinsic_dimension")  # fmt: skip
 
 
 @dataclass(frozen=True)

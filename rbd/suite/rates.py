@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,13 +11,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rbd.suite import store
+from rbd.suite import cost, store
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 from rbd.suite.report import final
 
 SHIPPED = Path(__file__).parent / "embedded"  # copies for a package without a results directory
 FULL = " full length"  # ends a key whose rate was chosen among runs as long as the reported ones
+ADAM = 0.001  # learning rate of Adam in all D parameters
 SCALE = ("model", "data", "method", "dim", "partition", "redraw")  # what the best rate depends on
 
 
@@ -35,6 +37,15 @@ def keys(config: RunConfig) -> dict[str, str]:
     """Field -> key of its rate: lr, and then_lr where another method takes over."""
     then = {} if config.switch is None else {"then_lr": key(config.at(config.switch))}
     return {"lr": key(config)} | then
+
+
+def choose_adam(model: str, data: str, dim: int) -> float:
+    """The rate of subspace-adam: 0.001 √(D/d), three digits; no search.
+
+    A step of Adam moves each of d coordinates by about η, so θ by η √d: as far as Adam at 0.001 moves all D parameters.
+    """
+    size = cost.find_size(model, data)
+    return float(f"{ADAM * math.sqrt(size / dim):.3g}")
 
 
 def choose(records: Iterable[Record], ends: tuple[Any, ...] = (min, max)) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from rbd.distributed import OWN_BATCH, Alone, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
+from rbd.subspace import Subspace
 from rbd.suite import batches, checkpoint, datasets, models, wire
 from rbd.suite.checkpoint import Progress
 from rbd.suite.config import DEFAULTS, RunConfig
@@ -127,12 +128,12 @@ def _check_place(config: RunConfig, device: str, threads: int | None) -> None:
 
 @contextmanager
 def _cores(config: RunConfig, threads: int) -> Iterator[None]:
-    """Threads for the basis kernels, and for torch: one for the FC net, whose operations are too small to share.
+    """Threads for the basis kernels, and for torch: one for the FC nets, whose operations are too small to share.
 
     OpenMP's idle threads spin for milliseconds on cores that the kernels need.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if config.model == "fc" else threads)
+    torch.set_num_threads(1 if config.model in models.DENSE else threads)
     cpu.set_threads(threads)
     try:
         yield
@@ -147,9 +148,10 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, threads: int, 
     allowed = budget(config, len(training))
     workers = Workers(config.variant) if config.variant else Alone()
     workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # each was started by a command of its own
-    model = models.build(config.model, tuple(training.images.shape[1:]), config.seed).to(device)
+    model = build_network(config, tuple(training.images.shape[1:]), device)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
-    if device == "cpu" and config.model != "fc" and not config.data.endswith("-embedded"):  # whose records were made without
+    full = not config.data.endswith("-embedded")  # records of the small sets were made without
+    if device == "cpu" and full and config.model not in models.DENSE:
         model.register_forward_pre_hook(_put_channels_last)
     optimizer, progress = _begin(path, config, model, workers)
     network = _replicate(model, workers) if config.variant == "ddp" else model
@@ -273,11 +275,21 @@ def _show(config: RunConfig, done: int, steps: int, bar: bool | None) -> tqdm:
     return tqdm(desc=title, initial=done, total=steps, unit="step", disable=None if bar is None else not bar, leave=False)
 
 
+def build_network(config: RunConfig, shape: tuple[int, int, int], device: str) -> nn.Module:
+    """The network of a configuration; with a method of a subspace, its parameters are the coordinates."""
+    model = models.build(config.model, shape, config.seed).to(device)
+    if not config.method.startswith("subspace"):
+        return model
+    return Subspace(model, seed=config.seed, **{name: getattr(config, name) for name in DEFAULTS[config.method]})
+
+
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer a configuration names: plain SGD, or one that moves in random bases."""
+    """The optimizer a configuration names: torch's SGD or Adam, or one that moves in random bases."""
     named, methods = list(model.named_parameters()), {"rbd": RBD, "fpd": FPD, "nes": NES, "rbd-nes": NES}
-    if config.method == "sgd":
+    if config.method in ("sgd", "subspace-sgd"):
         return torch.optim.SGD(named, config.lr)
+    if config.method == "subspace-adam":
+        return torch.optim.Adam(named, config.lr)
     used = {name: getattr(config, name) for name in DEFAULTS[config.method]}
     if config.workers:
         used["variant"] = config.variant

@@ -538,7 +538,7 @@ def test_the_note_is_in_the_figure(tmp_path):
 
 
 def test_looks_are_told_apart_with_and_without_colour():
-    methods = [looks.LOOKS[m] for m in ("sgd", "rbd", "fpd", "nes", "rbd-nes")]
+    methods = [looks.LOOKS[m] for m in config.METHODS]
     variants = [looks.LOOKS[variant] for variant in worker_time.VARIANTS]
     distributions = [looks.LOOKS[name] for name in ("normal", "uniform", "rademacher", "countsketch")]
     for group in (methods, variants, looks.CYCLE, distributions):
@@ -650,7 +650,7 @@ def test_notebooks_draw_what_they_promise(results, name, monkeypatch):
     assert {p[:-4] for p in figures if p.endswith(".png")} == {p[:-4] for p in figures if p.endswith(".pdf")}
     assert figures or name in ("nes", "verdicts")  # which are tables
     assert name == "schematic" or any(re.fullmatch(rf"tables/{name}(-quick)?\.json", p) for p in made)
-    if name in ("table1", "nes", "learning_rate", "workers", "speed", "countsketch", "price"):
+    if name in ("table1", "nes", "learning_rate", "workers", "speed", "countsketch", "price", "intrinsic_dimension"):
         assert {f"tables/{name}{'' if name == 'speed' else '-quick'}.{kind}" for kind in ("md", "tex")} <= made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,7 +156,8 @@ in_repository = pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="resu
 
 def test_every_experiment_of_the_design_has_a_script():
     assert {"table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw", "correlation", "hybrid",
-            "augmentation", "workers", "learning_rate", "nes", "paper_rates", "normals"} <= WITH_RUNS  # fmt: skip
+            "augmentation", "workers", "learning_rate", "nes", "paper_rates", "normals",
+            "intrinsic_dimension"} <= WITH_RUNS  # fmt: skip
     assert {"orthogonality", "landscape"} <= set(NAMES) - WITH_RUNS
 
 
@@ -179,7 +181,7 @@ def test_scripts_keep_to_their_profile(name):
     assert {c.data for c in small} <= {"mnist-embedded", "fmnist-embedded"}
     assert not {c.data for c in whole(name, "paper")} & {"mnist-embedded", "fmnist-embedded"}
     assert all(c.epochs <= 20 for c in small) and not {c.model for c in small} & {"resnet32"}
-    if name != "distributions":
+    if name not in ("distributions", "intrinsic_dimension"):
         sparse = {"countsketch"} if name in ("countsketch", "price", "learning_rate", "effective_rate") else set()
         assert {c.distribution for c in small} <= {None, "rademacher", *sparse}
         assert all(c.distribution == "rademacher" for c in small if 0 < (c.dim or 0) <= 2500 and name == "learning_rate")
@@ -189,7 +191,8 @@ def test_scripts_keep_to_their_profile(name):
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
-    others = WITH_RUNS - {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate"}
+    own = {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate", "intrinsic_dimension"}  # rates of their own
+    others = WITH_RUNS - own
     asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
     tried: dict[str, set[float]] = {}
     for c in whole("learning_rate", profile):
@@ -198,6 +201,23 @@ def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
     for key, values in tried.items():
         coarse = key.startswith("resnet")
         assert (max(values) / min(values), len(values)) == ((2**10, 6) if coarse else (2**9, 10)), key
+
+
+@pytest.mark.parametrize(("profile", "sparse", "dense"), [("quick", 7, 4), ("paper", 12, 7)])
+def test_intrinsic_dimension_has_a_baseline_and_one_rule_for_the_rate(profile, sparse, dense):
+    configs = whole("intrinsic_dimension", profile)
+    assert len(configs) == len({c.id for c in configs}) == 2 * 3 * (sparse + dense)  # networks, seeds
+    assert all((c.method, c.augment, c.partition) == ("subspace-adam", "none", "whole") for c in configs)
+    for model, size in paper.LI_SIZES.items():
+        mine = [c for c in configs if c.model == model]
+        assert [(c.dim, c.lr, c.distribution) for c in mine if c.dim == size] == [(size, 0.001, "countsketch")] * 3
+        for c in mine:
+            assert c.lr == pytest.approx(0.001 * math.sqrt(size / c.dim), rel=0.01)
+        if profile == "paper":  # theirs: d and budget, by their released code
+            assert set(paper.LI[model]) <= {c.dim for c in mine if c.distribution == "countsketch"}
+            assert {(c.data, c.epochs, c.batch_size) for c in mine} == {("mnist", 100, 128)}
+    first = [c for c in configs[: 2 * (sparse + 1)] if c.seed == 0]  # what a sweep that is stopped has
+    assert {(c.model, c.dim) for c in first} >= {(m, d) for m, size in paper.LI_SIZES.items() for d in (100, 500, size)}
 
 
 def test_the_papers_own_rates_are_inside_the_search():
