@@ -191,7 +191,7 @@ def test_scripts_keep_to_their_profile(name):
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
-    own = {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate", "intrinsic_dimension"}  # rates of their own
+    own = {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate", "intrinsic_dimension"}
     others = WITH_RUNS - own
     asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
     tried: dict[str, set[float]] = {}
