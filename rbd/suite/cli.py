@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--profile", choices=("quick", "paper"), default="quick", help=profiles)
     reproduce.set_defaults(run=_reproduce, into=None, json=False)
 
-    train = commands.add_parser("train", help="do one run")
+    train = commands.add_parser("train", help="train one network, and keep a record of it")
     config.add_arguments(train)
     wait = "seconds that workers wait for each other (default: 60)"
     train.add_argument("--timeout", type=_parse_positive, default=60, help=wait)
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the table and draw the curves of the records that are there")
     report.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose records (default: quick)")
-    report.add_argument("--into", type=Path, metavar="README", help="also put what its marks name into this file")
+    report.add_argument("--into", type=Path, metavar="README", help="write the tables between this file's <!-- marks -->")
     report.set_defaults(run=_report)
 
     figures = _add_figures(commands)
@@ -173,27 +173,28 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help=help)
 
     for command in (reproduce, train, sweep, report, figures, dimension):
-        where = "records and what is drawn of them (default: results)"
+        where = "folder of records, figures and tables (default: results)"
         command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
     for command in (reproduce, train, sweep, data):
-        where = "full data sets (default: $RBD_DATA_DIR, else a cache)"
+        where = "folder of the full data sets (default: $RBD_DATA_DIR, else a cache)"
         command.add_argument("--data-dir", type=Path, help=where)
     _shape_help(commands)
     return parser
 
 
 def _add_sweep(commands: Any) -> argparse.ArgumentParser:
-    sweep = commands.add_parser("sweep", help="do the runs of an experiment that are not there yet, side by side")
-    sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: see --list; or all")
-    sweep.add_argument("--list", action="store_true", help="show every experiment: runs done and missing, cost")
-    sweep.add_argument("--profile", choices=("quick", "paper"), help="quick or paper (default: quick; with --list both)")
-    each = "runs at a time (default: one a core; 1 if timed)"
+    sweep = commands.add_parser("sweep", help="do the missing runs of an experiment, several at a time")
+    sweep.add_argument("name", nargs="?", metavar="NAME", help="an experiment that --list names, or all")
+    sweep.add_argument("--list", action="store_true", help="show every experiment: runs done, missing, and their time")
+    profiles = "quick: 5,000 images, few epochs; paper: full data, 100 epochs (default: quick; with --list both)"
+    sweep.add_argument("--profile", choices=("quick", "paper"), help=profiles)
+    each = "runs at a time (default: one for each core; 1 where times are compared)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
-    seeds = "other seeds than its own: no figure shows such runs"
+    seeds = "seeds in place of the experiment's own; figures leave such runs out"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
     sweep.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to run on, as auto or ray://host:10001")
-    sweep.add_argument("--gpus", type=_parse_gpus, help="GPUs of a run there (default: 0.25 with cuda, else 0)")
+    sweep.add_argument("--gpus", type=_parse_gpus, help="GPUs for each run on the cluster (default: 0.25 with cuda, else 0)")
     scripts = "experiment scripts of your own (default: the package's)"
     sweep.add_argument("--sweeps-dir", type=Path, metavar="DIR", help=scripts)
     sweep.set_defaults(run=_sweep)
@@ -220,15 +221,15 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
 
 def _add_dimension(commands: Any) -> argparse.ArgumentParser:
     dimension = commands.add_parser("dimension", help="measure how many dimensions a task of your own needs")
-    target = "a function(dim, seed) that gives a metric, larger where better, as train.py:evaluate"
+    target = "function(dim, seed) in your script: returns a positive number, larger where better; as train.py:evaluate"
     dimension.add_argument("target", metavar="SCRIPT:FUNCTION", help=target)
-    dims = "dimensions to try; what is done already is not run again"
+    dims = "dimensions to try; runs that are done are not run again"
     dimension.add_argument("--dims", type=_parse_positive, nargs="+", required=True, metavar="D", help=dims)
-    seeds = "seeds of the runs at each of them (default: 0 1 2)"
+    seeds = "seeds to run at each dimension (default: 0 1 2)"
     dimension.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help=seeds)
     jobs = "runs at a time, which share the cores (default: 1)"
     dimension.add_argument("--jobs", type=_parse_positive, default=1, help=jobs)
-    baseline = "metric of which d90 reaches 90 %% (default: the mean at the largest dimension)"
+    baseline = "d90 is the dimension that reaches 90 %% of this number (default: of the mean at the largest dimension)"
     dimension.add_argument("--baseline", type=_parse_metric, metavar="VALUE", help=baseline)
     dimension.set_defaults(run=_dimension, kept="the last run that ended")
     return dimension

@@ -77,7 +77,7 @@ def refused(arguments: list[str], capsys) -> str:
     (["--help"], ["reproduce", "train", "report", "data", "--version"]),
     (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "--threads"]),
     (["report", "--help"], ["--profile NAME", "quick, paper", "--into README", "default: results"]),
-    (["sweep", "--help"], ["or all", "--jobs", "--seeds", "no figure shows such runs", "--dry-run", "--ray ADDRESS"]),
+    (["sweep", "--help"], ["or all", "--jobs", "--seeds", "figures leave such runs out", "--dry-run", "--ray ADDRESS"]),
     (["dimension", "--help"], ["SCRIPT:FUNCTION", "--dims D", "default: 0 1 2", "--jobs", "--baseline VALUE", "90 %"]),
     (["data", "--help"], ["--download", "mnist, fmnist or cifar10", "RBD_DATA_DIR"]),
 ])  # fmt: skip
@@ -123,7 +123,7 @@ def test_train_help_names_every_field_its_unit_and_default(here, capsys, monkeyp
         for default in {f.default} - {None} | {used[f.name] for used in DEFAULTS.values() if f.name in used}:
             assert str(default) in entry.split("(default: ")[1], f.name
     units = {"epochs": "passes over the training images", "batch-size": "images per", "redraw": "steps between",
-             "dim": "number of random directions", "sigma": "length", "lr": "already x batch size"}  # fmt: skip
+             "dim": "number of random directions", "sigma": "length", "lr": "mean loss of a batch"}  # fmt: skip
     for name, unit in units.items():
         assert unit in entries[f"--{name}"]
     for name in ("device", "threads", "results-dir", "data-dir"):
