@@ -28,9 +28,10 @@ def accuracy(dim: int | None, seed: int) -> float:
         return (trained(images[5000:]).argmax(1) == labels[5000:]).float().mean().item()
 
 
-reached = {dim: accuracy(dim, seed=0) for dim in (10, 50, 200, 1000)}
-everything = accuracy(None, seed=0)
-for dim, value in reached.items():
-    print(f"d = {dim}: {value:.1%}, {value / everything:.0%} of training in all dimensions")
-print("d90:", min((dim for dim, value in reached.items() if value >= 0.9 * everything), default="above all of these"))
-assert reached[10] < reached[1000]
+if __name__ == "__main__":
+    reached = {dim: accuracy(dim, seed=0) for dim in (10, 50, 200, 1000)}
+    everything = accuracy(None, seed=0)
+    for dim, value in reached.items():
+        print(f"d = {dim}: {value:.1%}, {value / everything:.0%} of training in all dimensions")
+    print("d90:", min((dim for dim, value in reached.items() if value >= 0.9 * everything), default="above all of these"))
+    assert reached[10] < reached[1000]
