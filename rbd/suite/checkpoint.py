@@ -52,9 +52,16 @@ def save(path: Path, config: RunConfig, model: nn.Module, optimizer: Optimizer, 
         OSError: the file cannot be written (names the directory).
     """
     known = {"config": config.canonical(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
-    texts = {name: json.dumps(value) for name, value in known.items()}
+    texts = {name: json.dumps(value, default=_plain) for name, value in known.items()}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     store.write(path, encode(tensors, texts | {"checksum": compute_checksum(tensors, texts)}), "a checkpoint")
+
+
+def _plain(value: Any) -> int | float:
+    """A number in device memory, such as a capturable optimizer's step, as JSON has it; the optimizer takes that back."""
+    if isinstance(value, Tensor):
+        return value.item()
+    raise TypeError(f"the optimizer's state has a {type(value).__name__}, allowed numbers, text, lists and dictionaries")
 
 
 def compute_checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:

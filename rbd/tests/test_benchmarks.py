@@ -466,6 +466,22 @@ def test_a_commit_is_asked_for_where_git_is_missing(benchmarks):
         run._commit("abc")
 
 
+def test_a_stated_commit_is_taken_where_git_is_missing(benchmarks, monkeypatch, tmp_path):
+    run = benchmarks("run")
+    monkeypatch.setattr(run, "HERE", tmp_path / "benchmarks")
+    with pytest.raises(SystemExit, match="put that into RBD_COMMIT, or a file COMMIT here"):
+        run._commit(None)
+    (tmp_path / "COMMIT").write_text(f"{COMMIT} 1600000000\n")
+    assert run._commit(None) == (COMMIT, 1_600_000_000)
+    assert run.main(["--check-commit"]) == 0
+
+
+def test_what_answers_most_is_measured_first(benchmarks):
+    modules = [b.module.__name__.rpartition(".")[2] for b in benchmarks("run").benchmarks()]
+    assert list(dict.fromkeys(modules))[:3] == ["ratios", "step", "generation"]
+    assert list(dict.fromkeys(modules))[3:] == sorted({*modules} - {"ratios", "step", "generation"})
+
+
 def test_the_planted_slowdown_finds_its_line():
     script = (ROOT / "benchmarks" / "planted_slowdown").read_text("utf-8")
     line = "    images = split.images.index_select(0, draws.order[part])"

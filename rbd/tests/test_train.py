@@ -523,6 +523,27 @@ def test_checkpoint_is_safetensors_of_the_parameters(few, tmp_path):
     assert abs(sizes[20] - sizes[2000]) < 50  # bytes, of a header with other digits
 
 
+@pytest.mark.parametrize("method", ["rbd", "fpd"])
+def test_checkpoint_of_a_capturable_optimizer(method, few, tmp_path):
+    """Its step is a tensor; the file holds a number, and either kind of optimizer goes on from it."""
+    run, model = config(method), models.build("fc", (1, 28, 28), 7)
+
+    def build(given: RunConfig, net: torch.nn.Module, capturable: bool = True) -> torch.optim.Optimizer:
+        kind = optim.RBD if given.method == "rbd" else optim.FPD
+        return kind(net.parameters(), 1.0, dim=20, capturable=capturable)
+
+    optimizer = build(run, model)
+    optimizer.param_groups[0]["step"] += 12
+    point = Point(1, 12, 384, 12, 2.0, 50.0, 0.1)
+    checkpoints.save(tmp_path / "a", run, model, optimizer, checkpoints.Progress(12, (point,), (1.0,)))
+    for capturable in (True, False):
+        made, progress = checkpoints.load(tmp_path / "a", run, model, lambda *given, c=capturable: build(*given, c))
+        assert (int(made.param_groups[0]["step"]), progress.step) == (12, 12)
+        assert isinstance(made.param_groups[0]["step"], torch.Tensor) == capturable
+        checkpoints.save(tmp_path / "b", run, model, made, progress)
+        assert header(tmp_path / "a") == header(tmp_path / "b")  # of the checksum too
+
+
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     length, known = header(path)
