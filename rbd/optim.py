@@ -50,10 +50,15 @@ def centred_ranks(losses: Tensor) -> Tensor:
 
 
 class _RandomBases(torch.optim.Optimizer):
-    """Parameter groups as vectors with partitions, and their bases counted by steps."""
+    """Parameter groups as vectors with partitions, and their bases counted by steps, in device memory if capturable."""
+
+    _capturable = False
 
     def __init__(self, params, defaults: dict):
         super().__init__(params, defaults | {"step": 0, "stream_version": STREAM_VERSION})
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_capturable": self._capturable}
 
     def add_param_group(self, param_group: dict) -> None:
         """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved."""
@@ -74,6 +79,11 @@ class _RandomBases(torch.optim.Optimizer):
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
+        self._place_step(self.param_groups[-1])
+
+    def _place_step(self, group: dict) -> None:
+        step = int(group["step"])
+        group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
 
     def _check(self, group: dict) -> None:
         if not (isinstance(group["lr"], (Real, Tensor)) and 0 <= float(group["lr"]) < math.inf):
@@ -118,6 +128,8 @@ class _RandomBases(torch.optim.Optimizer):
                 raise ValueError(f"state_dict has {saved['size']} parameters in a group, this optimizer {group['size']}")
             self._check({**group, **{name: saved[name] for name in own}})
         super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            self._place_step(group)
 
     def _spec(self, index: int) -> BasisSpec:
         """The name of a group's bases at its present step."""
@@ -208,7 +220,6 @@ class RBD(_RandomBases):
     """
 
     _workers: Workers | None = None
-    _capturable = False
     _agreed = False  # since the state was last set
     _kept: tuple[list, list[_Vectors]] | None = None  # with the settings and shapes that they were made for
 
@@ -231,19 +242,11 @@ class RBD(_RandomBases):
             raise ValueError("capturable=True is not supported with process_group, variant or sharded parameters")
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"_workers": self._workers, "_capturable": self._capturable}
-
-    def add_param_group(self, param_group: dict) -> None:
-        super().add_param_group(param_group)
-        self._place_step(self.param_groups[-1])
-
-    add_param_group.__doc__ = _RandomBases.add_param_group.__doc__
+        return super().__getstate__() | {"_workers": self._workers}
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self._agreed = False
-        for group in self.param_groups:
-            self._place_step(group)
 
     load_state_dict.__doc__ = _RandomBases.load_state_dict.__doc__
 
@@ -266,10 +269,6 @@ class RBD(_RandomBases):
                 torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))  # θ -= η u
             group["step"] += 1
         return loss
-
-    def _place_step(self, group: dict) -> None:
-        step = int(group["step"])
-        group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
 
     def _queue(self) -> None:
         """The update as work for the device alone: θ += Φᵀ (-η Φ g)."""
@@ -394,10 +393,13 @@ class NES(_RandomBases):
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
         sigma: σ > 0, length of a perturbation.
+        capturable: keep the step number in device memory and never wait for the device, as CUDA graphs need; NaN among the
+            losses is not looked for.
     """
 
     def __init__(self, params, lr: float, dim: int = 250, distribution: str = "rademacher", seed: int = 0,
-                 sigma: float = 0.01):  # fmt: skip
+                 sigma: float = 0.01, capturable: bool = False):  # fmt: skip
+        self._capturable = capturable
         if not (isinstance(sigma, (int, float)) and 0 < sigma < math.inf):
             raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
@@ -428,9 +430,8 @@ class NES(_RandomBases):
         try:
             losses = torch.stack([self._loss_at(closure, start, row) for row in range(group["dim"])]).float()  # (d,)
         finally:
-            for p, old in zip(group["params"], start):
-                p.copy_(old)
-        if losses.isnan().any():
+            torch._foreach_copy_(group["params"], start)
+        if not self._capturable and losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
         u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         self._move(group["params"], start, u, -float(group["lr"]))
@@ -449,5 +450,5 @@ class NES(_RandomBases):
     @staticmethod
     def _move(params: list[Tensor], start: list[Tensor], u: Tensor, alpha: float) -> None:
         """θ = start + alpha u."""
-        for p, old, v in zip(params, start, _views(u, params)):
-            p.copy_(old).add_(v, alpha=alpha)
+        torch._foreach_copy_(params, start)
+        torch._foreach_add_(params, _views(u, params), alpha=alpha)

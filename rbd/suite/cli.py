@@ -121,6 +121,10 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument("--profile", choices=("quick", "paper"), help="which set-up (default: quick; with --list both)")
     each = "runs at a time, which share the cores (default: one for each core; one where seconds count)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
+    lanes = "runs at a time that take turns in one process, each on a stream of the GPU (default: a process for each run)"
+    sweep.add_argument("--lanes", type=_parse_positive, help=lanes)
+    deadline = "seconds after which runs in lanes stop at their last full epoch; the same command goes on (default: never)"
+    sweep.add_argument("--deadline", type=_parse_seconds, metavar="SECONDS", help=deadline)
     seeds = "these in place of the experiment's seeds (its list of runs stays, and no figure shows such runs)"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
@@ -154,6 +158,13 @@ def _parse_positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed an integer >= 1")
     return int(text)
+
+
+def _parse_seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"got {text!r}, allowed a number > 0")
 
 
 def _parse_gpus(text: str) -> float:
@@ -202,7 +213,8 @@ def _sweep(given: argparse.Namespace) -> int:
         return 0
     from rbd.suite import executor
 
-    resources = executor.Resources(given.data_dir, given.device, given.jobs, ray=given.ray, gpus=given.gpus)
+    resources = executor.Resources(given.data_dir, given.device, given.jobs, ray=given.ray, gpus=given.gpus,
+                                   lanes=given.lanes, deadline=given.deadline)  # fmt: skip
     how = (given.profile or "quick", given.results_dir, resources, given.seeds, given.dry_run)
     if given.name == ALL:
         return _tell(executor.perform_all(*how, given.sweeps_dir))

@@ -310,7 +310,7 @@ def test_commit_may_be_stated_where_git_is_missing(tmp_path, monkeypatch):
     git(tmp_path, "commit", "-qm", "first")
     assert record._checkout(package)["commit"] == git(tmp_path, "rev-parse", "HEAD")
     monkeypatch.setenv("RBD_COMMIT", "main")
-    with pytest.raises(ValueError, match="^RBD_COMMIT or .*: got 'main', allowed what `git log -1 --format='%H %ct'` prints"):
+    with pytest.raises(ValueError, match="^RBD_COMMIT or .*: got 'main', allowed what `git log -1 --format='%H %ct'` "):
         record.stated_commit(tmp_path)
 
 

@@ -367,14 +367,14 @@ def between_batches(patch: pytest.MonkeyPatch) -> None:
 
 def while_validating(patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the second validation, when all of epoch 2 is trained and nothing of it kept."""
-    real, count = loop.accuracy, itertools.count(1)
+    real, count = loop._count_right, itertools.count(1)
 
-    def accuracy(*args):
+    def count_right(*args):
         if next(count) == 2:
             raise KeyboardInterrupt
         return real(*args)
 
-    patch.setattr(loop, "accuracy", accuracy)
+    patch.setattr(loop, "_count_right", count_right)
 
 
 def while_saving(patch: pytest.MonkeyPatch) -> None:
@@ -460,7 +460,7 @@ def test_other_state_survives_too(changes, few, tmp_path, monkeypatch):
 
 def test_interrupted_in_the_first_epoch_starts_again(few, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "accuracy", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loop, "_count_right", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         broken = train(config("rbd"), tmp_path)
     assert (broken.outcome, broken.curve, list(tmp_path.iterdir())) == ("interrupted", (), [])
     same(train(config("rbd"), tmp_path), train(config("rbd")))
@@ -535,12 +535,12 @@ def test_checkpoint_of_a_capturable_optimizer(method, few, tmp_path):
     optimizer = build(run, model)
     optimizer.param_groups[0]["step"] += 12
     point = Point(1, 12, 384, 12, 2.0, 50.0, 0.1)
-    checkpoints.save(tmp_path / "a", run, model, optimizer, checkpoints.Progress(12, (point,), (1.0,)))
+    checkpoints.State.of(run, model, optimizer, checkpoints.Progress(12, (point,), (1.0,))).write(tmp_path / "a")
     for capturable in (True, False):
         made, progress = checkpoints.load(tmp_path / "a", run, model, lambda *given, c=capturable: build(*given, c))
         assert (int(made.param_groups[0]["step"]), progress.step) == (12, 12)
         assert isinstance(made.param_groups[0]["step"], torch.Tensor) == capturable
-        checkpoints.save(tmp_path / "b", run, model, made, progress)
+        checkpoints.State.of(run, model, made, progress).write(tmp_path / "b")
         assert header(tmp_path / "a") == header(tmp_path / "b")  # of the checksum too
 
 
