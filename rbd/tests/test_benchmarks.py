@@ -506,3 +506,36 @@ def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name):
     parts = [count for product, count, *_ in found if product == "expand"]
     assert parts == [n for n in tiles.PARTS if law.per_word % n == 0]
     assert all(seconds == 1.0 for *_, seconds in found)
+
+
+def test_archives_of_the_campaign_are_cut_between_files(benchmarks, tmp_path):
+    campaign, files = benchmarks("gpu_campaign"), []
+    for number, size in enumerate((5, 5, 1, 30, 2, 8, 1)):
+        files.append(tmp_path / str(number))
+        files[-1].write_bytes(bytes(size))
+    parts = [[path.name for path in part] for part in campaign.split(files, 10)]
+    assert parts == [["0", "1"], ["2"], ["3"], ["4", "5"], ["6"]]
+
+
+def test_a_part_of_the_campaign_is_ended_in_time(benchmarks, tmp_path, monkeypatch):
+    """With all that it has started, and what it has said is kept."""
+    campaign = benchmarks("gpu_campaign")
+    (tmp_path / "benchmarks").mkdir()
+    script = tmp_path / "benchmarks" / "on_gpu"
+    script.write_text("#!/bin/sh\necho begun $PARTS $1\nsleep 60 & sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    plan = campaign.Plan(tmp_path)
+    assert not campaign.check(plan, "tests", 1.0, ["option"])
+    assert (tmp_path / "tests.log").read_text() == "begun tests option\n"
+    assert campaign.load(campaign.dump(plan)) == plan
+
+
+def test_training_starts_again_after_a_fault(benchmarks, tmp_path, monkeypatch):
+    """A process that fails is followed by another, until one says that all is done."""
+    campaign, statuses = benchmarks("gpu_campaign"), [1, 1, 0]
+    (tmp_path / "end").write_text("9e9")
+    monkeypatch.setattr(campaign.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(campaign.time, "sleep", lambda _: None)
+    monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda _: statuses.pop(0)))
+    assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses
