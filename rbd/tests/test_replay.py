@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -229,6 +231,71 @@ def test_nothing_is_read_within_a_chunk(method, monkeypatch):
 def test_the_mode_sees_reads():
     with NoReads(), pytest.raises(AssertionError, match="reads from the device"):
         float(torch.ones(1) * 2)
+
+
+# ---------------------------------------------------------------- graphs, as far as they go without a GPU
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list:
+    """CUDA graphs made up: capturing does not do the work, replaying does, into the tensors that the capture left."""
+    made, seen, real, empty = [], {}, Eager.run, torch.empty
+
+    class Graph:
+        now = None
+
+        def capture_begin(self, pool, capture_error_mode):
+            assert (pool, Graph.now) == ("pool", None)
+            Graph.now = self
+            made.append(self)
+
+        def capture_end(self):
+            Graph.now, self.replays = None, 0
+
+        def replay(self):
+            self.replays += 1
+            for left, value in zip(self.left, real(None, *self.task), strict=True):
+                left.copy_(value)
+
+    def run(self, name, work, count=1):
+        if Graph.now:
+            Graph.now.task, Graph.now.left = (name, work, count), [torch.zeros_like(x) for x in seen[name, count]]
+            return Graph.now.left
+        seen[name, count] = real(self, name, work, count)
+        return seen[name, count]
+
+    event = SimpleNamespace(query=lambda: True)
+    stream = SimpleNamespace(record_event=lambda: event, wait_stream=lambda other: None)
+    for name, fake in {"Stream": lambda: stream, "CUDAGraph": Graph, "graph_pool_handle": lambda: "pool",
+                       "current_stream": lambda: stream, "stream": lambda _: nullcontext()}.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **more: empty(*a, **more))
+    monkeypatch.setattr(Eager, "run", run)
+    return made
+
+
+@pytest.mark.parametrize("changes", [{"method": "rbd"}, {"method": "sgd", "switch": 1, "then_lr": 4.0, "dim": 20},
+                                     {"method": "nes", "dim": 3}], ids=str)  # fmt: skip
+def test_captured_chunks_are_the_called_ones(changes, graphs, tmp_path, monkeypatch):
+    """Each kind and length is called the first time, captured the second, and replayed from then on."""
+    config = config_of(**{"epochs": 3} | changes)
+    monkeypatch.setattr(replay, "choose", lambda device, workers: Queue())
+    called = loop.train(config, threads=1)
+    monkeypatch.setattr(replay, "choose", lambda device, workers: replay.Captured())
+    made = loop.train(config, tmp_path, threads=1)
+    same(made, called)
+    assert made.outcome == "finished" and len(list(tmp_path.iterdir())) == 1
+    kinds = [graph.task[::2] for graph in graphs]  # what, and how many
+    assert {name for name, _ in kinds} == {"update", "validate"} | ({"compare"} if config.method != "nes" else set())
+    assert all(graph.replays for graph in graphs) and (len(set(kinds)) == len(kinds) or config.switch)
+
+
+def test_a_failed_capture_ends(graphs):
+    runner = replay.Captured()
+    runner.graphs["work", 1] = None
+    with pytest.raises(KeyError):
+        runner.run("work", lambda: (torch.ones(()),))  # never called before: this stand-in does not know its shape
+    assert gc.isenabled() and type(graphs[0]).now is None
 
 
 # ---------------------------------------------------------------- turns
