@@ -502,8 +502,9 @@ def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name):
     """And every one is timed once, the constant among them or beside them."""
     tiles, law = benchmarks("tiles"), DISTRIBUTIONS[name]
     found = list(tiles.tiles(law, 3, 300, lambda call: float(call().isfinite().all())))
-    assert [count for product, count, *_ in found if product == "project"] == list(tiles.ROWS)
-    parts = [count for product, count, *_ in found if product == "expand"]
+    assert [count for what, count, *_ in found if what == "rows"] == list(tiles.ROWS)
+    assert [count for what, count, *_ in found if what == "programs"] == list(tiles.PROGRAMS)
+    parts = [count for what, count, *_ in found if what == "parts"]
     assert parts == [n for n in tiles.PARTS if law.per_word % n == 0]
     assert all(seconds == 1.0 for *_, seconds in found)
 
