@@ -3,12 +3,13 @@
     export RBD_COMMIT='HASH TIME' OUT=FOLDER        # git log -1 --format='%H %ct'; not needed in a git checkout
     python -m benchmarks.gpu_campaign first --data DIR      # GPU tests, ratios, steps, generation, memory; begins to train
     python -m benchmarks.gpu_campaign more --data DIR       # as often as needed: data that did not fit into one upload
-    python -m benchmarks.gpu_campaign last                  # waits, ends the training, packs all into $OUT, prints tables
+    python -m benchmarks.gpu_campaign last                  # waits, ends the training, prints tables
     python -m benchmarks.gpu_campaign --rehearse            # all of it on the CPU, with tiny budgets, in a temporary folder
 
 DIR has data sets as files NAME.xz in torchvision's layout, some at a time. Training runs beside the later commands, in a
 session of its own: table 1 at the paper's rates and at ours, then ResNet-8, then ResNet-32, of each the runs whose data
-have come. It starts again from the checkpoints if a fault of the GPU ends it. Archives hold 15 MiB at most.
+have come. It starts again from the checkpoints if a fault of the GPU ends it. Every command packs all that there is so far
+into $OUT, as archives of 15 MiB at most.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Plan:
     lanes: int = 16
     minutes: float = 26.0  # from the first command on, after which training stops
     tests: float = 200.0  # s, at most
-    benchmarks: float = 330.0  # s, at most
+    benchmarks: float = 300.0  # s, at most
     size: int = SIZE
 
     @property
@@ -67,7 +68,7 @@ class Plan:
 # ---------------------------------------------------------------- commands
 
 
-def first(plan: Plan, data: Path | None) -> int:
+def first(plan: Plan, data: Path | None, out: Path) -> int:
     """Unpack, test, measure, and start to train; returns 1 if a test or a benchmark failed or was cut."""
     plan.results.mkdir(parents=True, exist_ok=True)
     (plan.work / "end").write_text(str(time.time() + 60 * plan.minutes))
@@ -77,15 +78,18 @@ def first(plan: Plan, data: Path | None) -> int:
         parts["benchmarks"] = (plan.benchmarks, ["--bench", "^generation"])
     for part, (seconds, options) in parts.items():
         failed += [] if check(plan, part, seconds, options) else [part]
+        pack(plan, out)
     failed += [] if attempt(lambda: tell_memory(plan), "memory") else ["memory"]
+    pack(plan, out)
     start(plan)
     return report_failed(failed)
 
 
-def more(plan: Plan, data: Path | None) -> int:
-    """Unpack further data sets, and tell how far the training is."""
+def more(plan: Plan, data: Path | None, out: Path) -> int:
+    """Unpack further data sets, and bring back how far the training is."""
     failed = unpack(data, plan.work / "data") if data else []
     print(*progress(plan), sep="\n")
+    pack(plan, out)
     return report_failed(failed)
 
 
@@ -378,33 +382,48 @@ def accuracies(plan: Plan) -> Iterator[str]:
 # ---------------------------------------------------------------- what comes back
 
 
-def pack(plan: Plan, out: Path) -> Iterator[Path]:
-    """Archives of 15 MiB at most: records and measurements first, then logs, then checkpoints; what is left out is said."""
+def pack(plan: Plan, out: Path) -> list[Path]:
+    """Archives of 15 MiB at most, made anew: records and measurements first, then logs, then checkpoints.
+
+    Files that the training removes meanwhile are left out; so is what does not fit, which is said.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    folders = ("results/runs", "results/sweeps", "results/failures", "asv", "results/checkpoints")
-    files = [path for folder in folders[:-1] for path in sorted((plan.work / folder).rglob("*")) if path.is_file()]
+    folders = ("results/runs", "results/sweeps", "results/failures", "asv")
+    files = [path for folder in folders for path in sorted((plan.work / folder).rglob("[!.]*")) if path.is_file()]
     files += [*sorted(plan.work.glob("*.log")), *sorted(plan.work.glob("*.json"))]
-    files += sorted((plan.work / folders[-1]).glob("*.safetensors"))
-    parts = list(split(files, PART))
+    files += sorted((plan.results / "checkpoints").glob("[!.]*.safetensors"))
+    parts, made = list(split(files, PART)), []
     for number, part in enumerate(parts[:PARTS], 1):
-        with whole(out / f"campaign-{number}.tar.gz") as temporary, tarfile.open(temporary, "w:gz") as archive:
+        made.append(out / f"campaign-{number}.tar.gz")
+        with whole(made[-1]) as temporary, tarfile.open(temporary, "w:gz") as archive:
             for path in part:
-                archive.add(path, path.relative_to(plan.work))
-        yield out / f"campaign-{number}.tar.gz"
+                with suppress(FileNotFoundError):
+                    archive.add(path, path.relative_to(plan.work))
     for part in parts[PARTS:]:
         print(f"left out: {', '.join(path.name for path in part)}", file=sys.stderr)
+    return made
 
 
 def split(files: Iterable[Path], most: int) -> Iterator[list[Path]]:
     """Files in their order, by runs of at most so many bytes; one that is larger has a part of its own."""
-    part: list[Path] = []
+    part, total = list[Path](), 0
     for path in files:
-        if part and sum(p.stat().st_size for p in (*part, path)) > most:
+        size = measure_file(path)
+        if part and total + size > most:
             yield part
-            part = []
+            part, total = [], 0
         part.append(path)
+        total += size
     if part:
         yield part
+
+
+def measure_file(path: Path) -> int:
+    """Bytes; 0 if it is gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager
@@ -442,13 +461,14 @@ def rehearse() -> int:
         plan = Plan(work, "cpu", "quick", ("tiny",), Path(folder) / "scripts", 2, 10.0, 300.0, 300.0, 1000)
         assert unpack(data, work / "data") == ["bad"], "a damaged file was taken"
         assert (work / "data/a/numbers").read_text() == "0123456789"
-        assert first(plan, None) == 0, "tests or benchmarks failed"
+        assert first(plan, None, out) == 0, "tests or benchmarks failed"
+        assert len(list(out.iterdir())) == 1, "nothing came back from the first command"
         end = time.monotonic() + 60
         while len(list(plan.results.glob("runs/*/*.json"))) < 4 and is_training(plan) and time.monotonic() < end:
             time.sleep(0.2)
-        assert more(plan, None) == 0
+        assert more(plan, None, out) == 0
         assert last(plan, out, wait=1.0) == 0 and not is_training(plan)
-        names = [name for path in sorted(out.glob("*.tar.gz")) for name in tarfile.open(path).getnames()]
+        names = [name for path in sorted(out.glob("*.tar.gz")) for name in list_names(path)]
         kinds = ("results/runs/tiny-quick/", "results/checkpoints/", "asv/", "memory.json", "tests.log", "training.log")
         lacking = [kind for kind in kinds if not any(name.startswith(kind) for name in names)]
         assert not lacking, f"the archives lack {', '.join(lacking)}: {names}"
@@ -456,6 +476,11 @@ def rehearse() -> int:
         assert sorted(outcomes) == ["finished"] * 4 + ["interrupted"], outcomes
     print("rehearsed")
     return 0
+
+
+def list_names(path: Path) -> list[str]:
+    with tarfile.open(path) as archive:
+        return archive.getnames()
 
 
 def read(path: Path) -> dict:
@@ -493,9 +518,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("the command is missing: first, more, last, or --rehearse")
     if given.command in ("train", "keep-training"):
         return train(plan) if given.command == "train" else keep_training(plan)
+    out = Path(os.environ.get("OUT", plan.work / "out"))
     if given.command == "last":
-        return last(plan, Path(os.environ.get("OUT", plan.work / "out")), given.wait)
-    return (first if given.command == "first" else more)(plan, given.data)
+        return last(plan, out, given.wait)
+    return (first if given.command == "first" else more)(plan, given.data, out)
 
 
 if __name__ == "__main__":
