@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import reduce
 from numbers import Real
 
 import torch
@@ -17,11 +21,13 @@ from rbd.distributed.exchange import CHECK, Workers, digest
 from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
 from rbd.distributed.variants import VARIANTS, Part
 from rbd.distribution import distribution as distribution_of
-from rbd.partition import Partition
+from rbd.partition import Partition, check_ordered
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
-SETTINGS = ("stream_version", "step", "size", "dim", "partition", "distribution", "seed", "redraw")  # that workers share
+SETTINGS = ("stream_version", "step", "dim", "partition", "distribution", "seed", "redraw")  # that workers share
+OF_TORCH = {"params", "param_names", "differentiable", "name", "initial_lr", "max_lr", "min_lr", "swa_lr"}  # keys of groups
+WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # in parameters' names
 
 
 def rbd_direction(
@@ -49,22 +55,42 @@ def centred_ranks(losses: Tensor) -> Tensor:
     return (ranks - (len(losses) - 1) / 2) / max(len(losses) - 1, 1)
 
 
+class _NoState(defaultdict):
+    """``Optimizer.state`` of an optimizer that keeps none for its parameters: true, though it is empty.
+
+    ``torch.distributed.checkpoint.state_dict`` makes a step to fill a state that is false.
+    """
+
+    def __bool__(self) -> bool:
+        return True
+
+
 class _RandomBases(torch.optim.Optimizer):
-    """Parameter groups as vectors with partitions, and their bases counted by steps, in device memory if capturable."""
+    """Parameter groups as vectors with partitions, and their bases counted by steps, in device memory if capturable.
+
+    A group's "size" is a list, the number of values of each of its parameters (states of rbd 0.1 have the sum).
+    """
 
     _capturable = False
+    _frozen: tuple[tuple[str, Tensor], ...] = ()  # parameters that were left out of groups, until they are told of
 
     def __init__(self, params, defaults: dict):
+        check_ordered(params)  # of which torch would make a list
         super().__init__(params, defaults | {"step": 0, "stream_version": STREAM_VERSION})
+        self.state = _NoState(dict)
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_capturable": self._capturable}
 
     def add_param_group(self, param_group: dict) -> None:
-        """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved."""
+        """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved.
+
+        Raises:
+            TypeError, ValueError: an option is out of its range, or is none of this optimizer's and asks for something.
+        """
         given = param_group["params"]
-        if isinstance(given, set | frozenset):
-            raise TypeError("params must come in ordered collections, not in a set: the basis follows their order")
+        check_ordered(given)
+        self._check_keys(param_group)
         params = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else [given]
         for p in params:
             if not isinstance(tensor := p[1] if isinstance(p, tuple) else p, Tensor):
@@ -73,17 +99,48 @@ class _RandomBases(torch.optim.Optimizer):
         if not kept:
             raise ValueError("a parameter group needs at least one parameter that requires a gradient")
         super().add_param_group(param_group | {"params": kept})
-        self.param_groups[-1]["size"] = sum(p.numel() for p in self.param_groups[-1]["params"])
+        group = self.param_groups[-1]
+        group["size"] = [p.numel() for p in group["params"]]
         try:
-            self._check(self.param_groups[-1])
+            self._check(group)
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
         self._place_step(self.param_groups[-1])
+        named = [p if isinstance(p, tuple) else (f"one of shape {tuple(p.shape)}", p) for p in params]
+        added = {id(p) for p in group["params"]}
+        self._frozen = tuple((name, p) for name, p in (*self._frozen, *named) if id(p) not in added)
 
     def _place_step(self, group: dict) -> None:
         step = int(group["step"])
         group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
+
+    def _check_keys(self, group: dict) -> None:
+        """An option of another optimizer would be ignored: that is well only where it is switched off."""
+        known = self.defaults.keys() | OF_TORCH | {"size"}
+        if unknown := [name for name, value in group.items() if name not in known and value not in (None, 0)]:
+            own = [name for name in self.defaults if name not in ("step", "stream_version", "differentiable")]
+            raise ValueError(f"parameter group: got {', '.join(unknown)}, allowed params, {', '.join(own)}")
+
+    def _warn_of_unfrozen(self) -> None:
+        """Once, if parameters that were left out of the groups need a gradient by now."""
+        if names := [name for name, p in self._frozen if p.requires_grad]:
+            self._frozen = ()
+            warnings.warn(f"{type(self).__name__} does not move {len(names)} parameters ({', '.join(names[:5])}"
+                          f"{', ...' if len(names) > 5 else ''}): they needed no gradient when it was made, and need one "
+                          f"now. Add them by add_param_group", stacklevel=2)  # fmt: skip
+
+    def _is_moving(self) -> bool:
+        """Whether any rate is not 0: a step at the rate 0 moves nothing and is not counted."""
+        return any(float(group["lr"]) for group in self.param_groups)
+
+    def _is_moving_there(self) -> bool | Tensor:
+        """``_is_moving`` without a look at what is in device memory."""
+        rates = [group["lr"] for group in self.param_groups]
+        if any(rate for rate in rates if not isinstance(rate, Tensor)):
+            return True
+        kept = [rate.reshape(()) != 0 for rate in rates if isinstance(rate, Tensor)]
+        return reduce(torch.logical_or, kept) if kept else False
 
     def _check(self, group: dict) -> None:
         if not (isinstance(group["lr"], (Real, Tensor)) and 0 <= float(group["lr"]) < math.inf):
@@ -113,23 +170,42 @@ class _RandomBases(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a ``state_dict()``: the next step uses the very bases that the saved optimizer would have used.
 
+        Hooks of ``register_load_state_dict_pre_hook`` may adapt the state before it is looked at.
+
         Raises:
-            ValueError: it was saved with another version of the random stream, by another optimizer, or for other groups or
-                sizes of parameters.
+            ValueError: it was saved with another version of the random stream, by another optimizer, or for other groups,
+                names or sizes of parameters.
         """
-        own = self.defaults.keys() - {"differentiable"} | {"size"}  # which torch adds to the defaults when it loads a state
-        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
-            if saved.get("stream_version") != STREAM_VERSION:
-                got = saved.get("stream_version")
-                raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
-            if lacking := own - saved.keys():
-                raise ValueError(f"state_dict has a group without {', '.join(sorted(lacking))}: another optimizer saved it")
-            if saved["size"] != group["size"]:
-                raise ValueError(f"state_dict has {saved['size']} parameters in a group, this optimizer {group['size']}")
-            self._check({**group, **{name: saved[name] for name in own}})
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict)  # which calls __setstate__
         for group in self.param_groups:
             self._place_step(group)
+
+    def __setstate__(self, state: dict) -> None:
+        """Called to unpickle, to copy, and by ``load_state_dict`` after its hooks: then nothing changes unless all fits."""
+        if "param_groups" in self.__dict__:
+            for group, saved in zip(self.param_groups, state["param_groups"]):
+                self._check_saved(group, saved)
+        super().__setstate__(state)
+        self.state = _NoState(dict, self.state)
+
+    def _check_saved(self, group: dict, saved: dict) -> None:
+        """Does a saved group, which has this one's params, fit?"""
+        if (got := saved.get("stream_version")) != STREAM_VERSION:
+            raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
+        own = self.defaults.keys() - {"differentiable"} | {"size"}  # which torch adds to the defaults when it loads a state
+        if lacking := own - saved.keys():
+            raise ValueError(f"state_dict has a group without {', '.join(sorted(lacking))}: another optimizer saved it")
+        sizes, theirs = group["size"], saved["size"]
+        values = theirs if isinstance(theirs, int) else sum(theirs)  # rbd 0.1 saved the sum alone
+        if values != sum(sizes):
+            raise ValueError(f"state_dict has {values} parameters in a group, this optimizer {sum(sizes)}")
+        here, there = _label(group, sizes), _label(saved, sizes if isinstance(theirs, int) else theirs)
+        for i, ((name, size), (own_name, own_size)) in enumerate(zip(there, here)):
+            if size != own_size or (own_name and name != own_name):
+                raise ValueError(f"state_dict: parameter {i} of a group is {name} with {size} values, here {own_name} with "
+                                 f"{own_size}; a register_load_state_dict_pre_hook may adapt the state")  # fmt: skip
+        saved["size"] = sizes
+        self._check(saved)
 
     def _spec(self, index: int) -> BasisSpec:
         """The name of a group's bases at its present step."""
@@ -145,9 +221,20 @@ class _RandomBases(torch.optim.Optimizer):
         return step // redraw % WORD if redraw else 0
 
 
+def _label(group: dict, sizes: list[int]) -> list[tuple[str | None, int]]:
+    """Names, without those of wrappers, and sizes of a group's parameters."""
+    names = group.get("param_names") or [None] * len(sizes)
+    return [(name and WRAPPERS.sub("", name), size) for name, size in zip(names, sizes)]
+
+
 def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
-    """(D,) cut into the shapes and dtypes of params."""
-    return [part.view(p.shape).to(p.dtype) for part, p in zip(u.split([p.numel() for p in params]), params)]
+    """(D,) cut into the shapes of params: float32 for those of float32, else u's dtype.
+
+    Parameters of 16 bits get no update of 16 bits: the rate times u may be in their range where u is not. Added in place,
+    the sum is rounded once.
+    """
+    cut = u.split([p.numel() for p in params])
+    return [v.view(p.shape).float() if p.dtype == torch.float32 else v.view(p.shape) for v, p in zip(cut, params)]
 
 
 class _Vectors:
@@ -165,7 +252,7 @@ class _Vectors:
         self.u = torch.empty_like(self.g)  # (D,)
         pieces = [x.split([p.numel() for p in params]) for x in (self.g, self.u)]
         self._gradients, self._updates = ([v.view(p.shape) for v, p in zip(cut, params)] for cut in pieces)
-        self._narrow = any(p.dtype != self.g.dtype for p in params)
+        self._narrow = wide and any(p.dtype == torch.float32 for p in params)
 
     def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""
@@ -179,7 +266,7 @@ class _Vectors:
         return self.g
 
     def cut(self, u: Tensor, params: list[Tensor]) -> list[Tensor]:
-        """u cut into the shapes and dtypes of the parameters."""
+        """u cut as by ``_views``."""
         return _views(u, params) if self._narrow or u is not self.u else self._updates
 
 
@@ -210,7 +297,9 @@ class RBD(_RandomBases):
 
     The arguments before variant may differ between parameter groups. The state is (seed, step), kept in the groups: a
     ``state_dict`` is a few numbers, resuming is bit-exact, with as many workers as you like. Parameters without a gradient
-    count as zeros and stay where they are.
+    count as zeros and stay where they are; those that need none when the optimizer is made are left out for good (a warning
+    tells if they need one later). A step with lr = 0 in all groups changes nothing and is not counted. Parameters of 16 bits
+    are updated in float32 and rounded once. If a ``GradScaler`` finds an overflow on one worker, all skip that step.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
@@ -250,25 +339,42 @@ class RBD(_RandomBases):
 
     load_state_dict.__doc__ = _RandomBases.load_state_dict.__doc__
 
+    @torch.compiler.disable  # it reads coordinates: a graph would break there
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One update; returns what the closure, if given, returns (it is run with gradients on)."""
+        """One update; returns what the closure, if given, returns (it is run with gradients on).
+
+        With a rate of 0 in all groups nothing changes, the number of the step neither.
+        """
         with torch.enable_grad():
             loss = closure() if closure else None
+        self._warn_of_unfrozen()
         if self._capturable:
             self._queue()
             return loss
         self._agree()
         vectors = self._vectors() if self._workers is None else None
-        for index, u in enumerate(self._directions(vectors)):
+        try:
+            directions = self._directions(vectors)
+        except FloatingPointError:
+            if hasattr(self, "found_inf"):  # a GradScaler's step, which all workers skip
+                return loss
+            raise
+        counted = self._is_moving()
+        for index, u in enumerate(directions):
             group = self.param_groups[index]
             values = group["params"] if vectors else _local(group["params"])
             updates = vectors[index].cut(u, values) if vectors else _views(u, values)
             pairs = [(p, v) for p, v, w in zip(values, updates, group["params"]) if w.grad is not None]
             if pairs:
                 torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))  # θ -= η u
-            group["step"] += 1
+            group["step"] += counted
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler leaves it to ``step`` to skip: where workers would wait for one that it made skip."""
+        return self._workers is not None
 
     def _queue(self) -> None:
         """The update as work for the device alone: θ += Φᵀ (-η Φ g)."""
@@ -278,7 +384,9 @@ class RBD(_RandomBases):
             part = self._part(index)
             c = kernels.project(part.g, part.spec)  # (d,)
             kernels.add(-group["lr"] * c, part.spec, group["params"])
-            group["step"] += 1
+        counted = self._is_moving_there()
+        for group in self.param_groups:
+            group["step"] += counted
 
     def _vectors(self) -> list[_Vectors]:
         """Of every group; made anew when a setting, a shape, a dtype or a device is not what it was in the step before."""
@@ -323,7 +431,13 @@ class RBD(_RandomBases):
         if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
             raise TypeError("sparse gradients are not supported")
         g = _flatten(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
-        return Part(g, self._spec(index))
+        return Part(self._unscale(g), self._spec(index))
+
+    def _unscale(self, g: Tensor) -> Tensor:
+        """g, in place, without the scale of a GradScaler that left it to this step; all NaN if it found an overflow."""
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            g *= scale.double().reciprocal().float().to(g.device)  # as GradScaler.unscale_ does
+        return g.fill_(math.nan) if float(getattr(self, "found_inf", 0)) else g
 
     def _columns(self, part: Part, params: list[Tensor]) -> Columns:
         """Where this worker's values of a sharded group stand."""
@@ -342,6 +456,7 @@ class RBD(_RandomBases):
         for index, group in enumerate(self.param_groups):
             of = f" of group {index}" if index else ""
             facts |= {f"{name}{of}": group[name] for name in SETTINGS} | {f"lr{of}": float(group["lr"])}
+            facts |= {f"size{of}": sum(group["size"])}
             facts |= {f"shapes{of}": [tuple(p.shape) for p in group["params"]]}
             facts |= {f"parameters with a gradient{of}": [i for i, p in enumerate(group["params"]) if p.grad is not None]}
             if workers.variant != "sharded":  # there, every worker has values of its own
@@ -390,6 +505,10 @@ class NES(_RandomBases):
     c_i is the centred rank of the loss at θ + σ φ_i; each of the d rows φ_i has unit expected norm and is regenerated for
     its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
 
+    The optimizer knows parameters only. Whatever else an evaluation changes is changed d times a step: in training mode,
+    BatchNorm's running statistics then follow d perturbed networks. To leave them alone, evaluate the model on copies of its
+    buffers: ``torch.func.functional_call(model, {name: b.clone() for name, b in model.named_buffers()}, (x,))``.
+
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
         sigma: σ > 0, length of a perturbation.
@@ -409,23 +528,28 @@ class NES(_RandomBases):
             raise ValueError(f"NES supports one parameter group, got {len(self.param_groups)}")
         super()._check(group)
 
+    @torch.compiler.disable
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Callable[[], Tensor | float]) -> Tensor | None:
         """One update from d evaluations of the loss.
 
         Args:
-            closure: returns the loss at the present parameters, without calling backward; called d times.
+            closure: returns the loss at the present parameters, a number or a tensor of one value, without calling backward;
+                called d times.
 
         Returns:
-            The mean of the d losses.
+            The mean of the d losses, () float32 on the parameters' device.
 
         Raises:
-            TypeError: there is no closure.
+            TypeError: there is no closure, or its first loss is no number; the parameters are put back first.
             FloatingPointError: a loss is NaN; the parameters are put back first.
         """
-        if closure is None:
-            raise TypeError("NES.step needs a closure that returns the loss")
         (group,) = self.param_groups
+        if closure is None:
+            if not self._is_moving():  # as libraries initialise an optimizer
+                return None
+            raise TypeError("NES.step needs a closure that returns the loss")
+        self._warn_of_unfrozen()
         start = [p.clone() for p in group["params"]]
         try:
             losses = torch.stack([self._loss_at(closure, start, row) for row in range(group["dim"])]).float()  # (d,)
@@ -434,21 +558,38 @@ class NES(_RandomBases):
         if not self._capturable and losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
         u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
-        self._move(group["params"], start, u, -float(group["lr"]))
-        group["step"] += 1
+        if self._capturable:
+            self._move(group["params"], start, u * -group["lr"], 1.0)
+            group["step"] += self._is_moving_there()
+        else:
+            self._move(group["params"], start, u, -float(group["lr"]))
+            group["step"] += self._is_moving()
         return losses.mean()
 
-    def _loss_at(self, closure: Callable[[], Tensor], start: list[Tensor], row: int) -> Tensor:
+    def _loss_at(self, closure: Callable[[], Tensor | float], start: list[Tensor], row: int) -> Tensor:
         (group,) = self.param_groups
         spec, one = self._spec(0), torch.ones(1, device=start[0].device)
         (whole,) = spec.compartments
         direction = Compartment(whole.number, 0, whole.stop, 1, row, total=whole.total)
         phi = kernels.expand(one, replace(spec, compartments=(direction,)))  # (D,)
         self._move(group["params"], start, phi, group["sigma"])
-        return torch.as_tensor(closure()).detach()
+        return _as_loss(closure(), start[0].device)
 
     @staticmethod
     def _move(params: list[Tensor], start: list[Tensor], u: Tensor, alpha: float) -> None:
         """θ = start + alpha u."""
         torch._foreach_copy_(params, start)
         torch._foreach_add_(params, _views(u, params), alpha=alpha)
+
+
+def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
+    """What a closure returned as a real tensor of shape (), on a device.
+
+    Raises:
+        TypeError: it is none, or has more values than one.
+    """
+    loss = torch.as_tensor(value, device=device) if hasattr(value, "__float__") else None  # as numbers and arrays have
+    if loss is not None and loss.numel() == 1 and not loss.is_complex():
+        return loss.detach().reshape(())
+    got = repr(value) if loss is None else f"{loss.dtype} of shape {tuple(loss.shape)}"
+    raise TypeError(f"closure: got {got} for the loss, allowed a real number or a tensor of one")

@@ -111,6 +111,12 @@ def by_ratio(layout: Layout, ratio: float) -> Partition:
     return _cut(sizes, [min(n, max(math.ceil(n / Fraction(repr(ratio))), 10)) for n in sizes])
 
 
+def check_ordered(params: object) -> None:
+    """Raise a TypeError for a set of parameters, whose order, and with it the basis, would differ between runs."""
+    if isinstance(params, set | frozenset):
+        raise TypeError("params must come in ordered collections, not in a set: the basis follows their order")
+
+
 def parse(form: str) -> tuple[str, float]:
     """Name and number (1 if it has none) of a form such as "whole", "even:8" or "by_ratio:100".
 

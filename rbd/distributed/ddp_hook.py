@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rbd.basis import WORD, check_word
 from rbd.compartment import BasisSpec
-from rbd.distributed.exchange import CHECK, Workers, digest
+from rbd.distributed.exchange import CHECK, Workers, digest, gather_single
 from rbd.distributed.variants import Part, project, update
 from rbd.distribution import distribution as distribution_of
-from rbd.partition import by_tensor
+from rbd.partition import by_tensor, check_ordered
 from rbd.philox import STREAM_VERSION
 
 
@@ -38,15 +38,16 @@ class CoordinatesState:
 
     def __init__(self, params: Iterable[Tensor], dim: int = 250, distribution: str = "rademacher", seed: int = 0,
                  redraw: int = 1, process_group: dist.ProcessGroup | None = None):  # fmt: skip
-        kept = [p for p in params if p.requires_grad]
+        check_ordered(params)
+        dim, kept = check_word("dim", dim), [p for p in params if p.requires_grad]
         cut = by_tensor(tuple(("", p.numel()) for p in kept), dim).compartments
         self.params = [p for p in kept if p.numel()]
         self.compartments = {id(p): k for p, k in zip(self.params, cut)}
         self.distribution, self.seed = distribution_of(distribution), check_word("seed", seed)
         self.redraw, self.step, self._calls = check_word("redraw", redraw), 0, 0
         self.workers = Workers("common", process_group)
-        self.workers.agree({"stream_version": STREAM_VERSION, "dim": dim, "distribution": distribution, "seed": seed,
-                            "redraw": redraw, "shapes": [tuple(p.shape) for p in kept]})  # fmt: skip
+        self.workers.agree({"stream_version": STREAM_VERSION, "dim": dim, "distribution": distribution, "seed": self.seed,
+                            "redraw": self.redraw, "shapes": [tuple(p.shape) for p in kept]})  # fmt: skip
 
     def advance(self) -> None:
         """The next step; once in a while, are all workers at the same one, with the same parameters?"""
@@ -78,7 +79,7 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
     part = Part(g, BasisSpec(tuple(compartments), state.distribution, state.seed, 0, drawn))
     c = project(part, "common", state.workers.rank, state.workers.size)
     everyone = c.new_empty(state.workers.size * len(c))
-    work = state.workers.attempt(lambda: dist.all_gather_into_tensor(everyone, c, state.workers.group, async_op=True))
+    work = state.workers.attempt(lambda: gather_single(everyone, c, state.workers.group, async_op=True))
 
     def finish(arrived: torch.futures.Future) -> Tensor:
         state.workers.attempt(arrived.wait)

@@ -19,6 +19,12 @@ CHECK = 100  # steps between two comparisons of the workers' parameters, too slo
 T = TypeVar("T")
 
 
+def gather_single(everything: Tensor, mine: Tensor, group: dist.ProcessGroup | None, async_op: bool = False) -> Any:
+    """``dist.all_gather_single``, by whatever name this torch has it: all_gather_into_tensor warns where both exist."""
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    return getattr(dist, name)(everything, mine, group, async_op)
+
+
 class Workers:
     """This process among the workers of a group, and what they tell each other.
 
@@ -80,7 +86,7 @@ class Workers:
         longest = max(lengths)
         everything = x.new_empty(self.size * longest)
         sent = pad(x, (0, longest - len(x)))
-        work = self.attempt(lambda: dist.all_gather_into_tensor(everything, sent, self.group, async_op=True))
+        work = self.attempt(lambda: gather_single(everything, sent, self.group, async_op=True))
 
         def wait() -> list[Tensor]:
             self.attempt(work.wait)
@@ -100,7 +106,7 @@ class Workers:
         got, sums = torch.empty_like(sent), torch.empty_like(sent)
         self.attempt(lambda: dist.all_to_all_single(got, sent, group=self.group))
         part = ordered_sum(got.view(self.size, places))
-        self.attempt(lambda: dist.all_gather_into_tensor(sums, part, self.group))
+        self.attempt(lambda: gather_single(sums, part, self.group))
         return sums[: len(x)]
 
     def mean(self, x: Tensor) -> Tensor:

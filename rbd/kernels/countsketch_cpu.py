@@ -17,12 +17,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
-from numba import njit
 
 from rbd import distribution as distribution_module
 from rbd import philox
@@ -30,6 +27,7 @@ from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import Distribution
 from rbd.kernels import cpu, simd
 from rbd.kernels.cpu import _inline, _philox, _rademacher
+from rbd.kernels.jit import jit
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
@@ -67,14 +65,7 @@ _WORDS = 2 * WORDS + SMALL * LANES
 _FIELDS = 12  # of a unit
 _LONGS = np.empty(0, np.int64)  # tells at_address what a table holds
 
-_SOURCES = (philox, distribution_module, simd, cpu)
-_INCLUDED = crc32(b"".join(Path(str(m.__file__)).read_bytes() for m in _SOURCES))
-
-
-def _jit(kernel: Callable) -> Callable:
-    """As ``cpu._jit``: compiled, and kept on disk under a name that tells the sources it includes."""
-    kernel.__qualname__ += f"-{_INCLUDED:08x}"
-    return njit(nogil=True, cache=True, error_model="numpy")(kernel)
+_jit = jit(philox, distribution_module, simd, cpu)
 
 
 @_inline
@@ -566,10 +557,7 @@ def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
         while (n := next(taken)) < count:
             kernel(plan.address, n, n + 1, *args, *scratch)
 
-    others = [cpu._threads().submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    cpu.share(work, threads)
 
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from rbd import distribution, philox
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import QUANTILE, Distribution
 from rbd.kernels import simd
+from rbd.kernels.jit import jit
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
@@ -69,15 +69,7 @@ STRIPE = 4096  # columns of a unit of expand
 SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 256 + 4096 of them
 INLINE = 2**21  # random bits; below this a second thread costs more than it brings
 
-_INCLUDED = crc32(b"".join(Path(str(m.__file__)).read_bytes() for m in (philox, distribution, simd)))
-
-
-def _jit(kernel: Callable) -> Callable:
-    """Compiled, and kept on disk under a name that tells the sources it includes: Numba looks at this file's time only."""
-    kernel.__qualname__ += f"-{_INCLUDED:08x}"
-    return njit(nogil=True, cache=True, error_model="numpy")(kernel)
-
-
+_jit = jit(philox, distribution, simd)
 _inline = njit(forceinline=True, error_model="numpy")  # pieces of a kernel: vectors must not leave the registers
 
 
@@ -440,6 +432,36 @@ def _threads() -> ThreadPoolExecutor:
     return _pool
 
 
+def share(work: Callable[[], None], threads: int) -> None:
+    """Call work() in this thread and in others at once, and return when all are done.
+
+    Args:
+        work: takes pieces until none is left, so that fewer threads do it all, if later.
+        threads: how many, this one included. A process that is ending gives no others (a step in a thread that outlives
+            the main one, in atexit, in __del__), nor does a system that has no more of them.
+    """
+    others, begun, ended = [], list[None](), list[None]()
+
+    def help() -> None:
+        begun.append(None)
+        try:
+            work()
+        finally:
+            ended.append(None)
+
+    try:
+        for _ in range(threads - 1):
+            others.append(_threads().submit(help))
+    except RuntimeError:
+        work()
+        while len(ended) < len(begun):  # one that submit has queued before it raised may have a piece in hand
+            time.sleep(1e-4)
+    else:
+        work()
+    for other in others:
+        other.result()
+
+
 def _scratch(dtype: np.dtype) -> np.ndarray:
     """Room for what one thread has in hand, a few cache pages whatever the basis."""
     return np.empty(SCRATCH, dtype)
@@ -474,10 +496,7 @@ def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.
         while (piece := next(taken)) < len(plan.pieces) - 1:
             kernel(plan.units, plan.pieces[piece], plan.pieces[piece + 1], *args, scratch)
 
-    others = [_threads().submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    share(work, threads)
 
 
 def _takes_signs(distribution: Distribution, x: np.ndarray) -> bool:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
+import re
+import select
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rbd import __version__
-from rbd.suite import config, experiment, rates, record, report
+from rbd.suite import config, experiment, rates, record, report, tables
 from rbd.suite.experiment import Plan
+from rbd.suite.record import Record
 
 ALL = "all"  # the name that stands for every experiment
 
@@ -33,16 +37,26 @@ def main(arguments: list[str] | None = None) -> int:
             status = given.run(given)
             sys.stdout.flush()
             return status
-    except BrokenPipeError:  # the reader has left, as `head` does: nothing to say, and nothing to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as a shell has it
     except KeyboardInterrupt:
         how = "terminated" if received else "interrupted"
         print(f"\nrbd: {how}; the same command goes on from the last full epoch", file=sys.stderr)
         return 143 if received else 130  # 128 + the signal's number
     except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _has_left(sys.stdout):  # as `head` does: there is nothing to say,
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and nothing to flush at exit
+            return 141  # 128 + SIGPIPE, as a shell has it
         print(f"rbd: error: {error}", file=sys.stderr)
         return 2
+
+
+def _has_left(stream: TextIO) -> bool:
+    """Whether nobody reads what is written there; a broken pipe may also be that to a worker process."""
+    try:
+        poll = select.poll()  # not on Windows
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return True
 
 
 def _open_streams() -> None:
@@ -73,16 +87,60 @@ def _end_on_sigterm(received: list[int]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that fits a screen: choices stand in the text alone, and what an option takes is one short word."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=23)
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        word = action.metavar or ("NAME" if action.choices else "DIR" if action.dest.endswith("_dir") else "VALUE")
+        return super()._metavar_formatter(action, default_metavar) if _is_command(action) else lambda n: (str(word),) * n
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        missing = [str(choice) for choice in action.choices or () if not re.search(rf"\b{choice}\b(?!-)", text)]
+        if _is_command(action) or not missing:
+            return action.help
+        what, bracket, default = text.partition(" (default")
+        return f"{what}: {', '.join(map(str, action.choices or ()))}{bracket}{default}"
+
+
+def _is_command(action: argparse.Action) -> bool:
+    return action.nargs == argparse.PARSER
+
+
+EXAMPLES = {
+    "reproduce": ["rbd reproduce --results-dir my-results"],
+    "train": ["rbd train --model fc --method rbd --dim 250 --lr 4 --epochs 10", "rbd train --method sgd --epochs 10"],
+    "sweep": ["rbd sweep --list", "rbd sweep dimension --jobs 2"],
+    "report": ["rbd report", "rbd report --into README.md"],
+    "figures": ["rbd figures table1 dimension", "rbd figures --allow-missing"],
+    "data": ["rbd data", "rbd data --download mnist"],
+}  # of the commands, below their options
+
+
+def _shape_help(commands: Any) -> None:
+    """Give every command the short help, and its examples."""
+    for name, command in commands.choices.items():
+        command.formatter_class = _Help
+        operand = "".join(f"[{a.metavar}] " for a in command._get_positional_actions() if a.metavar)
+        command.usage = f"rbd {name} {operand}[OPTION ...]"
+        if name in EXAMPLES:
+            command.epilog = "\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[name])])
+
+
 def _parser() -> argparse.ArgumentParser:
     about = "Train neural networks in random bases that are never stored."
-    parser = argparse.ArgumentParser(prog="rbd", description=about)
+    parser = argparse.ArgumentParser(prog="rbd", description=about, formatter_class=_Help,
+                                     epilog="examples:\n  rbd sweep --list\n  rbd train --help")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"rbd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser("reproduce", help="run the paper's table 1; what is done already is not run again")
     profiles = "quick: images in the package, minutes on two cores; paper: full data, 100 epochs, days (default: quick)"
     reproduce.add_argument("--profile", choices=("quick", "paper"), default="quick", help=profiles)
-    reproduce.set_defaults(run=_reproduce)
+    reproduce.set_defaults(run=_reproduce, into=None, json=False)
 
     train = commands.add_parser("train", help="do one run")
     config.add_arguments(train)
@@ -104,13 +162,17 @@ def _parser() -> argparse.ArgumentParser:
 
     figures = _add_figures(commands)
     data = _add_data(commands)
+    what = {sweep: "with --list: the same as JSON", report: "print JSON, draw nothing", data: "print JSON"}
+    for command, help in what.items():
+        command.add_argument("--json", action="store_true", help=help)
 
     for command in (reproduce, train, sweep, report, figures):
-        where = "directory of the records (default: results)"
+        where = "records and what is drawn of them (default: results)"
         command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
     for command in (reproduce, train, sweep, data):
-        where = "directory of the full data sets (default: $RBD_DATA_DIR, else a cache directory)"
+        where = "full data sets (default: $RBD_DATA_DIR, else a cache)"
         command.add_argument("--data-dir", type=Path, help=where)
+    _shape_help(commands)
     return parser
 
 
@@ -118,19 +180,18 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="do the runs of an experiment that are not there yet, side by side")
     sweep.add_argument("name", nargs="?", metavar="NAME", help="experiment: see --list; or all")
     sweep.add_argument("--list", action="store_true", help="show every experiment: runs done and missing, cost")
-    sweep.add_argument("--profile", choices=("quick", "paper"), help="which set-up (default: quick; with --list both)")
-    each = "runs at a time, which share the cores (default: one for each core; one where seconds count)"
+    sweep.add_argument("--profile", choices=("quick", "paper"), help="quick or paper (default: quick; with --list both)")
+    each = "runs at a time (default: one a core; 1 if timed)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
-    lanes = "runs at a time that take turns in one process, each on a stream of the GPU (default: a process for each run)"
-    sweep.add_argument("--lanes", type=_parse_positive, help=lanes)
-    deadline = "seconds after which runs in lanes stop at their last full epoch; the same command goes on (default: never)"
+    sweep.add_argument("--lanes", type=_parse_positive, help="runs that take turns in one process, on streams of a GPU")
+    deadline = "end runs in lanes after their last full epoch"
     sweep.add_argument("--deadline", type=_parse_seconds, metavar="SECONDS", help=deadline)
-    seeds = "these in place of the experiment's seeds (its list of runs stays, and no figure shows such runs)"
+    seeds = "other seeds than its own: no figure shows such runs"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
-    sweep.add_argument("--dry-run", action="store_true", help="write the list of runs and show those missing; run none")
-    sweep.add_argument("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster, as auto or ray://host:10001")
-    sweep.add_argument("--gpus", type=_parse_gpus, help="share of a GPU for a run there (default: 0.25 with cuda, else 0)")
-    scripts = "directory of experiment scripts of your own (default: those of the package)"
+    sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
+    sweep.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to run on, as auto or ray://host:10001")
+    sweep.add_argument("--gpus", type=_parse_gpus, help="GPUs of a run there (default: 0.25 with cuda, else 0)")
+    scripts = "experiment scripts of your own (default: the package's)"
     sweep.add_argument("--sweeps-dir", type=Path, metavar="DIR", help=scripts)
     sweep.set_defaults(run=_sweep)
     return sweep
@@ -185,32 +246,60 @@ def _train(given: argparse.Namespace) -> int:
     directory = given.results_dir / "runs" / "train"
     options = {"data_dir": given.data_dir, "device": given.device, "threads": given.threads, "bar": None}
     run = job.run_together if started > 1 else job.run
+    there = experiment.find(wanted, directory, given.results_dir)
+    done = "already done: " if there and there.outcome != "interrupted" else ""
+    _show_log()
     made = run(wanted, directory, given.results_dir, **options, timeout=given.timeout)
     if made is None:  # worker 0 tells
         return 0
-    print(f"{experiment.place(made, directory, given.results_dir)}: {record.summary(made)}")
+    print(f"{experiment.place(made, directory, given.results_dir)}: {done}{record.summary(made)}")
     if made.outcome == "interrupted":
         raise KeyboardInterrupt
     return int(made.outcome == "diverged")
+
+
+def _show_log() -> None:
+    """What the library tells its log goes to stderr, beside a bar if there is one."""
+    import logging
+
+    from tqdm import tqdm
+
+    class Beside(logging.Handler):
+        def emit(self, told: logging.LogRecord) -> None:
+            tqdm.write(f"rbd: {told.getMessage()}", file=sys.stderr)
+
+    log = logging.getLogger("rbd")
+    log.setLevel(logging.INFO)
+    log.handlers = [Beside()]  # one, however often `main` is called
 
 
 def _reproduce(given: argparse.Namespace) -> int:
     from rbd.suite import executor
 
     plan = _plan_table1(given)
-    plan.records(given.results_dir)  # raises now, rather than hours later, if one is damaged
+    todo = plan.missing(plan.records(given.results_dir))  # raises now, rather than hours later, if one is damaged
     resources = executor.Resources(given.data_dir, given.device, threads=given.threads)
     _tell(executor.perform(experiment.load("table1"), given.profile, given.results_dir, resources))
-    _report(given)
+    if todo or not (picture := _picture(given, plan)).exists():
+        _report(given)
+    else:  # the picture stays as it is: in a clone it is under version control
+        _print_table(given, plan)
+        print(f"curves: {picture} (drawn before; `rbd report` draws it again)")
+        print("All runs were there already. To run them yourself, give a new directory: --results-dir my-results")
     return int(bool(plan.missing(plan.records(given.results_dir))))
 
 
 def _sweep(given: argparse.Namespace) -> int:
     if given.list or not given.name:
         profiles = (given.profile,) if given.profile else experiment.PROFILES
-        for line in experiment.survey(given.results_dir, profiles, given.sweeps_dir):
-            print(line)
+        where = given.results_dir, profiles, given.sweeps_dir
+        if given.json:
+            print(json.dumps([*experiment.survey_values(*where)], indent=1))
+        else:
+            print(*experiment.survey(*where), sep="\n")
         return 0
+    if given.json:
+        raise ValueError("--json: needs --list")
     from rbd.suite import executor
 
     resources = executor.Resources(given.data_dir, given.device, given.jobs, ray=given.ray, gpus=given.gpus,
@@ -243,21 +332,39 @@ def _plan_table1(given: argparse.Namespace) -> Plan:
 
 def _report(given: argparse.Namespace) -> int:
     plan = _plan_table1(given)
+    records = _print_table(given, plan)  # before the picture, which may fail
+    if given.json:
+        return 0
+    _show_picture("curves", lambda: report.curves(records, _picture(given, plan), given.profile))
+    return 0
+
+
+def _show_picture(what: str, draw: Callable[[], Path]) -> None:
+    """Draw and say where it is; a warning where that fails."""
+    try:
+        print(f"{what}: {draw()}")
+    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
+        print(f"rbd: warning: the {what} could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _print_table(given: argparse.Namespace, plan: Plan) -> list[Record]:
     records = plan.records(given.results_dir)
     if not records:
         first = f"run `rbd reproduce --profile {given.profile}`"
         raise ValueError(f"{plan.directory(given.results_dir)}: no records of {plan.name}; {first}")
     missing = (*plan.missing(records), *plan.waiting)
-    text = f"{report.table(records, given.profile)}\n\n{report.legend(len(missing))}"
-    if getattr(given, "into", None):
-        report.insert_into(given.into, plan.name, text)
-    print(f"\n{text}\n", flush=True)  # before the picture, which may fail
-    try:
-        picture = report.curves(records, given.results_dir / "figures" / f"{plan.name}.png", given.profile)
-        print(f"curves: {picture}")
-    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
-        print(f"rbd: warning: the curves could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
-    return 0
+    table, legend = report.table(records, given.profile), report.legend(len(missing))
+    if given.into:
+        report.insert_into(given.into, plan.name, f"{table}\n\n{legend}")
+    if given.json:
+        print(json.dumps({"name": plan.name, "missing": len(missing), "cells": report.values(records)}, indent=1))
+    else:
+        print(f"\n{tables.align(table) if sys.stdout.isatty() else table}\n\n{legend}\n", flush=True)
+    return records
+
+
+def _picture(given: argparse.Namespace, plan: Plan) -> Path:
+    return given.results_dir / "figures" / f"{plan.name}.png"
 
 
 def _figures(given: argparse.Namespace) -> int:
@@ -282,8 +389,12 @@ def _data(given: argparse.Namespace) -> int:
 
     if given.download:
         datasets.download(given.download, given.data_dir)
-    print(f"directory of the full data sets: {datasets.data_dir(given.data_dir)}")
-    files = datasets.status(given.data_dir)
+    directory, files = datasets.data_dir(given.data_dir), datasets.status(given.data_dir)
+    if given.json:
+        states = [{"dataset": file.dataset, "path": str(file.path), "state": file.state} for file in files]
+        print(json.dumps({"directory": str(directory), "files": states}, indent=1))
+        return 0
+    print(f"directory of the full data sets: {directory}")
     print(*files, sep="\n")
     if any(file.state == "missing" for file in files):
         print("fetch a missing set with `rbd data --download NAME`; the embedded ones come with the package")

@@ -67,11 +67,11 @@ class RunConfig:
     redraw: int | None = _option(int, None, "steps between draws of a basis, for rbd", hint=" (drawn once: method fpd)")
     sigma: float | None = _option(float, None, "length of a perturbation in parameter space, for nes and rbd-nes")
     workers: int | None = _option(int, None, "processes that train together; not for nes and rbd-nes")
-    variant: str | None = _option(str, None, "what workers share, ddp for sgd", VARIANTS["sgd"] + VARIANTS["rbd"])
-    lr: float | None = _option(float, None, "learning rate (already x batch size, directions scaled by 1/sqrt(D_k))")
+    variant: str | None = _option(str, None, "what workers share", VARIANTS["sgd"] + VARIANTS["rbd"])
+    lr: float | None = _option(float, None, "learning rate (already x batch size, directions by 1/sqrt(D_k))")
     epochs: int = _option(int, 100, "passes over the training images")
     batch_size: int = _option(int, 32, "images per mini-batch")
-    seed: int = _option(int, 0, "seed of initial parameters, batches and bases", low=0)
+    seed: int = _option(int, 0, "of initial parameters, batches and bases", low=0)
     switch: int | None = _option(int, None, "epochs before the other one of rbd and sgd takes over")
     then_lr: float | None = _option(float, None, "learning rate of the method that takes over")
     augment: str | None = _option(str, None, "the one part of the augmentation to keep", PARTS)
@@ -198,12 +198,22 @@ def _partition(text: str) -> str | None:
     return f"{name}:{int(number) if number == int(number) else number}" if ":" in text else name
 
 
+GROUPS = {  # in the help; the other fields belong to the method
+    "what is trained, and for how long": ("model", "data", "epochs", "batch_size", "seed", "augment"),
+    "method": (),
+    "several workers": ("workers", "variant"),
+    "a change of the method": ("switch", "then_lr"),
+}
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     """Add one `--field-name` per field of RunConfig; a value that is not allowed ends with argparse's usage error."""
+    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    of = {name: groups[title] for title, names in GROUPS.items() for name in names}
     for f in fields(RunConfig):
         flag, choices = "--" + f.name.replace("_", "-"), f.metadata["choices"] or None
         help = f"{f.metadata['help']} (default: {_default(f)})"
-        parser.add_argument(flag, type=_argument(f), choices=choices, default=f.default, help=help)
+        of.get(f.name, groups["method"]).add_argument(flag, type=_argument(f), choices=choices, default=f.default, help=help)
 
 
 def from_arguments(namespace: Namespace) -> RunConfig:
@@ -213,11 +223,11 @@ def from_arguments(namespace: Namespace) -> RunConfig:
 
 def _default(f: Field[Any]) -> str:
     if f.name in ("workers", "variant"):
-        return "this process alone" if f.name == "workers" else "with workers, common, or ddp for sgd"
+        return "this process alone" if f.name == "workers" else "common, or ddp for sgd"
     values = {method: used[f.name] for method, used in DEFAULTS.items() if f.name in used} or {"all": f.default}
     texts = [f"{value} for {method}" for method, value in values.items()]
     default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])
-    own = "the paper's, or ours where that is unknown"
+    own = "the paper's, else ours"
     return {"lr": own, "then_lr": own, "switch": "never", "augment": "all of it"}.get(f.name, default)
 
 

@@ -121,7 +121,10 @@ def data_dir(explicit: str | Path | None = None) -> Path:
     """
     chosen = explicit or os.environ.get("RBD_DATA_DIR")
     cache = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
-    return Path(chosen or Path(cache, "rbd", "data")).expanduser()
+    try:
+        return Path(chosen or Path(cache, "rbd", "data")).expanduser()
+    except RuntimeError as error:  # a container with an arbitrary uid, as a rule
+        raise RuntimeError(f"{error}; set RBD_DATA_DIR to the directory of the full data sets") from error
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
@@ -254,7 +257,8 @@ def _fetch(name: str, root: Path, lacking: set[str]) -> None:
         source(root, train=True, download=True)
     except (RuntimeError, OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())  # torchvision's runs over several lines
-        hint = "run the same command again to go on; complete files are kept"
+        hint = "run the same command again to go on; complete files are kept, also those put there by hand: "
+        hint += ", ".join(str(path) for path in _archives(name, root) if name == "cifar10" or path.stem in lacking)
         raise OSError(f"{name}: download into {root} failed: {reason}; {hint}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import RLock, Thread
 from time import perf_counter
@@ -122,7 +124,7 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
                "the same command goes on")  # fmt: skip
     for failure in failures:
         where = store.failure_path(failure.config, results)
-        yield f"failed: {describe(failure.config)}: {failure.message} ({where})"
+        yield f"failed: {describe(failure.config)}: {failure.message}{f' ({where})' * where.exists()}"
 
 
 def conclude(wanted: Experiment, profile: str, plan: Plan, results: Path) -> None:
@@ -228,23 +230,33 @@ def hire(resources: Resources, missing: int, alone: bool = False) -> Crew:
 
 
 class Processes:
-    """Worker processes, each with a run at a time; one that dies takes only its own run along."""
+    """Worker processes, each with a run at a time; one that dies takes only its own run along.
 
-    def __init__(self) -> None:
-        self.at_work: dict[Future, ProcessPoolExecutor] = {}
-        self.idle: list[ProcessPoolExecutor] = []
+    Args:
+        task: what they do, a function of a module.
+    """
+
+    def __init__(self, task: Callable = attempt) -> None:
+        self.task = task
+        self.at_work: dict[Future, Worker] = {}
+        self.idle: list[Worker] = []
         self.before = set(active_children())
 
-    def submit(self, *task) -> Future:
-        """attempt(*task) in an idle worker, or in a new one."""
-        for future in [f for f in self.at_work if f.done()]:
-            pool = self.at_work.pop(future)
-            if not isinstance(future.exception(), BrokenProcessPool):
-                self.idle.append(pool)
-        spawn = get_context("spawn")  # fork mixes ill with threads
-        pool = self.idle.pop() if self.idle else ProcessPoolExecutor(1, spawn, _obey)
-        future = pool.submit(attempt, *task)
-        self.at_work[future] = pool
+    def submit(self, *arguments) -> Future:
+        """task(*arguments) in an idle worker, or in a new one. The future's exception says why one died or never began."""
+        for ended in [f for f in self.at_work if f.done()]:
+            worker = self.at_work.pop(ended)
+            if not ended.exception():
+                self.idle.append(worker)
+        future: Future = Future()
+        try:
+            worker = self.idle.pop() if self.idle else Worker()
+            self.at_work[future] = worker
+            worker.submit(future, self.task, *arguments)
+        except (OSError, ImportError, NotImplementedError, RuntimeError) as error:
+            self.at_work.pop(future, None)
+            hint = _START_HINTS.get(getattr(error, "errno", None) or 0, "see `ulimit -a` and the limits of the container")
+            future.set_exception(OSError(f"no worker process could be started: {error}; {hint}"))
         return future
 
     def is_over(self) -> bool:
@@ -255,8 +267,52 @@ class Processes:
         if not all(future.done() for future in self.at_work):
             for process in set(active_children()) - self.before:
                 process.kill()
-        for pool in (*self.idle, *self.at_work.values()):
-            pool.shutdown(cancel_futures=True)
+        for worker in (*self.idle, *self.at_work.values()):
+            worker.pool.shutdown(cancel_futures=True)
+
+
+_SHARED_MEMORY = "semaphores stand in /dev/shm: it must be writable and not full"
+_START_HINTS = {
+    errno.EPIPE: "it ended at once, and may have said above why",
+    **dict.fromkeys((errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOENT), _SHARED_MEMORY),
+}
+_DEATH_HINTS = {
+    "SIGKILL": "as the kernel or a container does when memory runs out: try fewer --jobs, or allow more memory",
+    "SIGBUS": "as when /dev/shm or a disk is full",
+}
+
+
+class Worker:
+    """A process that does one run after another."""
+
+    def __init__(self) -> None:
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _obey)  # fork mixes ill with threads
+        self.process: BaseProcess | None = None
+
+    def submit(self, future: Future, task: Callable, *arguments) -> None:
+        """Set the future by task(*arguments), or by a BrokenProcessPool that says what the process died of."""
+        before = set(active_children())
+        inner = self.pool.submit(task, *arguments)
+        self.process = next(iter(set(active_children()) - before), self.process)
+        inner.add_done_callback(lambda done: self._pass_on(done, future))
+
+    def _pass_on(self, done: Future, future: Future) -> None:
+        if done.cancelled():
+            future.cancel()
+        elif done.exception():
+            future.set_exception(BrokenProcessPool(self._explain_death() or str(done.exception())))
+        else:
+            future.set_result(done.result())
+
+    def _explain_death(self) -> str:
+        if self.process is None:
+            return ""
+        self.process.join(5)  # it is dead, or about to be
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"exit status {code}" if code else ""
+        name = signal.Signals(-code).name
+        return ", ".join([f"killed by {name}", *filter(None, [_DEATH_HINTS.get(name)])])
 
 
 def _obey() -> None:
@@ -303,19 +359,35 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
                 busy.add(config)
                 todo.append(config)
                 continue
-            ended = Failure(config, ended) if isinstance(ended, str) else ended
+            if isinstance(ended, str):
+                ended = Failure(config, ended)
+            ended = _note(config, ended, results)
             if isinstance(ended, Failure):
-                ended.save(results)
                 failures.append(ended)
-            else:
-                store.failure_path(config, results).unlink(missing_ok=True)
             tell(config, ended)
     return failures
 
 
 def _get(future: Future) -> Ended | str:
     error = future.exception()  # of the worker, not of the run
-    return future.result() if error is None else f"{type(error).__name__}: the process died: {error}"
+    if error is None:
+        return future.result()
+    died = "the process died: " if isinstance(error, BrokenProcessPool) else ""
+    return f"{type(error).__name__}: {died}{error}"
+
+
+def _note(config: RunConfig, ended: Record | Failure, results: Path) -> Record | Failure:
+    """Keep a failure until the run succeeds. A disk that is full, or read-only, is part of its message."""
+    path = store.failure_path(config, results)
+    try:
+        if isinstance(ended, Failure):
+            ended.save(results)
+        elif path.exists():
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        if isinstance(ended, Failure):
+            return replace(ended, message=f"{ended.message}; {error}")
+    return ended
 
 
 # ---------------------------------------------------------------- progress
@@ -346,8 +418,14 @@ class Progress:
         title = f"[{self.names[config.id]}/{len(self.names)}] {describe(config)}"
         self.bar.write(f"{title}: {what}; {left} left", file=sys.stdout)
         sys.stdout.flush()
-        self.bar.set_postfix_str(f"{left} left", refresh=False)
         self.bar.update()
+        self.show()
+
+    def show(self) -> None:
+        """Runs under way, runs that wait for them, and the time left, behind the bar."""
+        todo = len(self.names) - self.bar.n
+        running, left = min(self.jobs, todo), cost.format_duration(self.remaining(perf_counter()))
+        self.bar.set_postfix_str(f"{running} running, {todo - running} to come, {left} left")
 
 
 @contextmanager
@@ -356,8 +434,10 @@ def show_progress(plan: Plan, missing: tuple[RunConfig, ...], results: Path, job
     seconds = cost.calibrate(cost.load_readable(results))
     names = {c.id: number for number, c in enumerate(plan.configs, 1)}
     with tqdm(total=len(names), initial=len(names) - len(missing), unit="run", disable=None,
-              bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}", desc=plan.name) as bar:  # fmt: skip
-        yield Progress(names, seconds, jobs, sum(map(seconds, missing)), bar, began=perf_counter())
+              bar_format="{desc}: {n_fmt}/{total_fmt} done |{bar}| {elapsed}{postfix}", desc=plan.name) as bar:  # fmt: skip
+        progress = Progress(names, seconds, jobs, sum(map(seconds, missing)), bar, began=perf_counter())
+        progress.show()
+        yield progress
 
 
 def describe(config: RunConfig) -> str:

@@ -207,31 +207,56 @@ def place(found: Record, directory: str | os.PathLike[str], results: str | os.Pa
 def survey(results: str | os.PathLike[str], profiles: Iterable[str] = PROFILES,
            folder: str | os.PathLike[str] | None = None) -> Iterator[str]:  # fmt: skip
     """Lines for a person: each experiment, its question, and how far it is in the profiles. Raises ValueError as `load`."""
-    seconds = cost.calibrate(cost.load_readable(results))
-    for experiment in experiments(folder):
-        yield f"{experiment.name}: {experiment.question}"
-        for profile in profiles:
-            yield f"    {profile}: {summarise(experiment, profile, results, seconds)}"
+    for found in survey_values(results, profiles, folder):
+        yield f"{found['name']}: {found['question']}"
+        for profile, values in found["profiles"].items():
+            yield f"    {profile}: {summarise(values)}"
 
 
-def summarise(experiment: Experiment, profile: str, results: str | os.PathLike[str],
-              seconds: Callable[[RunConfig], float] = cost.estimate) -> str:  # fmt: skip
-    """How many runs an experiment has in a profile, how many are done, what the others cost, and what is wrong with them.
+def survey_values(results: str | os.PathLike[str], profiles: Iterable[str] = PROFILES,
+                  folder: str | os.PathLike[str] | None = None) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The same for a script: name, question, and for every profile what `count` gives."""
+    seconds, profiles = cost.calibrate(cost.load_readable(results)), tuple(profiles)
+    for found in experiments(folder):
+        counts = {profile: count(found, profile, results, seconds) for profile in profiles}
+        yield {"name": found.name, "question": found.question, "profiles": counts}
+
+
+def count(experiment: Experiment, profile: str, results: str | os.PathLike[str],
+          seconds: Callable[[RunConfig], float] = cost.estimate) -> dict[str, Any]:  # fmt: skip
+    """How many runs an experiment has in a profile, done and missing, and how long the missing ones take here.
 
     Args:
         seconds: what a run costs on a core.
+
+    Returns:
+        measures, whether it is a measurement; runs, done, missing; of those missing: waiting, runs for learning_rates
+        that are not chosen yet, and failed, the last time; damaged, lines about records; seconds, of wall time on cores.
     """
     if experiment.measure:
-        about = f", about {cost.format_duration(experiment.cost(profile))}" if experiment.cost else ""
-        there = store.measurement_path(f"{experiment.name}-{profile}", results).exists()
-        return "done" if there else "1 measurement missing" + about
-    plan = experiment.plan(profile, results)
+        done = store.measurement_path(f"{experiment.name}-{profile}", results).exists()
+        wall = experiment.cost(profile) if experiment.cost and not done else None
+        return {"measures": True, "runs": 1, "done": int(done), "missing": int(not done), "seconds": wall}
+    plan, cores = experiment.plan(profile, results), cost.count_cores()
     records, damaged = plan.look(results)
     missing = (*plan.missing(records), *plan.waiting)
-    text = f"{len(plan.configs) + len(plan.waiting)} runs, {len(records)} done, {len(missing)} missing"
-    if missing:
-        cores = cost.count_cores()
-        text += f", about {cost.format_duration(sum(map(seconds, missing)) / cores)} on {cores} cores"
-    waiting = [f"{len(plan.waiting)} of them wait for {len(plan.untuned)} learning rates"] if plan.waiting else []
-    failed = sum(store.failure_path(config, results).exists() for config in missing)
-    return "; ".join([text, *waiting, *([f"{failed} of them failed the last time"] if failed else []), *damaged])
+    return {
+        "measures": False, "runs": len(plan.configs) + len(plan.waiting), "done": len(records), "missing": len(missing),
+        "waiting": len(plan.waiting), "learning_rates": len(plan.untuned),
+        "failed": sum(store.failure_path(config, results).exists() for config in missing), "damaged": damaged,
+        "seconds": sum(map(seconds, missing)) / cores, "cores": cores,
+    }  # fmt: skip
+
+
+def summarise(counts: dict[str, Any]) -> str:
+    """What `count` gave, in words."""
+    wall = "" if counts["seconds"] is None else f", about {cost.format_duration(counts['seconds'])}"
+    if counts["measures"]:
+        return "done" if counts["done"] else f"1 measurement missing{wall}"
+    text = f"{counts['runs']} runs, {counts['done']} done, {counts['missing']} missing"
+    parts = [
+        text + (f"{wall} on {counts['cores']} cores" if counts["missing"] else ""),
+        f"{counts['waiting']} of them wait for {counts['learning_rates']} learning rates" if counts["waiting"] else "",
+        f"{counts['failed']} of them failed the last time" if counts["failed"] else "",
+    ]
+    return "; ".join([*filter(None, parts), *counts["damaged"]])

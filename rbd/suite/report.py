@@ -44,6 +44,21 @@ def table(records: Iterable[Record], profile: str) -> str:
     return tables.markdown(["network, data", "", *(m.upper() for m in METHODS)], rows).removesuffix("\n")
 
 
+def values(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """The numbers of the table, %, a cell each: ours with runs, diverged, mean, and std, None for one run; the paper's."""
+    made = []
+    for (model, data), by_method in _group(records).items():
+        for method, runs in by_method.items():
+            results, known = [final(r) for r in runs], paper.find_accuracy(model, data, method)
+            made.append({
+                "model": model, "data": data, "method": method, "runs": len(runs),
+                "diverged": sum(r.outcome == "diverged" for r in runs), "mean": mean(results),
+                "std": stdev(results) if len(results) > 1 else None,
+                "paper": {"mean": known.mean, "std": known.std} if known else None,
+            })  # fmt: skip
+    return made
+
+
 def legend(missing: int) -> str:
     """What the numbers of the table are."""
     text = (

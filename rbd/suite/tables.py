@@ -39,6 +39,14 @@ def mean(value: float, std: float, n: int, unit: str = "", digits: int = 1, note
     return f"{value:.{digits}f}{spread}{unit} (n = {n}{note})"
 
 
+def align(text: str) -> str:
+    """A Markdown table whose columns stand below each other, as a terminal shows it."""
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    cells = [[cell.ljust(width, "-" if cell == "---" else " ") for cell, width in zip(row, widths)] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
 def number(summary: Summary | None, unit: str = "", digits: int = 1) -> str:
     """ "80.8 ± 1.2 % (n = 3)"; "–" for none."""
     return "–" if summary is None else mean(summary.value, summary.std, summary.n, unit, digits)

@@ -540,3 +540,10 @@ def test_training_starts_again_after_a_fault(benchmarks, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign.time, "sleep", lambda _: None)
     monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda _: statuses.pop(0)))
     assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses
+
+
+def test_readme_says_what_is_pinned_and_what_to_do_where_an_index_lacks_it():
+    pinned = json.loads((ROOT / "asv.conf.json").read_text("utf-8"))["matrix"]["req"]
+    (told,) = re.findall(r"`asv.conf.json` pins ([^\n.]+),", (ROOT / "benchmarks" / "README.md").read_text("utf-8"))
+    names = [name.removeprefix("pip+") for name, versions in pinned.items() if versions != [""]]
+    assert told.replace(" and ", ", ").startswith(", ".join(names)), names

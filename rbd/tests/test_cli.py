@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import statistics
 import struct
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pytest
 import torch
 
 import rbd
-from rbd.suite import cost, datasets, executor, experiment, job, rates, record, report
+from rbd.suite import cli, config, cost, datasets, executor, experiment, job, rates, record, report
 from rbd.suite.cli import main
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.experiment import Plan
@@ -73,8 +75,8 @@ def refused(arguments: list[str], capsys) -> str:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--help"], ["reproduce", "train", "report", "data", "--version"]),
-    (["reproduce", "--help"], ["--profile {quick,paper}", "default: quick", "--results-dir", "--data-dir", "--threads"]),
-    (["report", "--help"], ["--profile {quick,paper}", "--into README", "default: results"]),
+    (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "--threads"]),
+    (["report", "--help"], ["--profile NAME", "quick, paper", "--into README", "default: results"]),
     (["sweep", "--help"], ["or all", "--jobs", "--seeds", "no figure shows such runs", "--dry-run", "--ray ADDRESS"]),
     (["data", "--help"], ["--download", "mnist, fmnist or cifar10", "RBD_DATA_DIR"]),
 ])  # fmt: skip
@@ -84,6 +86,28 @@ def test_help(arguments, words, here, capsys):
     said = capsys.readouterr()
     assert stop.value.code == 0 and said.err == ""
     assert all(word in " ".join(said.out.split()) for word in words), said.out
+
+
+def test_help_fits_a_screen_and_ends_with_examples_that_are_accepted(here, capsys, monkeypatch):
+    """80 columns and 30 lines; `train`, whose options are many, is in groups."""
+    monkeypatch.setenv("COLUMNS", "80")
+    choices = next(a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))
+    for name in choices:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        text, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+        lines = text.splitlines()
+        assert len(lines) < (56 if name == "train" else 28) and max(map(len, lines)) < 80, (name, len(lines))
+        assert examples, name
+        for line in examples.splitlines():
+            assert callable(cli._parser().parse_args(shlex.split(line)[1:]).run), line
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 28
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    titles = re.findall(r"^(\w.*):$", capsys.readouterr().out, re.MULTILINE)
+    assert titles == ["options", *config.GROUPS, "examples"]
 
 
 def test_train_help_names_every_field_its_unit_and_default(here, capsys, monkeypatch):
@@ -251,6 +275,14 @@ def test_data_shows_damage(here, capsys):
     assert re.search(rf"^mnist +damaged +{re.escape(str(path))}$", text, re.MULTILINE)
 
 
+def test_data_as_json(here, capsys):
+    assert main(["data", "--json", "--data-dir", "empty"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["directory"] == "empty" and len(told["files"]) == 17
+    first = str(Path("empty/MNIST/raw/train-images-idx3-ubyte"))
+    assert told["files"][0] == {"dataset": "mnist", "path": first, "state": "missing"}
+
+
 def test_data_directory_is_that_of_the_environment(here, capsys, monkeypatch):
     monkeypatch.setenv("RBD_DATA_DIR", str(here / "mine"))
     assert main(["data"]) == 0
@@ -273,6 +305,21 @@ def test_nothing_is_said_about_a_reader_that_left(unbuffered, tmp_path, monkeypa
     assert run.stderr == ""
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_broken_pipe_to_a_worker_is_an_error_and_not_silence(tmp_path):
+    script = """
+import sys
+from rbd.suite import cli, experiment
+def fail(*_):
+    raise BrokenPipeError(32, "Broken pipe")
+experiment.survey = fail
+sys.exit(cli.main(["sweep", "--list"]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "rbd: error: [Errno 32] Broken pipe\n")
+
+
 # ---------------------------------------------------------------- train
 
 
@@ -292,7 +339,8 @@ def test_train_from_end_to_end_as_typed(tmp_path):
     assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()] == [Path(name)]
     before = (tmp_path / name).read_bytes()
     second = command(*SMALL, cwd=tmp_path)
-    assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")  # with the seconds of the first
+    again = first.stdout.replace(": finished", ": already done: finished")  # with the seconds of the first
+    assert (second.returncode, second.stdout, second.stderr) == (0, again, "")
     assert (tmp_path / name).read_bytes() == before
 
 
@@ -320,7 +368,7 @@ def test_train_is_the_same_in_this_process(here, few, capsys):
     assert first.err == "" and first.out.startswith(f"{path}: finished after 1 epochs: ")
     assert record.load(path).config == RunConfig(dim=9, epochs=1)
     assert main(arguments) == 0
-    assert capsys.readouterr() == first
+    assert capsys.readouterr().out == first.out.replace(": finished", ": already done: finished")
     assert not Path("results").exists()
 
 
@@ -340,7 +388,7 @@ def test_divergence_is_a_result_with_status_1(here, few, capsys):
     assert kept.outcome == "diverged" and json.loads(path.read_text())["curve"]["loss"][0] in ("nan", "inf")
     assert list(Path("results/checkpoints").iterdir()) == []
     assert main([*SMALL[:3], "--epochs", "2", "--lr", "1e6"]) == 1  # read, and said again
-    assert capsys.readouterr() == said
+    assert capsys.readouterr().out == said.out.replace(": diverged", ": already done: diverged")
     assert main(["train", "--method", "rbd", "--dim", "9", "--lr", "1e30"]) == 1
     assert "diverged before the end of the first epoch" in capsys.readouterr().out
 
@@ -368,7 +416,7 @@ def test_interrupted_train_goes_on(here, few, capsys, monkeypatch):
     assert "interrupted after 1 epochs" in said.out
     assert said.err == "\nrbd: interrupted; the same command goes on from the last full epoch\n"
     assert main(arguments) == 0
-    assert "finished after 3 epochs" in capsys.readouterr().out
+    assert f"{RunConfig(method='sgd', epochs=3).id}.json: finished after 3 epochs" in capsys.readouterr().out  # only now
     resumed = record.load(next(Path("results/runs/train").iterdir()))
     assert main([*arguments, "--results-dir", "whole"]) == 0
     assert resumed.curve == record.load(next(Path("whole/runs/train").iterdir())).curve
@@ -433,8 +481,37 @@ def test_reproduce_runs_reports_and_the_second_time_only_reports(here, tiny, cap
     assert time.perf_counter() - began < 5  # s; reading and drawing take half a second on a quiet machine
     second = capsys.readouterr().out.splitlines()
     assert second[0] == "table1-quick: 3 runs, 0 to do, records in results/runs/table1-quick"
-    assert second[1:] == lines[4:]
+    assert second[1:-2] == lines[4:-1]
+    assert second[-2].startswith(f"curves: {picture} ") and second[-1].endswith("--results-dir my-results")
     assert picture.read_bytes() == content
+
+
+def test_reproduce_leaves_a_picture_alone_whose_runs_are_all_there(here, tiny, capsys):
+    """In a clone the records and the picture are committed; `rbd report` is asked to draw it again."""
+    picture = Path("results/figures/table1-quick.png")
+    picture.parent.mkdir(parents=True)
+    for c in tiny.configs:
+        job.run(c, tiny.directory("results"), "results")
+    picture.write_text("by another version of matplotlib")
+    assert main(["reproduce"]) == 0 and picture.read_text() == "by another version of matplotlib"
+    assert main(["report"]) == 0 and picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_runs_of_ones_own_are_not_seen_by_git():
+    """A single run in a clone, and the directories that README gives results, leave `git status` as it was."""
+    named = set(re.findall(r"--results-dir (\S+)", (ROOT / "README.md").read_text("utf-8")))
+    files = ["results/runs/train/0123456789abcdef.json", *(f"{name}/runs/x.json" for name in named | {"my-results"})]
+    done = subprocess.run(["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == files, done.stderr
+
+
+def test_compiling_is_told_on_stderr_when_it_happens(tmp_path, monkeypatch):
+    """And only then: it takes seconds, once for each distribution and dtype on a machine."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    words = ["train", "--distribution", "rademacher", "--dim", "2", "--epochs", "1", "--batch-size", "2500"]
+    told = "rbd: compiling the kernels of this distribution and dtype, which takes some seconds\n"
+    assert [command(*words, "--seed", seed, cwd=tmp_path).stderr for seed in "01"] == [told, ""]
 
 
 def test_reproduce_fills_the_gaps(here, tiny, capsys):
@@ -541,6 +618,31 @@ def test_report_of_a_part_says_how_much_is_missing_and_goes_between_the_marks(he
     assert readme.read_text("utf-8") == text
 
 
+def test_report_as_json_has_the_numbers_of_the_table_and_draws_nothing(here, tiny, capsys):
+    made = [job.run(config, tiny.directory("results"), "results") for config in tiny.configs[:2]]
+    assert main(["report", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    accuracies = [r.curve[-1].accuracy for r in made]
+    (cell,) = told["cells"]
+    assert (told["name"], told["missing"], cell["method"], cell["runs"]) == ("table1-quick", 1, "sgd", 2)
+    assert cell["mean"] == statistics.mean(accuracies) and cell["std"] == statistics.stdev(accuracies)
+    assert cell["paper"] == {"mean": 98.27, "std": 0.09} and not Path("results/figures").exists()
+
+
+def test_table_on_a_terminal_is_aligned_and_elsewhere_as_it_goes_into_a_file(here, tiny, capsys, monkeypatch):
+    made = [job.run(config, tiny.directory("results"), "results") for config in tiny.configs]
+    plain = report.table(made, "quick")
+    assert main(["report"]) == 0 and plain in capsys.readouterr().out
+    Path("README.md").write_text("<!-- table1-quick -->\n<!-- /table1-quick -->\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["report", "--into", "README.md"]) == 0
+    aligned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    bars = [[at for at, letter in enumerate(line) if letter == "|"] for line in aligned]
+    assert len(aligned) == len(plain.splitlines()) and all(places == bars[0] for places in bars)
+    assert [line.replace(" ", "") for line in aligned[2:]] == [line.replace(" ", "") for line in plain.splitlines()[2:]]
+    assert plain in Path("README.md").read_text("utf-8")
+
+
 def test_report_tells_the_table_where_the_picture_cannot_be_drawn(here, tiny, capsys, monkeypatch):
     """A folder that cannot be written, or settings of the user that ask for what is not there."""
     made = job.run(tiny.configs[0], tiny.directory("results"), "results")
@@ -638,6 +740,19 @@ def test_sweep_list_counts_what_is_done_and_missing(scripts, capsys):
     assert main(["sweep", "--list", "--profile", "paper"]) == 0
     assert "quick" not in capsys.readouterr().out
     assert sorted(p.name for p in Path("results").iterdir()) == ["runs"]  # looking makes nothing
+
+
+def test_sweep_list_as_json_says_the_same(scripts, capsys):
+    record.save(record.Record(replace(RUN, seed=0), "finished", (), (), {}), "results/runs/elsewhere")
+    job.Failure(replace(RUN, seed=1), "ValueError: no").save("results")
+    assert main(["sweep", "--list", "--json"]) == 0
+    demo, depth = json.loads(capsys.readouterr().out)
+    assert (demo["name"], demo["question"], depth["name"]) == ("demo", "What?", "depth")
+    quick = demo["profiles"]["quick"]
+    assert [quick[key] for key in ("runs", "done", "missing", "waiting", "failed", "damaged")] == [3, 1, 2, 1, 1, []]
+    assert quick["seconds"] > 0 and demo["profiles"]["paper"]["done"] == 0
+    assert depth["profiles"]["quick"] == {"measures": True, "runs": 1, "done": 0, "missing": 1, "seconds": 42}
+    assert "--json: needs --list" in refused(["sweep", "demo", "--json"], capsys)
 
 
 def test_sweep_list_names_what_is_damaged_and_counts_what_failed(scripts, capsys):

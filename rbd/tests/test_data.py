@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from rbd.suite import batches, datasets
+from rbd.suite import batches, cli, datasets
 
 MAKE_EMBEDDED = Path(datasets.__file__).parents[2] / "benchmarks" / "make_embedded.py"
 
@@ -586,6 +586,33 @@ def test_transfer_cut_half_way(small, server, tmp_path):
     assert states(name, tmp_path) == {"ok"}
 
 
+def test_archives_put_there_by_hand_are_taken(small, server, tmp_path):
+    """Where the error of a failed download says that they may be put."""
+    name, folder, _ = small
+    raw = tmp_path / folder / "raw"
+    raw.mkdir(parents=True)
+    for file, content in server.files.items():
+        (raw / file).write_bytes(content)
+    datasets.download(name, tmp_path)
+    assert server.asked == [] and states(name, tmp_path) == {"ok"}
+
+
+def test_without_a_home_the_message_says_what_to_set(monkeypatch, capsys):
+    """Containers with an arbitrary uid."""
+
+    def fail(path):
+        raise RuntimeError("no home directory")
+
+    for variable in ("RBD_DATA_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "expanduser", fail)
+    assert cli.main(["data"]) == 2
+    assert capsys.readouterr().err == (
+        "rbd: error: no home directory; set RBD_DATA_DIR to the directory of the full data sets\n"
+    )
+    assert len(datasets.load("mnist-embedded").train) == 5000  # which needs no directory
+
+
 def test_server_gone(small, server, tmp_path, monkeypatch):
     import torchvision.datasets
 
@@ -595,7 +622,8 @@ def test_server_gone(small, server, tmp_path, monkeypatch):
     monkeypatch.setattr(getattr(torchvision.datasets, folder), "mirrors", [gone.url])
     with pytest.raises(OSError, match="download") as caught:
         datasets.download(name, tmp_path)
-    for part in (name, str(tmp_path), gone.url, "run the same command again to go on"):
+    archives = [str(tmp_path / folder / "raw" / file) for file, _ in getattr(torchvision.datasets, folder).resources]
+    for part in (name, str(tmp_path), gone.url, "run the same command again to go on", f"by hand: {', '.join(archives)}"):
         assert part in str(caught.value)
     monkeypatch.setattr(getattr(torchvision.datasets, folder), "mirrors", [gone.url, server.url])
     datasets.download(name, tmp_path)  # the second mirror serves

@@ -15,12 +15,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import made_up
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -32,6 +34,7 @@ import rbd
 from rbd import FPD, RBD, Basis, distributed, kernels, optim
 from rbd.compartment import BasisSpec
 from rbd.distributed import OWN_BATCH, VARIANTS, Alone, Part, Workers, in_turn, worker_rows
+from rbd.distributed.exchange import gather_single
 from rbd.distributed.launch import _work
 from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import rbd_direction
@@ -294,6 +297,134 @@ def sharded(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
     return after
 
 
+def fully_sharded(model: nn.Sequential) -> nn.Sequential:
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    return model
+
+
+def trained_with_scaler(variant: str, unscale: bool, scaled: bool = True) -> tuple[list[Tensor], int, list[float]]:
+    """With an overflow on worker 1 at step 2 of 5: parameters after every step, steps counted, and the scales."""
+    is_sharded = variant == "sharded"
+    model, case = network(), Case("common" if is_sharded else variant)
+    model = fully_sharded(model) if is_sharded else model
+    optimizer = case.optimizer(model, **({} if is_sharded else {"variant": variant}))
+    scaler, after, scales = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled), [], []
+    for step in range(5):
+        worker, own = dist.get_rank(), case.variant in OWN_BATCH
+        odd = step == 2 and (worker == 1 or not own)
+        if step == 2 and not scaled:  # what all of them should do
+            after.append(after[-1])
+            continue
+        optimizer.zero_grad()
+        x = normal(16, 6, seed=10 * step + worker * own)
+        loss = model(x).square().mean() * (torch.inf if odd else 1.0)
+        scaler.scale(loss).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        after.append(flat(p.full_tensor() if is_sharded else p for p in model.parameters()))
+        scales.append(scaler.get_scale())
+    return after, optimizer.param_groups[0]["step"], scales
+
+
+def hooked_with_scaler() -> tuple[list[float], list[bool]]:
+    """Behind DDP's hook, with an overflow on worker 1 at step 1 of 3: the scales, and whether the optimizer moved then."""
+    model = network()
+    replica, _ = behind_hook(model, dist.group.WORLD)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler, scales, moved = torch.amp.GradScaler("cpu", init_scale=1024.0), [], []
+    for step in range(3):
+        before = flat(model.parameters())
+        optimizer.zero_grad()
+        odd = step == 1 and dist.get_rank() == 1
+        scaler.scale(replica(normal(16, 6, seed=step)).square().mean() * (torch.inf if odd else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+        moved.append(not torch.equal(flat(model.parameters()), before))
+    return scales, moved
+
+
+def saved_and_loaded(variant: str, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """The ends of training: saved on the way by torch's API; not saved; and gone on from the file, on other seeds."""
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    case = Case("common" if variant == "sharded" else variant)
+
+    def made(seed: int) -> tuple[nn.Sequential, RBD]:
+        model = fully_sharded(network()) if variant == "sharded" else network()
+        return model, case.optimizer(model, seed=seed, **({} if variant == "sharded" else {"variant": variant}))
+
+    def go(model: nn.Sequential, optimizer: RBD, steps: range, save: bool = False) -> Tensor:
+        for step in steps:
+            if save:
+                optimizer.zero_grad()
+                weights, state = get_state_dict(model, optimizer)
+                dcp.save({"weights": weights, "optimizer": state}, checkpoint_id=folder / f"{variant}-{step}")
+            optimizer.zero_grad()
+            case.backward(model, step, dist.get_rank())
+            optimizer.step()
+        return flat(p.full_tensor() if variant == "sharded" else p for p in model.parameters())
+
+    ends = go(*made(5), range(4), save=True), go(*made(5), range(4))
+    model, optimizer = made(6)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.load(file := {"weights": weights, "optimizer": state}, checkpoint_id=folder / f"{variant}-2")
+    set_state_dict(model, optimizer, model_state_dict=file["weights"], optim_state_dict=file["optimizer"])
+    return *ends, go(model, optimizer, range(2, 4))
+
+
+def saved_by_one() -> int:
+    """Worker 0 alone asks torch's API for the state, which then must not wait for the other."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model = network()
+    optimizer = RBD(model.parameters(), 0.5, 7, variant="common")
+    if dist.get_rank() == 0:
+        get_optimizer_state_dict(model, optimizer)
+    dist.barrier()
+    return optimizer.param_groups[0]["step"]
+
+
+def halves(variant: str) -> tuple[Tensor, Tensor]:
+    """A float16 model's parameters after a step with u among the last digits of 16 bits, and what they should be."""
+    model = network(dtype=torch.float16)
+    before = [p.detach().float() for p in model.parameters()]
+    sharded = variant == "sharded"
+    model = fully_sharded(model) if sharded else model
+    optimizer = RBD(model.parameters(), 1000.0, 7, **({} if sharded else {"variant": variant}))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e-5)
+    g = torch.full((83,), 1e-5, dtype=torch.float16).float()
+    parts = [Part(g, BasisSpec(partition("whole", (("", 83),), 7).compartments, DISTRIBUTIONS["rademacher"], 0, 0, 0))] * 2
+    u = in_turn(parts, "common" if sharded else variant)
+    optimizer.step()
+    wanted = torch.cat([old.flatten() for old in before]).add_(u, alpha=-1000.0).half().double()
+    return flat(p.full_tensor() if sharded else p for p in model.parameters()), wanted
+
+
+def pair(folder: Path) -> dict:
+    """What needs two workers that have all of the default group; {name: [what each found]}."""
+    mine: dict = {}
+    for variant in (*VARIANTS, "sharded"):
+        for unscale in (False, True):
+            mine["scaler", variant, unscale] = trained_with_scaler(variant, unscale)
+        mine["no scaler", variant] = trained_with_scaler(variant, False, scaled=False)
+        mine["saved", variant] = saved_and_loaded(variant, folder)
+        mine["halves", variant] = halves(variant)
+    mine["saved by one"] = saved_by_one()
+    mine["hook"] = hooked_with_scaler()
+    box: list = [None] * 2
+    dist.all_gather_object(box, mine)
+    return {name: [each[name] for each in box] for name in mine}
+
+
 def run(variant: str) -> RunConfig:
     """10 batches of 500 images an epoch: 10 steps, or 2 where each of 4 workers has its own."""
     fields = {"method": "sgd"} if variant == "ddp" else {"dim": 30, "distribution": "rademacher", "lr": 4.0}
@@ -457,6 +588,43 @@ def followed_behind_hook(make, case: Case, workers: int) -> list[Tensor]:
         bases.param_groups[0]["step"] += 1
         after.append(flat(model.parameters()))
     return after
+
+
+@pytest.fixture(scope="module")
+def found_by_two(tmp_path_factory) -> dict:
+    return distributed.launch(pair, 2, tmp_path_factory.mktemp("saved"), timeout=120)
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "sharded"])
+def test_an_overflow_on_one_worker_skips_the_step_of_all(found_by_two, variant):
+    """Under torch's GradScaler, unscaled by the user or not: the same end as without a scaler and that step."""
+    for worker, (expected, steps, _) in enumerate(found_by_two["no scaler", variant]):
+        assert steps == 4 and not torch.equal(expected[1], expected[3])
+        for unscale in (False, True):
+            after, counted, scales = found_by_two["scaler", variant, unscale][worker]
+            assert counted == 4
+            assert all(map(torch.equal, after, expected)) and len(after) == len(expected)  # a scale is a power of two
+            assert scales[1] == 1024 and min(scales) == (1024 if variant in OWN_BATCH and worker == 0 else 512)
+
+
+def test_an_overflow_behind_the_hook_is_everybodys(found_by_two):
+    assert found_by_two["hook"] == [([1024.0, 512.0, 512.0], [True, False, True])] * 2
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "sharded"])
+def test_workers_save_by_torchs_checkpoint_api(found_by_two, variant):
+    for saved, plain, resumed in found_by_two["saved", variant]:
+        assert torch.equal(saved, plain) and torch.equal(resumed, plain)
+
+
+def test_one_worker_may_save_alone(found_by_two):
+    assert found_by_two["saved by one"] == [0, 0]
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "sharded"])
+def test_updates_of_16_bits_are_rounded_once(found_by_two, variant):
+    for got, wanted in found_by_two["halves", variant]:
+        torch.testing.assert_close(got, wanted, rtol=torch.finfo(torch.float16).eps, atol=0)  # sums of parts in turn
 
 
 def projected(g: Tensor, has: Tensor, k: Compartment, spec: BasisSpec) -> Tensor:
@@ -832,6 +1000,30 @@ def test_a_process_alone_has_what_workers_have():
     assert alone.copy([x]) is None and alone.agree({"seed": 0}) is None
     for name in ("sum", "mean", "tell", "copy", "agree", "gather"):
         assert inspect.signature(getattr(Alone, name)) == inspect.signature(getattr(Workers, name))
+
+
+def test_the_hook_refuses_a_set_and_keeps_plain_integers(alone_under_torchrun):
+    params = [nn.Parameter(normal(n)) for n in (30, 5)]
+    with distributed.join(1):
+        with pytest.raises(TypeError, match="^params must come in ordered collections, not in a set"):
+            distributed.CoordinatesState(set(params), 7)
+        told, agree = [], Workers.agree
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Workers, "agree", lambda self, facts: told.append(facts) or agree(self, facts))
+            distributed.CoordinatesState(params, np.int64(7), seed=np.int64(3), redraw=np.uint8(2))
+        assert [type(told[0][name]) for name in ("dim", "seed", "redraw")] == [int] * 3
+
+
+def test_gathering_by_either_name(monkeypatch, alone_under_torchrun):
+    """torch 2.11 lacks all_gather_single; the other name warns where both are, and is not used."""
+    with distributed.join(1), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for lacking in (False, True):
+            if lacking and hasattr(dist, "all_gather_single"):
+                monkeypatch.setattr(dist, "all_gather_into_tensor", dist.all_gather_single)
+                monkeypatch.delattr(dist, "all_gather_single")
+            gather_single(got := torch.zeros(3), normal(3), None)
+            assert torch.equal(got, normal(3))
 
 
 def test_local_pieces_are_torchs_chunks():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -92,6 +94,23 @@ def test_failure_is_noted_the_others_go_on_and_success_clears_it(fate, message, 
     assert run_all(Workers(), tmp_path)[0] == [] and not path.exists()
 
 
+def test_a_full_disk_is_told_with_the_failure_that_cannot_be_noted(tmp_path, monkeypatch):
+    """And the others go on."""
+
+    def refuse(path, content, what):
+        raise OSError(errno.ENOSPC, f"cannot save {what}: {os.strerror(errno.ENOSPC)}", str(path.parent))
+
+    monkeypatch.setattr(store, "write", refuse)
+    failures, told = run_all(Workers(s0=["raise"]), tmp_path)
+    assert len(told) == 3 and [f.config.seed for f in failures] == [0]
+    assert failures[0].message.startswith("ValueError: no; [Errno 28] cannot save a failure: No space left on device")
+
+
+def test_a_run_that_succeeds_needs_nothing_removed_from_a_read_only_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: pytest.fail("there is nothing to remove"))
+    assert run_all(Workers(), tmp_path)[0] == []
+
+
 def test_what_another_process_is_at_comes_last_and_is_waited_for(tmp_path):
     workers = Workers(s0=["busy", "done"])
     failures, told = run_all(workers, tmp_path, jobs=1)
@@ -132,6 +151,50 @@ def test_as_many_at_a_time_as_there_are_jobs(tmp_path):
     workers = Slow()
     run_all(workers, tmp_path, runs=6, jobs=2)
     assert len(workers.counts) == 6 and max(workers.counts) == 2
+
+
+# ---------------------------------------------------------------- workers that cannot start, or die
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; semaphores stand in /dev/shm: it must be"),
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; semaphores stand in /dev/shm: it must be"),
+    (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe; it ended at once, and may have said above why"),
+    (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "temporarily unavailable; see `ulimit -a` and the limits"),
+    (RuntimeError("can't start new thread"), "can't start new thread; see `ulimit -a`"),
+    (ImportError("no sem_open"), "no sem_open; see `ulimit -a`"),
+])  # fmt: skip
+@pytest.mark.parametrize("when", ["made", "used"])
+def test_a_worker_that_cannot_be_started_fails_its_run_and_says_why(error, told, when, tmp_path, monkeypatch, capsys):
+    class Pool:
+        def __init__(self, *_) -> None:
+            if when == "made":
+                raise error
+
+        def submit(self, *_) -> Future:
+            raise error
+
+    monkeypatch.setattr(executor, "ProcessPoolExecutor", Pool)
+    planned = Plan("demo-quick", tuple(replace(RUN, seed=seed) for seed in range(2)))
+    failures = executor.run_missing(planned, planned.configs, tmp_path, executor.Resources(jobs=1))
+    assert [f.config.seed for f in failures] == [0, 1]
+    assert all(f.message.startswith("OSError: no worker process could be started: ") and told in f.message for f in failures)
+    assert "seed=1: failed: OSError: no worker process" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "told"), [
+    (-9, "killed by SIGKILL, as the kernel or a container does when memory runs out: try fewer --jobs"),
+    (-7, "killed by SIGBUS, as when /dev/shm or a disk is full"), (-11, "killed by SIGSEGV"), (3, "exit status 3"),
+    (None, "abruptly"),
+])  # fmt: skip
+def test_a_worker_that_died_says_what_of(code, told, monkeypatch):
+    process = type("Process", (), {"exitcode": code, "join": lambda self, timeout: None})()
+    states, inner, outer = [set(), {process}], Future(), Future()
+    monkeypatch.setattr(executor, "ProcessPoolExecutor", lambda *_: type("Pool", (), {"submit": lambda *_: inner})())
+    monkeypatch.setattr(executor, "active_children", lambda: states.pop(0))
+    executor.Worker().submit(outer, job.attempt)
+    inner.set_exception(BrokenProcessPool("terminated abruptly"))
+    assert isinstance(outer.exception(), BrokenProcessPool) and told in str(outer.exception())
 
 
 # ---------------------------------------------------------------- cost and time
@@ -245,6 +308,20 @@ def test_time_left_is_in_proportion_to_cost(capsys):
     assert re.match(r"\[2/2\] .* seed=1: failed: ValueError: no; 0 s left", lines[1])
 
 
+def test_bar_shows_runs_done_running_and_to_come_and_the_time_left(tmp_path, monkeypatch):
+    """Of five runs one is there, and two are done at a time."""
+    planned = Plan("demo-quick", tuple(replace(RUN, seed=seed) for seed in range(5)))
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    with executor.show_progress(planned, planned.configs[1:], tmp_path, jobs=2) as progress:
+        for config in planned.configs[1:4]:
+            progress.tell(config, made(config))
+    shown = re.findall(r"demo-quick: (\d/5) done .*?(\d running, \d to come), [\d.]+ \w+ left", screen.getvalue())
+    states = ["1/5", "2 running, 2 to come"], ["2/5", "2 running, 1 to come"], ["3/5", "2 running, 0 to come"]
+    assert [list(s) for s in dict.fromkeys(shown)] == [*states, ["4/5", "1 running, 0 to come"]]
+
+
 def test_describe_leaves_out_what_is_usual():
     assert executor.describe(RunConfig(lr=4, dim=9, seed=3)) == "fc mnist-embedded rbd dim=9 lr=4 seed=3"
 
@@ -325,6 +402,7 @@ def test_killed_worker_costs_its_own_run_only(demo):
     os.kill(worker, signal.SIGKILL)
     out, err = running.communicate(timeout=280)
     assert running.returncode == 1 and out.count("the process died") == 1 and out.count("finished after") == 1
+    assert re.search(r"^failed: fc mnist-embedded sgd .* the process died: killed by SIGKILL, as", err, re.MULTILINE)
     out, _ = (again := start(here)).communicate(timeout=280)
     assert again.returncode == 0 and "2 runs, 1 to do" in out
 

@@ -23,7 +23,7 @@ import rbd
 from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import DISTRIBUTIONS, Distribution, distribution, sketch
-from rbd.kernels import reference
+from rbd.kernels import cpu, reference
 from rbd.philox import words
 from rbd.tests.conftest import DEVICES, INTERPRETED, on_a_gpu
 
@@ -570,6 +570,66 @@ if __name__ == "__main__":
         assert theirs.get(120) == work(1)
     print("equal")
 """
+
+
+ENDING = """
+import atexit, threading
+import torch
+from rbd import RBD
+
+torch.set_num_threads(2)
+p = torch.nn.Parameter(torch.zeros(300_000))
+optimizer = RBD([p], lr=1.0, dim=8)  # enough for two threads
+
+def step(where):
+    p.grad = torch.ones(300_000)
+    optimizer.step()
+    print(where, flush=True)
+
+class Leaving:
+    def __del__(self):
+        step("del")
+
+def outlive():
+    threading.main_thread().join()
+    step("later")
+    held.clear()
+
+if __name__ == "__main__":
+    held = [Leaving()]
+    atexit.register(step, "atexit")
+    threading.Thread(target=outlive).start()
+    helper = threading.Thread(target=step, args=("daemon",), daemon=True)
+    helper.start()
+    helper.join()
+"""
+
+
+def test_steps_while_the_process_ends(fresh_python):
+    """In a daemon thread, in one that outlives the main thread, in the __del__ that this calls, and in atexit."""
+    assert fresh_python(ENDING).split() == ["daemon", "later", "del", "atexit"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_more_threads_one_does_it_all(name, monkeypatch, set_threads):
+    """A system, or a container, that refuses to start one: at the first, and when one is there already."""
+    set_threads(3)
+    size = 1_200_000 if name == "countsketch" else 101_770
+    g, k, law = normal(size, 23), one(250, size), distribution(name)
+    expected = project("cpu", g, k, law)
+
+    class Pool(ThreadPoolExecutor):
+        most = 0
+
+        def _adjust_thread_count(self) -> None:
+            if len(self._threads) == self.most:
+                raise RuntimeError("can't start new thread")
+            super()._adjust_thread_count()
+
+    for Pool.most in (0, 1):
+        with Pool(3) as pool:
+            monkeypatch.setattr(cpu, "_threads", lambda pool=pool: pool)
+            assert all(same_bits(project("cpu", g, k, law), expected) for _ in range(5))
 
 
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="this system has no fork")

@@ -16,7 +16,7 @@ ROOT = Path(rbd.__file__).parents[1]
 LAYERS = {  # modules may import what stands in their own layer or a lower one, lazily or not
     "rbd.philox": 1, "rbd.distribution": 1,
     "rbd.compartment": 2,
-    "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3,
+    "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3, "rbd.kernels.jit": 3,
     "rbd.kernels.reference": 3, "rbd.kernels.cpu": 3, "rbd.kernels.gpu": 3,
     "rbd.kernels.countsketch_cpu": 3, "rbd.kernels.countsketch_gpu": 3,
     "rbd.basis": 4, "rbd.partition": 4,
@@ -111,7 +111,7 @@ if TYPE_CHECKING:
 """
     assert imported(source, "rbd.kernels") == {
         "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.suite.datasets",
-        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.kernels.countsketch_cpu",
+        "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.kernels.jit", "rbd.kernels.countsketch_cpu",
         "rbd.kernels.countsketch_gpu", "rbd.suite.train",
     }  # fmt: skip
 
@@ -191,7 +191,7 @@ def test_modules_that_do_without_torch(name):
 
 
 def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
-    numba = {"rbd.kernels.cpu", "rbd.kernels.countsketch_cpu", "rbd.kernels.simd"}
+    numba = {"rbd.kernels.cpu", "rbd.kernels.countsketch_cpu", "rbd.kernels.simd", "rbd.kernels.jit"}
     homes = {"numba": numba, "llvmlite": {"rbd.kernels.simd"}, "triton": {"rbd.kernels.gpu"}}
     for library, home in homes.items():
         users = {n for n, others in imports().items() if library in {other.split(".")[0] for other in others}}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from rbd import FPD, NES, RBD, Basis
 from rbd.distribution import DISTRIBUTIONS
-from rbd.optim import centred_ranks, rbd_direction
+from rbd.optim import _as_loss, centred_ranks, rbd_direction
 from rbd.partition import partition
 from rbd.tests.conftest import on_a_gpu
 
@@ -301,13 +305,27 @@ def test_tied_parameters_count_once():
     (torch.float16, torch.float32), (torch.bfloat16, torch.float64),
 ], ids=str)  # fmt: skip
 def test_dtypes(dtypes):
-    """All gradients in float64 if any is, else in float32; each parameter gets its part in its own dtype."""
+    """All gradients in float64 if any is, else in float32; so is η u, added in the wider dtype and rounded once."""
     params = [parameter(normal(10, seed=k, dtype=t), normal(10, seed=9 + k, dtype=t)) for k, t in enumerate(dtypes)]
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     u, _ = rbd_direction(torch.cat([p.grad.to(wide) for p in params]), partition("whole", (("w", 20),), 4))
-    expected = [p.detach().clone().add_(part.to(p.dtype), alpha=-0.5) for p, part in zip(params, u.split(10))]
+    expected = [(p.detach().to(part.dtype).add_(part, alpha=-0.5).to(p.dtype) if p.dtype.itemsize == 2 else
+                 p.detach().add(part.to(p.dtype), alpha=-0.5)) for p, part in zip(params, u.split(10))]  # fmt: skip
     RBD(params, lr=0.5, dim=4).step()
     assert all(torch.equal(p, e) and p.dtype == t for p, e, t in zip(params, expected, dtypes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(("size", "grad", "lr", "dim"), [(100, 6e4, 1e-6, 100), (1000, 1e-5, 1000.0, 500)])
+def test_updates_of_16_bits_are_rounded_once(size, grad, lr, dim, capturable, dtype):
+    """Φᵀ Φ g may lie beyond a range of 16 bits, or among its last digits, where η times it does not."""
+    p = parameter(torch.zeros(size, dtype=dtype), grad * normal(size).sign().to(dtype))
+    u, _ = rbd_direction(p.grad, partition("whole", (("w", size),), dim))
+    RBD([p], lr=lr, dim=dim, capturable=capturable).step()
+    assert p.isfinite().all()
+    eps, most = torch.finfo(dtype).eps, lr * float(u.abs().max())
+    torch.testing.assert_close(p.detach(), (-lr * u).to(dtype), rtol=eps, atol=1e-6 * most)  # of sums that cancel
 
 
 def test_any_strides():
@@ -436,6 +454,171 @@ def test_resume_is_exact(method):
     train(other, resumed, 4, first=3)
     assert torch.equal(flat(other.parameters()), flat(model.parameters()))
     assert resumed.state_dict() == optimizer.state_dict()
+
+
+# states, as torch's distributed checkpoints take and give them
+
+SAVED = METHODS | {"capturable": lambda model, seed: RBD(model.named_parameters(), 0.5, 20, seed=seed, capturable=True)}
+
+
+def saved_on_the_way(method: str, steps: int, options: StateDictOptions) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Trained, with a state taken by torch's API before every step, and after zero_grad."""
+    model = network()
+    optimizer = SAVED[method](model, 5)
+    for step in range(steps):
+        optimizer.zero_grad()
+        before = copy.deepcopy(optimizer.state_dict())
+        get_optimizer_state_dict(model, optimizer, options=options)
+        assert optimizer.state_dict() == before
+        assert all(p.grad is None for p in model.parameters())
+        train(model, optimizer, 1, first=step)
+    return model, optimizer
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("flat_keys", [False, True])
+@pytest.mark.parametrize("method", SAVED)
+def test_torchs_checkpoint_api_leaves_training_alone(method, flat_keys, tmp_path):
+    """Saving on the way changes no bit; a file goes on to the same end, in an optimizer made with another seed."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flat_keys)
+    model, optimizer = saved_on_the_way(method, 3, options)
+    twin = network()
+    train(twin, SAVED[method](twin, 5), 3)
+    assert torch.equal(flat(model.parameters()), flat(twin.parameters()))
+    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=tmp_path)
+    other = network()
+    other.load_state_dict(model.state_dict())
+    resumed = SAVED[method](other, 6)
+    state = {"optimizer": get_optimizer_state_dict(other, resumed, options=options)}
+    dcp.load(state, checkpoint_id=tmp_path)
+    set_optimizer_state_dict(other, resumed, state["optimizer"], options=options)
+    assert resumed.param_groups[0]["step"] == 3 and resumed.param_groups[0]["seed"] == 5
+    train(model, optimizer, 3, first=3)
+    train(other, resumed, 3, first=3)
+    assert torch.equal(flat(model.parameters()), flat(other.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_of_rbd_0_1(tmp_path):
+    """It has the same keys, so torch finds all of them; and the sum of the sizes where they are now."""
+    model, other = network(), network()
+    optimizer, resumed = SAVED["rbd"](model, 5), SAVED["rbd"](other, 6)
+    train(model, optimizer, 3)
+    other.load_state_dict(model.state_dict())
+    old = get_optimizer_state_dict(model, optimizer)
+    old["param_groups"][0]["size"] = 83
+    dcp.save({"optimizer": old}, checkpoint_id=tmp_path)
+    dcp.load(state := {"optimizer": get_optimizer_state_dict(other, resumed)}, checkpoint_id=tmp_path)
+    set_optimizer_state_dict(other, resumed, state["optimizer"])
+    for each in (model, optimizer), (other, resumed):
+        train(*each, 2, first=3)
+    assert torch.equal(flat(model.parameters()), flat(other.parameters()))
+
+
+RATES = {"float": lambda lr: lr, "tensor": torch.tensor, "vector": lambda lr: torch.tensor([lr])}
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_step_at_the_rate_0_changes_nothing(capturable, rate):
+    """Whatever the gradient: so that a library may initialise an optimizer by such a step."""
+    model, twin, of = network(), network(), RATES[rate]
+    optimizer = RBD(model.parameters(), of(0.5), 20, capturable=capturable)
+    before = flat(model.parameters()).clone()
+    for lr in (0.0, 0.5):
+        optimizer.param_groups[0]["lr"] = of(lr)
+        train(model, optimizer, 1)
+        assert int(optimizer.param_groups[0]["step"]) == (lr > 0)
+        assert torch.equal(flat(model.parameters()), before) == (lr == 0)
+    train(twin, RBD(twin.parameters(), of(0.5), 20, capturable=capturable), 1)
+    assert torch.equal(flat(model.parameters()), flat(twin.parameters()))
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_step_counts_for_all_groups_if_one_of_them_moves(capturable):
+    groups = [{"params": [parameter(normal(10), normal(10))], "lr": lr} for lr in (0.0, torch.tensor(0.0), 0.5)]
+    optimizer = RBD(groups, 1.0, 3, capturable=capturable)
+    for group, lr, steps in ((2, torch.tensor(0.0), 0), (1, torch.tensor(0.5), 1), (1, 0.5, 2), (1, 0.0, 2)):
+        optimizer.param_groups[group]["lr"] = lr
+        optimizer.step()
+        assert [int(g["step"]) for g in optimizer.param_groups] == [steps] * 3
+
+
+def test_nes_at_the_rate_0():
+    p = parameter(normal(30))
+    optimizer = NES([p], lr=0.0, dim=12)
+    assert optimizer.step(None) is None
+    optimizer.step(lambda: bowl(p))
+    assert torch.equal(p, normal(30)) and optimizer.param_groups[0]["step"] == 0
+
+
+def named(**sizes: int) -> list[tuple[str, nn.Parameter]]:
+    return [(name.replace("_", "."), parameter(normal(n), normal(n, seed=n))) for name, n in sizes.items()]
+
+
+def by_layer(**sizes: int) -> RBD:
+    return RBD(named(**sizes), 0.5, 20, "by_layer")
+
+
+def test_a_state_of_other_parameters_is_refused():
+    """Though there are as many of them, with as many values in all: name by name, and size by size."""
+    state = by_layer(a_w=30, a_b=3, c_w=50).state_dict()
+    optimizer = by_layer(c_w=50, a_w=30, a_b=3)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match="^state_dict: parameter 0 of a group is a.w with 30 values, here c.w with 50;"):
+        optimizer.load_state_dict(state)
+    assert optimizer.state_dict() == before
+    with pytest.raises(ValueError, match="parameter 0 of a group is a.w with 30 values, here b.w with 30"):
+        by_layer(b_w=30, a_b=3, c_w=50).load_state_dict(state)
+    unnamed = [RBD([parameter(normal(n)) for n in sizes], 0.5, 20) for sizes in ((30, 3, 50), (50, 30, 3))]
+    with pytest.raises(ValueError, match="parameter 0 of a group is None with 30 values, here None with 50"):
+        unnamed[1].load_state_dict(unnamed[0].state_dict())
+
+
+def test_names_of_wrappers_are_no_other_names():
+    """DDP, torch.compile, FSDP and activation checkpoints put words in front of names, or between them."""
+    plain = by_layer(a_w=30, a_b=3, c_w=50)
+    words = ("module.{}", "_orig_mod.{}", "_fsdp_wrapped_module.{}", "module._orig_mod._checkpoint_wrapped_module.{}")
+    for form in words:
+        wrapped = RBD([(form.format(name), p) for name, p in named(a_w=30, a_b=3, c_w=50)], 0.5, 20, "by_layer")
+        plain.load_state_dict(wrapped.state_dict())
+        wrapped.load_state_dict(plain.state_dict())
+        assert wrapped.partition() == plain.partition()
+    inside = [RBD(named(**{f"{word}_w": 30}), 0.5, 20) for word in ("a_module", "a")]  # a layer's own name
+    with pytest.raises(ValueError, match=r"is a.module.w with 30 values, here a.w"):
+        inside[1].load_state_dict(inside[0].state_dict())
+
+
+def test_states_without_names_or_sizes():
+    """Those of parameters without names fit any names; those of rbd 0.1 have the sum of the sizes only."""
+    with_names, without = by_layer(a_w=30, a_b=3), RBD([parameter(normal(30)), parameter(normal(3))], 0.5, 20)
+    for optimizer, other in ((with_names, without), (without, with_names)):
+        state = other.state_dict()
+        state["param_groups"][0] |= {"size": 33, "step": 7, "partition": "whole"}
+        optimizer.load_state_dict(copy.deepcopy(state))
+        assert optimizer.param_groups[0]["step"] == 7 and optimizer.state_dict()["param_groups"][0]["size"] == [30, 3]
+        state["param_groups"][0]["size"] = 34
+        with pytest.raises(ValueError, match="^state_dict has 34 parameters in a group, this optimizer 33$"):
+            optimizer.load_state_dict(state)
+
+
+def test_a_hook_may_adapt_a_state_before_it_is_looked_at():
+    """Names, an option that it lacks, another version of the stream."""
+    optimizer = by_layer(a_w=30, a_b=3)
+    state = by_layer(old_w=30, old_b=3).state_dict()
+    state["param_groups"][0] |= {"step": 4, "stream_version": 0}
+    del state["param_groups"][0]["redraw"]
+
+    def adapt(optimizer: RBD, state: dict) -> dict:
+        (group,) = state["param_groups"]
+        return state | {"param_groups": [group | {"param_names": ["a.w", "a.b"], "stream_version": 1, "redraw": 2}]}
+
+    hook = optimizer.register_load_state_dict_pre_hook(adapt)
+    optimizer.load_state_dict(state)
+    assert (optimizer.param_groups[0]["step"], optimizer.param_groups[0]["redraw"]) == (4, 2)
+    hook.remove()
+    with pytest.raises(ValueError, match="stream_version 0"):
+        optimizer.load_state_dict(state)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
@@ -691,8 +874,47 @@ def test_bad_parameters(optimizer_class):
 def test_parameters_without_an_order():
     """torch refuses a set in a group, because its order differs between runs; so must RBD, whose bases follow it."""
     params = {parameter(normal(10)), parameter(normal(10))}
-    with pytest.raises(TypeError, match="ordered collections"):
-        RBD([{"params": params}], lr=0.1, dim=5)
+    for given in ([{"params": params}], params, frozenset(params)):
+        for optimizer_class in (RBD, FPD, NES):
+            with pytest.raises(TypeError, match="^params must come in ordered collections, not in a set"):
+                optimizer_class(given, lr=0.1, dim=5)
+
+
+@pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
+def test_options_of_other_optimizers(optimizer_class):
+    """They would be ignored: an error names those that are not switched off; labels and schedulers' notes are fine."""
+    params = lambda: [parameter(normal(10))]  # noqa: E731
+    with pytest.raises(ValueError, match="^parameter group: got weight_decay, momentum, allowed params, lr, dim, .*seed"):
+        optimizer_class([{"params": params(), "weight_decay": 0.01, "momentum": 0.9}], lr=0.1, dim=5)
+    optimizer = optimizer_class(torch.optim.SGD(params(), lr=0.2).param_groups, lr=0.1, dim=5)  # all of SGD's are off
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    if optimizer_class is not NES:
+        with pytest.raises(ValueError, match="got betas, eps, allowed"):
+            optimizer.add_param_group({"params": params(), "betas": (0.9, 0.99), "eps": 1e-8})
+        optimizer.add_param_group({"params": params(), "name": "head", "initial_lr": 0.1})
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=5, cycle_momentum=False)
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer_class(optimizer.param_groups, lr=0.1, dim=5)
+
+
+def test_parameters_that_are_unfrozen_later():
+    """They are not in the basis: a warning says so, once, unless they have been added."""
+    model = network()
+    model[0].requires_grad_(False)
+    optimizers = [RBD(model.named_parameters(), 0.5, 10), NES(model.parameters(), 0.5, 10)]
+    model[0].weight.requires_grad_(True)
+    for optimizer, name in zip(optimizers, ("0.weight", r"one of shape \(8, 6\)")):
+        message = rf"does not move 1 parameters \({name}\): they needed no gradient when .* Add them by add_param_group"
+        with pytest.warns(UserWarning, match=message):
+            train(model, optimizer, 1)
+    model[0].bias.requires_grad_(True)
+    optimizers.append(RBD(model[2].parameters(), 0.5, 10))
+    optimizers[0]._frozen = (("0.bias", model[0].bias), ("0.weight", model[0].weight))
+    optimizers[0].add_param_group({"params": list(model[0].named_parameters()), "dim": 10})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for optimizer in optimizers:
+            train(model, optimizer, 1)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -762,6 +984,64 @@ def test_nes_takes_numbers_for_losses():
     NES([p], lr=0.1, dim=12).step(lambda: bowl(p))
     NES([q], lr=0.1, dim=12).step(lambda: bowl(q).item())
     assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("of", [lambda x: x.reshape(1), lambda x: x.reshape(1, 1), lambda x: x.numpy(), np.float32,
+                                lambda x: x.double()])  # fmt: skip
+def test_nes_takes_losses_of_any_shape_of_one_value(of):
+    p, q = parameter(normal(30)), parameter(normal(30))
+    returned = NES([p], lr=0.1, dim=12).step(lambda: bowl(p))
+    assert torch.equal(NES([q], lr=0.1, dim=12).step(lambda: of(bowl(q).detach())), returned)
+    assert torch.equal(p, q) and returned.shape == ()
+
+
+@pytest.mark.parametrize(("bad", "got"), [(None, "None"), ("1", "'1'"), ([1.0], r"\[1.0\]"), (1j, "1j"),
+                                          (torch.zeros(3), r"torch.float32 of shape \(3,\)"), (torch.zeros(0), ".*"),
+                                          (torch.tensor(1j), r"torch.complex64 of shape \(\)")])  # fmt: skip
+def test_nes_refuses_a_loss_at_the_first_evaluation(bad, got):
+    p, calls = parameter(normal(30)), []
+    with pytest.raises(TypeError, match=f"^closure: got {got} for the loss, allowed a real number or a tensor of one$"):
+        NES([p], lr=0.1, dim=12).step(lambda: calls.append(1) or bad)
+    assert len(calls) == 1 and torch.equal(p, normal(30))
+
+
+def test_losses_are_where_the_parameters_are():
+    """A number has no device, and a model may return its loss on another one."""
+    for value in (1.5, np.float32(1.5), torch.tensor([1.5])):
+        assert _as_loss(value, torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 4, (torch.float64,) * 4, (torch.float32, torch.float64) * 2], ids=str)
+def test_nes_moves_parameters_as_one_by_one(dtypes):
+    """All of them in one call, to the bit: strided ones, and sizes that leave a tail of a vector."""
+    values = [normal(7, 13, dtype=dtypes[0]).t(), normal(33, seed=1, dtype=dtypes[1]), normal(1, dtype=dtypes[2])[0],
+              normal(257, 3, dtype=dtypes[3])[:, ::2]]  # fmt: skip
+    params, start = [nn.Parameter(v.clone()) for v in values], [v.clone() for v in values]
+    u = normal(sum(v.numel() for v in values), seed=2, dtype=max(dtypes, key=lambda t: t.itemsize))
+    for alpha in (0.01, -0.3):
+        with torch.no_grad():
+            NES._move(params, start, u, alpha)
+        for p, old, v in zip(params, start, u.split([v.numel() for v in values])):
+            expected = torch.empty_like(p.detach()).copy_(old).add_(v.view(p.shape).to(p.dtype), alpha=alpha)
+            assert torch.equal(p, expected)
+
+
+def test_nes_can_leave_batch_statistics_alone():
+    """As its docstring says: on copies of the buffers they stay; else they move in each of the d evaluations."""
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), normal(16, 6)
+    optimizer, before = NES(model.parameters(), lr=0.1, dim=5), copy.deepcopy(dict(model.named_buffers()))
+
+    def closure() -> Tensor:
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        return torch.func.functional_call(model, buffers, (x,)).square().mean()
+
+    weight = model[0].weight.detach().clone()
+    optimizer.step(closure)
+    assert not torch.equal(model[0].weight, weight)
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    optimizer.step(lambda: model(x).square().mean())
+    assert model[1].num_batches_tracked == 5
+    assert "functional_call" in NES.__doc__ and "BatchNorm" in NES.__doc__
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -907,3 +1187,74 @@ def test_training_in_a_cuda_graph(name):
             graph.replay() if captured else one()
         made.append(flat(model.parameters()))
     assert torch.equal(*made)
+
+
+# torch.compile, and a library that wraps optimizers
+
+COMPILED = """
+import sys
+import torch
+from torch import nn
+from rbd import FPD, NES, RBD
+
+def train(make, compiled):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = make(model.named_parameters())
+
+    def forward(x):
+        return model(x).square().mean()
+
+    def step(x):
+        if isinstance(optimizer, NES):
+            return optimizer.step(lambda: forward(x))
+        optimizer.zero_grad()
+        loss = forward(x)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run = torch.compile(step, backend="aot_eager") if compiled else step
+    for _ in range(3):
+        run(torch.randn(16, 6))
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), optimizer.param_groups[0]["step"]
+
+for make in (lambda params: RBD(params, 0.5, 20, "by_layer", redraw=2), lambda params: FPD(params, 0.5, 20, capturable=True),
+             lambda params: RBD(params, 0.5, 20, distribution="countsketch"), lambda params: NES(params, 0.1, 20)):
+    (a, n), (b, m) = train(make, False), train(make, True)
+    assert torch.equal(a, b) and int(n) == int(m) == 3
+"""
+
+
+def test_a_compiled_step_of_training(fresh_python, tmp_path):
+    """Forward, backward and step in one compiled function: the same bits, and not a word but torch's about its profiler."""
+    listen = f"import sys\nsys.stderr = open({str(tmp_path / 'said')!r}, 'w')\n"
+    fresh_python(listen + COMPILED)
+    assert [line for line in (tmp_path / "said").read_text().splitlines() if "Profiler record function" not in line] == []
+
+
+def test_accelerate():
+    """Accumulation, clipping, a schedule that begins at 0, and its state_dict, as without accelerate."""
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed (dependency group test)")
+    ends, states = [], []
+    for wrapped in (False, True):
+        model = network()
+        optimizer: torch.optim.Optimizer = RBD(model.named_parameters(), 0.5, 20)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 2, 1))
+        if wrapped:
+            accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+            model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+        for batch in range(8):
+            with accelerator.accumulate(model) if wrapped else contextlib.nullcontext():
+                value = loss(model, batch)
+                accelerator.backward(value) if wrapped else (value / 2).backward()
+                if wrapped:
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), 0.01)
+                    optimizer.step(), scheduler.step(), optimizer.zero_grad()
+                elif batch % 2:
+                    nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+                    optimizer.step(), scheduler.step(), optimizer.zero_grad()
+        ends.append(flat(model.parameters()))
+        states.append(optimizer.state_dict())
+    assert torch.equal(*ends) and states[0] == states[1] and states[0]["param_groups"][0]["step"] == 3

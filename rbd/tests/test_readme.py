@@ -42,11 +42,31 @@ def test_python_blocks_run_as_they_stand():
 
 def test_the_script_for_workers_runs_under_torchrun(tmp_path):
     (block,) = [block for block in _blocks() if "init_process_group" in block]
-    (tmp_path / "own.py").write_text(block + 'assert optimizer.param_groups[0]["step"] == 10\n', "utf-8")
+    ended = 'assert optimizer.param_groups[0]["step"] == 10 and not dist.is_initialized()\n'
+    (tmp_path / "own.py").write_text(block + ended, "utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "own.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(torchrun, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+    assert "FutureWarning" not in done.stderr
+
+
+def _named_packages(text: str) -> list[str]:
+    """What commands `pip install` in a text fetch by the name rbd, which at an index may be somebody else's."""
+    found = re.findall(r"pip install ([^`\n]*)", text)
+    return [words for words in found if re.search(r"(?<![\w./:+-])rbd(?![\w/.-])", words) and "git+" not in words]
+
+
+def test_no_text_installs_a_package_called_rbd_from_an_index():
+    assert _named_packages("so `pip install 'rbd[ray]'`") and _named_packages("pip install -U rbd") == ["-U rbd"]
+    for harmless in ("'rbd[ray] @ git+https://host/owner/rbd'", "-e '.[suite]'", "./rbd", "git+https://host/owner/rbd"):
+        assert not _named_packages(f"pip install {harmless}"), harmless
+    texts = [path for folder in ("rbd", "analysis", "benchmarks", "docs") for path in (ROOT / folder).rglob("*")]
+    texts = [path for path in (*texts, *ROOT.glob("*")) if path.suffix in (".py", ".md", ".ipynb", ".toml", ".ini", ".cff")]
+    assert len(texts) > 50
+    for path in texts:
+        if "tests" not in path.parts:
+            assert not _named_packages(path.read_text("utf-8")), path
 
 
 @pytest.mark.parametrize("command", _commands())

@@ -1,0 +1,143 @@
+"""Kernels compiled by Numba and kept on disk for the next process; where that is impossible they are compiled all the same.
+
+Numba raises where it finds no directory that it can write, where a file is damaged and where the disk is full. And its
+index of a kernel's files is read and written back without a lock: of two processes that compile at once, one may enter
+the code of one signature under another. Here each signature has a file of its own, checked by a sum.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from secrets import token_hex
+from types import ModuleType
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache, NullCache
+from numba.core.serialize import dumps
+
+_SUM = sha256().digest_size  # bytes, at the head of a file
+_log = logging.getLogger("rbd")
+
+
+def jit(*included: ModuleType) -> Callable[[Callable], Callable]:
+    """Decorator of a kernel that releases the GIL and is compiled once for each signature and kind of machine.
+
+    Args:
+        included: modules whose sources the kernel includes: of these, Numba would not see that they have changed.
+    """
+    sources = sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in included)).hexdigest()
+
+    def decorate(kernel: Callable) -> Callable:
+        dispatcher = numba.njit(nogil=True, error_model="numpy")(kernel)
+        dispatcher._cache = _open_cache(kernel, sources)
+        return dispatcher
+
+    return decorate
+
+
+def _open_cache(kernel: Callable, sources: str) -> _Cache | _NoCache:
+    try:
+        return _Cache(kernel, sources)
+    except RuntimeError:  # no directory can be written
+        return _NoCache()
+
+
+class _NoCache(NullCache):
+    """Keeps nothing, and says so when there would be something to keep."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        _announce()
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        _warn("no directory for it can be written")
+
+
+class _Cache(FunctionCache):
+    """Numba's, where every failure means that there is nothing, or that nothing is kept."""
+
+    def __init__(self, kernel: Callable, sources: str) -> None:
+        super().__init__(kernel)
+        stamp = (numba.__version__, self._impl.locator.get_source_stamp(), sources)
+        self._cache_file = _Files(Path(self._cache_path), self._impl.filename_base, stamp)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = None
+        with suppress(Exception):  # what a file that is not what it should be may raise
+            found = super().load_overload(sig, target_context)
+        if found is None:
+            _announce()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn(f"{self._cache_path}: {error.strerror or error}")
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of one kernel, as Numba's cache asks for them.
+
+    Attributes:
+        folder: where they stand.
+        name: how their names begin.
+        stamp: of the sources; the code of others is not loaded, and overwritten.
+    """
+
+    folder: Path
+    name: str
+    stamp: tuple
+
+    def load(self, key: tuple) -> Any:
+        """What was saved under a key, or None if that is damaged or out of date. Raises OSError if nothing was."""
+        content = self._path(key).read_bytes()
+        head, body = content[:_SUM], content[_SUM:]
+        if sha256(body).digest() != head:
+            return None
+        found, data = pickle.loads(body)
+        return data if found == (self.stamp, key) else None
+
+    def save(self, key: tuple, data: Any) -> None:
+        """Write it, whole or not at all: other processes may read and write the same file."""
+        body = dumps(((self.stamp, key), data))
+        temporary = self.folder / f"{self.name}.{token_hex(8)}.tmp"
+        try:
+            temporary.write_bytes(sha256(body).digest() + body)
+            os.replace(temporary, self._path(key))
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def flush(self) -> None:
+        """Remove them all."""
+        for path in self.folder.glob(f"{self.name}-*.nbc"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: tuple) -> Path:
+        signature, machine, _ = key
+        return self.folder / f"{self.name}-{sha256(repr((signature, machine)).encode()).hexdigest()[:16]}.nbc"
+
+
+@cache
+def _announce() -> None:
+    """Tell the log, once, what there is to wait for; `rbd train` shows it, a program that asks for no log does not."""
+    _log.info("compiling the kernels of this distribution and dtype, which takes some seconds")
+
+
+@cache
+def _warn(problem: str) -> None:
+    """Say, once, that code is not kept and what helps."""
+    what = f"rbd: compiled kernels are not kept ({problem}), so every process compiles them anew, which takes seconds"
+    what += "; set NUMBA_CACHE_DIR to a directory that can be written and has room"
+    warnings.warn(what, RuntimeWarning, stacklevel=2)
