@@ -382,7 +382,8 @@ class RBD(_RandomBases):
             if any(p.grad is None for p in group["params"]):
                 raise ValueError("capturable=True needs a gradient in every parameter")
             part = self._part(index)
-            c = kernels.project(part.g, part.spec)  # (d,)
+            with kernels.owned(self, part.g.device):
+                c = kernels.project(part.g, part.spec)  # (d,)
             kernels.add(-group["lr"] * c, part.spec, group["params"])
         counted = self._is_moving_there()
         for group in self.param_groups:

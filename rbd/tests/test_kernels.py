@@ -947,6 +947,30 @@ def test_calls_that_find_no_free_counters_make_their_own(planned):
     assert not counters.of_stream
 
 
+@pytest.mark.gpu
+def test_calls_of_an_owner_share_counters(planned):
+    """Also in a graph: an optimizer's need no set of their own, nor one that a graph has to clear."""
+
+    class Owner:
+        pass
+
+    planned(10**6)
+    law, k, g = distribution("rademacher"), one(3, 5000), normal(5000, 51).to(DEVICES["gpu"])
+    expected, counters, owners = project("gpu", g, k, law), plan_of(k, law).counters, [Owner(), Owner()]
+    for owner in (*owners, *owners):
+        token = kernels.load("gpu").OWNER.set(owner)
+        try:
+            assert counters.of_call(g.device) is counters.of_call(g.device) is counters.of_owner[owner]
+            assert same_bits(project("gpu", g, k, law), expected)
+        finally:
+            kernels.load("gpu").OWNER.reset(token)
+    sets = [*counters.free, *counters.of_stream.values(), *counters.of_owner.values()]
+    assert len({x.data_ptr() for x in sets}) == len(sets) == kernels.load("gpu").SLOTS + 2
+    assert not any(x.any() for x in sets) and all(x.data_ptr() % 16 == 0 for x in sets)
+    del owner, owners
+    assert not counters.of_owner  # they end with their owners
+
+
 @pytest.mark.parametrize("groups", range(1, 20))
 def test_all_sets_of_counters_are_aligned_alike(groups):
     """To 16 bytes: Triton would load another kernel for an address that is not, which a capture forbids."""
