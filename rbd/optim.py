@@ -559,12 +559,11 @@ class NES(_RandomBases):
         if not self._capturable and losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
         u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
-        if self._capturable:
+        if self._capturable and isinstance(group["lr"], Tensor):  # which may be in device memory
             self._move(group["params"], start, u * -group["lr"], 1.0)
-            group["step"] += self._is_moving_there()
         else:
             self._move(group["params"], start, u, -float(group["lr"]))
-            group["step"] += self._is_moving()
+        group["step"] += self._is_moving_there() if self._capturable else self._is_moving()
         return losses.mean()
 
     def _loss_at(self, closure: Callable[[], Tensor | float], start: list[Tensor], row: int) -> Tensor:

@@ -161,7 +161,7 @@ def test_chunks_are_single_capturable_steps(method, queued, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    {"method": "rbd"}, {"method": "nes", "dim": 3}, {"method": "rbd-nes", "dim": 2},
+    {"method": "rbd"}, {"method": "nes", "dim": 3}, {"method": "rbd-nes", "dim": 2, "epochs": 1},
     {"method": "sgd", "switch": 1, "then_lr": 4.0, "dim": 20}, {"augment": "crop", "distribution": "countsketch"},
 ], ids=str)  # fmt: skip
 def test_queued_runs_are_those_of_the_cpu_to_rounding(changes, monkeypatch):
