@@ -183,7 +183,7 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument("--profile", choices=("quick", "paper"), help="quick or paper (default: quick; with --list both)")
     each = "runs at a time (default: one a core; 1 if timed)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
-    sweep.add_argument("--lanes", type=_parse_positive, help="runs that take turns in one process, on streams of a GPU")
+    sweep.add_argument("--lanes", type=_parse_positive, help="runs that take turns in one process, on a GPU")
     deadline = "end runs in lanes after their last full epoch"
     sweep.add_argument("--deadline", type=_parse_seconds, metavar="SECONDS", help=deadline)
     seeds = "other seeds than its own: no figure shows such runs"
