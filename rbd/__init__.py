@@ -1,6 +1,7 @@
 """Training in random low-dimensional bases that are never stored.
 
-The public names: the optimizers ``RBD``, ``FPD`` and ``NES``, the ``Basis`` they use, and ``__version__``.
+The public names: the optimizers ``RBD``, ``FPD`` and ``NES``, the ``Basis`` they use, ``Subspace``, which trains
+coordinates with any optimizer of torch, and ``__version__``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rbd.basis import Basis
     from rbd.optim import FPD, NES, RBD
+    from rbd.subspace import Subspace
 
 __version__ = "0.1.0"
-__all__ = ["FPD", "NES", "RBD", "Basis", "__version__"]
+__all__ = ["FPD", "NES", "RBD", "Basis", "Subspace", "__version__"]
 
-_HOME = {"Basis": "rbd.basis", "RBD": "rbd.optim", "FPD": "rbd.optim", "NES": "rbd.optim"}
+_HOME = {"Basis": "rbd.basis", "RBD": "rbd.optim", "FPD": "rbd.optim", "NES": "rbd.optim",
+         "Subspace": "rbd.subspace"}  # fmt: skip
 
 
 def __dir__() -> list[str]:

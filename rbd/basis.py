@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
+from rbd.kernels.compiled import sum_dtype
 
 WORD = 2**32
 
@@ -84,15 +86,57 @@ class Basis:
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """c = Φ g, (D,) -> (d,): float64 for float64 g, else float32. NaN and infinities pass through.
 
+        Differentiable any number of times: the gradient is expanded (``expand`` by the same basis).
+
         Raises:
             TypeError, ValueError: g is not a real floating-point tensor of shape (D,), or out does not fit.
-            RuntimeError: there are no kernels for g's device.
+            RuntimeError: there are no kernels for g's device, or out is given for a g that requires a gradient.
         """
-        return kernels.project(g, self._spec(), out)
+        return (kernels.differentiable_project if _is_tracked(g, out) else kernels.project)(g, self._spec(), out)
 
     def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors as in ``project``."""
-        return kernels.expand(c, self._spec(), out)
+        """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors and derivatives as in ``project``."""
+        return (kernels.differentiable_expand if _is_tracked(c, out) else kernels.expand)(c, self._spec(), out)
+
+    @torch.no_grad()
+    def add_(self, params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float = 1.0, first: int | None = None) -> None:
+        """params += alpha Φᵀ c, in place and without a graph, the params being the vector of length D cut into tensors.
+
+        Entries belong to places in the whole vector, so neither the cuts nor who has which part of it matter. Every value is
+        summed in float32 (float64 if it or c is) and rounded once. Adding and subtracting therefore drifts, by a rounding of
+        each value every time; to restore exactly, copy the base weights back, and add Φᵀ c anew to get a perturbation again.
+
+        Args:
+            params: real floating-point tensors on c's device.
+            c: (d,) coordinates.
+            first: place of the params' first value, if they are a part of the vector: those of this worker, say.
+
+        Raises:
+            TypeError, ValueError: params or c are other tensors than that, or do not fit the basis.
+            RuntimeError: there are no kernels for the device, or a tensor of autograd's is overwritten (as by torch).
+        """
+        params, spec = list(params), self._spec()
+        bad = [p for p in params if not isinstance(p, torch.Tensor) or not p.is_floating_point() or hasattr(p, "to_local")]
+        if bad or not params:
+            got = ", ".join(f"{type(p).__name__} {getattr(p, 'dtype', '')}".strip() for p in bad) or "none"
+            raise TypeError(f"params: got {got}, allowed real floating-point tensors (of sharded ones, the local part)")
+        if first is not None:
+            spec = self._part(check_word("first", first), sum(p.numel() for p in params))
+        c = alpha * c.to(sum_dtype(c.dtype))  # (d,)
+        if all(p.dtype == params[0].dtype and p.is_contiguous() for p in params):
+            return kernels.add(c, spec, params)
+        for p, moved in zip(params, kernels.moved(c, spec, params)):
+            p.copy_(moved)
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def _part(self, first: int, count: int) -> BasisSpec:
+        """The spec of the columns first ... first + count - 1."""
+        after = self.size - first - count
+        if count < 1 or after < 0:
+            raise ValueError(f"params: got {count} values from {first} on, allowed 1 ... {max(self.size - first, 0)}")
+        (k,) = self._spec().compartments
+        part = Compartment(k.number, 0, count, k.dim, k.row, first, after, k.total)
+        return replace(self._spec(), compartments=(part,))
 
     def dense(self) -> torch.Tensor:
         """Φ itself, (d, D) float32: for looking at it; training never makes one."""
@@ -101,3 +145,11 @@ class Basis:
         spec = self._spec()
         (k,) = spec.compartments
         return torch.from_numpy(rows(k, spec, 0, self.dim)) * spec.distribution.scale(k.length, k.total)
+
+
+def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
+    """Whether autograd has to know of a product of x."""
+    tracked = torch.is_grad_enabled() and isinstance(x, torch.Tensor) and x.requires_grad
+    if tracked and out is not None:
+        raise RuntimeError("out= does not support automatic differentiation, but the argument requires a gradient")
+    return tracked

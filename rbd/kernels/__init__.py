@@ -94,6 +94,21 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
     torch.autograd.graph.increment_version(list(params))  # kernels that write through addresses do not
 
 
+def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """params + the vector with coordinates c, cut into their shapes, in new tensors of their dtypes and strides.
+
+    Every value is summed in float32, or in float64 if c or it is float64, and rounded once. Errors as in ``expand``.
+    """
+    x = _check_operand("c", c, spec.dim)
+    if (values := sum(p.numel() for p in params)) != spec.size:
+        raise ValueError(f"params: got {values} values, allowed {spec.size}")
+    module = _module_for(x.device, None, spec)
+    if hasattr(module, "moved") and all(p.dtype == x.dtype and p.is_contiguous() for p in params):
+        return module.moved(x, _spec_for(module, spec), params)
+    parts = _expand(x, spec, None, None).split([p.numel() for p in params])
+    return [torch.empty_like(p).copy_(v.view(p.shape).add_(p)) for p, v in zip(params, parts)]
+
+
 def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend: str | None) -> torch.Tensor:
     x = _check_operand("g", g, spec.size)
     module = _module_for(x.device, backend, spec)
@@ -112,8 +127,8 @@ def _expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend:
     return u
 
 
-_project_operator = compiled.register("project", _project, compiled.flat_dim)
-_expand_operator = compiled.register("expand", _expand, compiled.flat_size)
+differentiable_project = _project_operator = compiled.register("project", _project, compiled.flat_dim, "expand")
+differentiable_expand = _expand_operator = compiled.register("expand", _expand, compiled.flat_size, "project")
 
 
 def _module_for(device: torch.device, backend: str | None, spec: BasisSpec) -> ModuleType:

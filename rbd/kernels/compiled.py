@@ -1,4 +1,6 @@
-"""Operators for torch.compile: rbd::project and rbd::expand, opaque, whose integers may change from step to step.
+"""Operators for autograd and torch.compile: rbd::project and rbd::expand, opaque, each the derivative of the other.
+
+Their integers may change from step to step without another compilation.
 
 The tables of the GPU kernels outlive a call, which Inductor's own CUDA graphs do not allow: it is told to leave them out.
 """
@@ -14,7 +16,7 @@ from rbd.distribution import distribution as distribution_of
 
 FIELDS = 8  # of a compartment
 
-Product = Callable[[torch.Tensor, BasisSpec, torch.Tensor | None, str | None], torch.Tensor]
+Product = Callable[..., torch.Tensor]  # of x, a spec, out and a backend
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -22,12 +24,13 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def register(name: str, product: Product, length: Callable[[Sequence[int]], int]) -> Product:
+def register(name: str, product: Product, length: Callable[[Sequence[int]], int], adjoint: str) -> Product:
     """Register a product as the operator rbd::<name>; returns a product that calls the operator.
 
     Args:
         product: run by the operator, without out.
         length: of the result, from compartments as ``flatten`` makes them.
+        adjoint: name of the operator that multiplies by the transposed basis, which is this one's derivative.
     """
 
     @torch.library.custom_op(f"rbd::{name}", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
@@ -41,7 +44,18 @@ def register(name: str, product: Product, length: Callable[[Sequence[int]], int]
     def _(x, compartments, distribution, seed, stream, step, counter, backend):
         return x.new_empty(length(compartments), dtype=sum_dtype(x.dtype))
 
-    def call(x: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend: str | None) -> torch.Tensor:
+    def setup_context(ctx, inputs, output):
+        x, *ctx.basis, counter, ctx.backend = inputs
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(counter)  # torch then notices if it has counted on
+
+    def backward(ctx, grad):
+        made = getattr(torch.ops.rbd, adjoint)(grad, *ctx.basis, *ctx.saved_tensors, ctx.backend)
+        return made.to(ctx.dtype), *[None] * 7
+
+    operator.register_autograd(backward, setup_context=setup_context)
+
+    def call(x: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, backend: str | None = None) -> torch.Tensor:
         step, counter = (0, spec.step) if isinstance(spec.step, torch.Tensor) else (spec.step, None)
         made = operator(
             x, flatten(spec.compartments), spec.distribution.name, spec.seed, spec.stream, step, counter, backend

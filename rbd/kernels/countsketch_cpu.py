@@ -393,42 +393,43 @@ def _gather(c, total, row, rows, start, stop, column, name, have, words, x):
 
 
 @_inline
-def _write(target, j, u, add):
+def _write(target, source, j, u, add):
     """16 elements."""
-    store(target, j, load(target, j) + u if add else u)
+    store(target, j, load(source, j) + u if add else u)
 
 
 @_inline
-def _write_signed(x, scale, start, stop, column, words, target, add):
-    """target = (or +=) scale * signed x, the columns start ... stop - 1 of the chunk at that column."""
+def _write_signed(x, scale, start, stop, column, words, target, source, add):
+    """target = (or source +) scale * signed x, the columns start ... stop - 1 of the chunk at that column."""
     factor = splat_like(scale, x)
     if stop - start == CHUNK:
         w0, w1, w2, w3 = load(words, 0), load(words, 16), load(words, 32), load(words, 48)
         for part in range(32):
             shift, i, j = splat_u32(31 - part), _FRONT + WORDS * part, column + WORDS * part
-            _write(target, j, load(x, i) * (_level(w0, shift, factor) * factor), add)
-            _write(target, j + 16, load(x, i + 16) * (_level(w1, shift, factor) * factor), add)
-            _write(target, j + 32, load(x, i + 32) * (_level(w2, shift, factor) * factor), add)
-            _write(target, j + 48, load(x, i + 48) * (_level(w3, shift, factor) * factor), add)
+            _write(target, source, j, load(x, i) * (_level(w0, shift, factor) * factor), add)
+            _write(target, source, j + 16, load(x, i + 16) * (_level(w1, shift, factor) * factor), add)
+            _write(target, source, j + 32, load(x, i + 32) * (_level(w2, shift, factor) * factor), add)
+            _write(target, source, j + 48, load(x, i + 48) * (_level(w3, shift, factor) * factor), add)
         return
     for i in range((start - column) & ~15, stop - column, LANES):
         j = column + i
         u = load(x, _FRONT + i) * (_sign(words, i, factor) * factor)
         if start <= j and j + LANES <= stop:
-            _write(target, j, u, add)
+            _write(target, source, j, u, add)
         else:
             store(x, _FRONT + i, u)
             for lane in range(max(start - j, 0), min(stop - j, LANES)):
                 if add:
-                    target[j + lane] += x[_FRONT + i + lane]
+                    target[j + lane] = source[j + lane] + x[_FRONT + i + lane]
                 else:
                     target[j + lane] = x[_FRONT + i + lane]
 
 
 @_jit
-def _expand(units, first, last, c, seed, stream, step, row0, scales, bases, add, x, sums, words):
-    """The columns of some units: written to, or added onto, the tensors at the bases."""
+def _expand(units, first, last, c, seed, stream, step, row0, scales, bases, sources, add, x, sums, words):
+    """The columns of some units, written to the tensors at the bases, alone or added to those at the sources."""
     unit, factor, tensor = at_address(units, _LONGS), at_address(scales, sums), at_address(bases, _LONGS)
+    origins = at_address(sources, _LONGS)
     px, pw = pointer(x), pointer(words)
     table = have = -1
     for n in range(_FIELDS * first, _FIELDS * last, _FIELDS):
@@ -438,6 +439,7 @@ def _expand(units, first, last, c, seed, stream, step, row0, scales, bases, add,
         name = number, seed, stream, step
         pc = at_address(c + place * x.itemsize, x)
         target = at_address(tensor[t] + origin * x.itemsize, x)
+        source = at_address(origins[t] + origin * x.itemsize, x)
         if k != table:
             table, have = k, -1
             if total <= DOUBLED:
@@ -453,7 +455,7 @@ def _expand(units, first, last, c, seed, stream, step, row0, scales, bases, add,
                 have = _gather_small(total, start, stop, column, name, have, pw, px)
             else:
                 have = _gather(pc, total, row, rows, start, stop, column, name, have, pw, px)
-            _write_signed(px, scale, start, stop, column, pw, target, add)
+            _write_signed(px, scale, start, stop, column, pw, target, source, add)
 
 
 @dataclass(frozen=True)
@@ -591,11 +593,20 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> Non
     torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])
 
 
-def _write_to(c: torch.Tensor, spec: BasisSpec, tensors: Sequence[torch.Tensor], add: bool) -> None:
+def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """params, contiguous and of c's dtype, + the vector with coordinates c, in new tensors: one pass."""
+    made = [torch.empty_like(p) for p in params]
+    _write_to(c, spec, made, True, params)
+    return made
+
+
+def _write_to(c: torch.Tensor, spec: BasisSpec, tensors: Sequence[torch.Tensor], add: bool,
+              sources: Sequence[torch.Tensor] | None = None) -> None:  # fmt: skip
+    """tensors = the vector with coordinates c, or, to add, sources (by default tensors) + it."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, tuple([t.numel() for t in tensors]))
-    bases = np.array([t.data_ptr() for t in tensors], np.int64)
-    name = spec.seed, spec.stream, spec.step, spec.row
-    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, bases.ctypes.data, add)
+    bases = np.array([[t.data_ptr() for t in of] for of in (tensors, sources or tensors)], np.int64)
+    name, address = (spec.seed, spec.stream, spec.step, spec.row), bases.ctypes.data
+    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, address, address + bases.strides[0], add)
 
 
 _DTYPES: dict[torch.dtype, np.dtype] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}

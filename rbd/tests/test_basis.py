@@ -214,3 +214,118 @@ def test_a_projection_keeps_lengths(name):
     g = normal(20_000, 5, torch.float64)
     ratio = Basis(250, 20_000, name).project(g).square().sum() / g.square().sum()
     assert ratio == pytest.approx(250 / 20_000, rel=5 * math.sqrt(2 / 250))
+
+
+# derivatives, and perturbations in place
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_products_are_each_others_derivatives(name):
+    basis = Basis(4, 150, name, seed=1)
+    g, c = normal(150, 1, torch.float64).requires_grad_(), normal(4, 2, torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(basis.project, g, fast_mode=True)
+    assert torch.autograd.gradcheck(basis.expand, c)
+    assert torch.autograd.gradgradcheck(lambda c: basis.expand(c).square(), c)
+    assert torch.autograd.gradgradcheck(lambda g: basis.project(g).square(), g, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_gradients_have_the_dtype_of_what_they_belong_to(dtype):
+    basis = Basis(5, 90, "countsketch")
+    g, c = normal(90, 1, dtype).requires_grad_(), normal(5, 2, dtype).requires_grad_()
+    basis.project(g).sum().backward()
+    basis.expand(c).sum().backward()
+    assert g.grad.dtype == c.grad.dtype == dtype
+    assert torch.equal(g.grad, basis.expand(torch.ones(5, dtype=dtype)).to(dtype))
+    assert torch.equal(c.grad, basis.project(torch.ones(90, dtype=dtype)).to(dtype))
+
+
+def test_two_uses_of_a_vector_add_up():
+    basis, other, c = Basis(5, 90), Basis(5, 90, seed=1), normal(5).requires_grad_()
+    (basis.expand(c) + other.expand(c)).sum().backward()
+    torch.testing.assert_close(c.grad, basis.project(torch.ones(90)) + other.project(torch.ones(90)))
+
+
+def test_no_graph_where_none_is_asked_for():
+    basis, g = Basis(5, 90), normal(90).requires_grad_()
+    assert basis.project(g.detach()).grad_fn is None
+    with torch.no_grad():
+        assert basis.project(g).grad_fn is None
+        basis.project(g, out=torch.empty(5))
+    with pytest.raises(RuntimeError, match="^out= does not support automatic differentiation"):
+        basis.project(g, out=torch.empty(5))
+
+
+def test_derivatives_compile():
+    basis, c = Basis(5, 90), normal(5).requires_grad_()
+    torch.compile(lambda c: basis.expand(c).square().sum(), backend="aot_eager", fullgraph=True)(c).backward()
+    torch.testing.assert_close(c.grad, 2 * basis.project(basis.expand(c.detach())))
+
+
+def cut(x: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+    return [part.clone() for part in x.split(sizes)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_add_is_equal_however_the_vector_is_cut_and_shared_out(name, dtype):
+    basis, base, c = Basis(7, 3000, name, seed=5), normal(3000, 1, dtype), normal(7)
+    whole = base.clone()
+    basis.add_([whole], c, alpha=0.5)
+    exact = (base.double() + 0.5 * basis.expand(c.double())).to(dtype)
+    torch.testing.assert_close(whole, exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    for sizes in ([1, 2999], [1000, 1000, 1000], [17, 64, 2048, 0, 871]):
+        parts = cut(base, sizes)
+        basis.add_(parts, c, alpha=0.5)
+        assert torch.equal(torch.cat(parts), whole)
+        parts, at = cut(base, sizes), 0
+        for part in parts:  # each at another worker
+            if len(part):
+                basis.add_([part], c, alpha=0.5, first=at)
+            at += len(part)
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_add_takes_parameters_of_several_dtypes_and_strides():
+    basis, c = Basis(7, 24, "countsketch"), normal(7, 1, torch.bfloat16)
+    params = [normal(12).view(3, 4).t(), torch.nn.Parameter(normal(12, 1, torch.bfloat16))]
+    moved = [p.detach().clone() for p in params]
+    basis.add_(moved, c, alpha=0.1)
+    u = basis.expand(0.1 * c.float())
+    assert torch.equal(moved[0], params[0] + u[:12].view(4, 3)) and torch.equal(moved[1], (params[1] + u[12:]).bfloat16())
+    basis.add_(params, c, alpha=0.1)  # one that requires a gradient too
+    assert all(map(torch.equal, params, moved)) and params[1].grad_fn is None
+
+
+def test_restoring_by_the_base_weights_is_exact_where_subtracting_drifts():
+    basis, base, c = Basis(1, 3000, seed=2), normal(3000, 0, torch.bfloat16), torch.ones(1)
+    theta = base.clone()
+    for _ in range(10):
+        basis.add_([theta], c, alpha=0.3)
+        basis.add_([theta], c, alpha=-0.3)
+    assert not torch.equal(theta, base)
+    first = base.clone()
+    basis.add_([first], c, alpha=0.3)
+    for _ in range(10):
+        theta.copy_(base)
+        basis.add_([theta], c, alpha=0.3)
+        assert torch.equal(theta, first)
+    theta.copy_(base)
+    assert torch.equal(theta, base)
+
+
+def test_tensors_of_equal_shape_get_different_directions():
+    params = [torch.zeros(64), torch.zeros(64)]
+    Basis(1, 128).add_(params, torch.ones(1))
+    assert not torch.equal(*params)
+
+
+@pytest.mark.parametrize(("params", "more", "error", "message"), [
+    ([torch.zeros(9)], {}, ValueError, r"^params: got 9 values, allowed 10$"),
+    ([torch.zeros(9)], {"first": 2}, ValueError, r"^params: got 9 values from 2 on, allowed 1 ... 8$"),
+    ([torch.zeros(10, dtype=torch.int64)], {}, TypeError, r"^params: got Tensor torch.int64, allowed real floating-point"),
+    ([[0.0] * 10], {}, TypeError, r"^params: got list, allowed real floating-point tensors"),
+])  # fmt: skip
+def test_what_cannot_be_perturbed(params, more, error, message):
+    with pytest.raises(error, match=message):
+        Basis(2, 10).add_(params, torch.ones(2), **more)

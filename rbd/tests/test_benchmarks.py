@@ -338,7 +338,7 @@ def test_runner_finds_what_asv_finds(benchmarks):
 def test_cells_are_looked_up_without_torch(benchmarks, fresh_python):
     """asv starts a process for every cell; where all is measured before, it need not import torch for seconds."""
     measured = sorted({b.module.__name__ for b in benchmarks("run").benchmarks() if hasattr(b.module, "setup_cache")})
-    assert measured == [f"benchmarks.{name}" for name in ("generation", "kernels", "ratios", "step", "workers")]
+    assert measured == [f"benchmarks.{name}" for name in ("generation", "kernels", "ratios", "step", "subspace", "workers")]
     script = """
 import importlib, sys
 for name in sys.argv[1:]:

@@ -22,7 +22,7 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.basis": 4, "rbd.partition": 4,
     "rbd.distributed": 5, "rbd.distributed.variants": 5, "rbd.distributed.exchange": 5, "rbd.distributed.fsdp": 5,
     "rbd.distributed.ddp_hook": 5, "rbd.distributed.launch": 5,
-    "rbd.optim": 6,
+    "rbd.optim": 6, "rbd.subspace": 6,
     "rbd.suite": 7, "rbd.suite.paper": 7, "rbd.suite.looks": 7, "rbd.suite.config": 7, "rbd.suite.record": 7,
     "rbd.suite.store": 7, "rbd.suite.wire": 7,
     "rbd.suite.models": 7, "rbd.suite.datasets": 7, "rbd.suite.batches": 7, "rbd.suite.tables": 8,
@@ -233,7 +233,7 @@ def test_analysis_loads_no_torch(fresh_python):
      "torch numba numpy torchvision triton matplotlib ray"),
     ("import rbd.suite.cli", "filelock tqdm safetensors pandas seaborn"),  # so that --help works where only pip is
     ("from rbd.suite import experiment; experiment.experiments()", "torch numba numpy torchvision triton matplotlib ray"),
-    ("from rbd import RBD, FPD, NES, Basis", "numba torchvision ray matplotlib"),  # numba comes with the first product
+    ("from rbd import RBD, FPD, NES, Basis, Subspace", "numba torchvision ray matplotlib"),  # numba: first product
 ])  # fmt: skip
 def test_what_an_import_loads(fresh_python, statement, absent):
     script = f"import sys\n{statement}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
@@ -252,6 +252,6 @@ except AttributeError as error:
     print(error)
 """
     assert fresh_python(script).splitlines() == [
-        "['Basis', 'FPD', 'NES', 'RBD', '__version__'] RBD FPD NES Basis True",
+        "['Basis', 'FPD', 'NES', 'RBD', 'Subspace', '__version__'] RBD FPD NES Basis True",
         "module 'rbd' has no attribute 'nothing'",
     ]

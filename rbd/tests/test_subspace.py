@@ -1,0 +1,704 @@
+"""Subspace: its function and gradient against a dense basis, torch's machinery around it, files, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import rbd
+from rbd import FPD, Basis, Subspace, kernels
+from rbd.distribution import DISTRIBUTIONS
+from rbd.partition import partition as partition_of
+from rbd.subspace import _place_of
+
+DIM = 40
+EXAMPLES = Path(rbd.__file__).parents[1] / "docs" / "examples"
+
+
+class Net(nn.Module):
+    """(N, 8) -> (N, 3); reentrant: of the checkpoint around its middle, None without one. D = 467."""
+
+    def __init__(self, reentrant: bool | None = None, seed: int = 0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.first, self.middle = nn.Linear(8, 16), nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+            self.last = nn.Linear(16, 3)
+        self.reentrant = reentrant
+
+    def inner(self, x):
+        return self.middle(x) + nn.functional.linear(x, self.middle[0].weight).tanh()  # without its module's forward
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        x = self.inner(x) if self.reentrant is None else checkpoint(self.inner, x, use_reentrant=self.reentrant)
+        return self.last(x)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make(model: nn.Module | None = None, dim: int = DIM, **given) -> Subspace:
+    """A Subspace with coordinates that are not zero."""
+    sub = Subspace(Net() if model is None else model, dim, **given)
+    with torch.no_grad():
+        sub.coordinates.copy_(normal(dim, seed=7))
+    return sub
+
+
+def gradient(sub: nn.Module, x: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+    coordinates.grad = None
+    sub(x).square().sum().backward()
+    return coordinates.grad
+
+
+def is_put_back(sub: Subspace, start: list[torch.Tensor]) -> bool:
+    params = list(sub.model.parameters())
+    return all(isinstance(p, nn.Parameter) for p in params) and all(map(torch.equal, params, start))
+
+
+X = normal(5, 8, seed=1)
+
+
+# what it computes
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("partition", ["whole", "by_layer", "even:3"])
+def test_function_and_gradient_are_those_of_a_stored_basis(name, partition):
+    """Φ from the optimizers' own partitions, multiplied out by torch."""
+    model = Net()
+    sub = make(model, distribution=name, partition=partition, seed=3)
+    start = [p.clone() for p in model.parameters()]
+    layout = tuple((n, p.numel()) for n, p in model.named_parameters())
+    u, c, at = [], sub.coordinates.detach().double().requires_grad_(), 0
+    for k in partition_of(partition, layout, DIM).compartments:
+        basis = Basis(k.dim, k.size, name, seed=3, compartment=k.number)
+        u.append(c[at : at + k.dim] @ basis.dense().double())
+        at += k.dim
+    parts = torch.cat(u).split([p.numel() for p in start])
+    theta = {n: p.double() + v.view(p.shape) for (n, _), p, v in zip(model.named_parameters(), start, parts)}
+    out = torch.func.functional_call(copy.deepcopy(model).double(), theta, (X.double(),))
+    out.square().sum().backward()
+    torch.testing.assert_close(sub(X), out.float())
+    torch.testing.assert_close(gradient(sub, X, sub.coordinates), c.grad.float())
+    assert is_put_back(sub, start)
+
+
+def test_zeros_are_the_model_itself():
+    model = Net()
+    before = model(X)
+    sub = Subspace(model, DIM)
+    assert torch.equal(sub(X), before) and not sub.coordinates.any()
+
+
+def test_sgd_in_it_is_fpd():
+    """The same bases in the same order, and the same steps, within rounding."""
+    x, y = normal(32, 8), torch.arange(32) % 3
+    sub, model = Subspace(Net(), DIM, seed=5, partition="by_layer"), Net()
+    ours = torch.optim.SGD(sub.parameters(), lr=0.3)
+    theirs = FPD(model.named_parameters(), 0.3, DIM, "by_layer", "countsketch", seed=5)
+    for _ in range(5):
+        for optimizer, f in ((ours, sub), (theirs, model)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(f(x), y).backward()
+            optimizer.step()
+    for p, q in zip(sub.merge().parameters(), model.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_several_uses_in_one_graph_add_up_and_double_backward_works():
+    sub = make()
+    one = gradient(sub, X, sub.coordinates)
+    sub.coordinates.grad = None
+    (sub(X).square().sum() + sub(X).square().sum()).backward()
+    torch.testing.assert_close(sub.coordinates.grad, 2 * one)
+    sub.double()
+
+    def f(c):
+        return torch.func.functional_call(sub, {"coordinates": c}, (X.double(),)).square().mean()
+
+    assert torch.autograd.gradgradcheck(f, sub.coordinates.detach().clone().requires_grad_(), fast_mode=True)
+
+
+def test_tied_weights_are_moved_once():
+    model = Net()
+    model.middle.append(nn.Linear(16, 16))
+    model.middle[2].weight = model.middle[0].weight
+    sub = make(model)
+    assert sub._spec.size == 467 + 16
+    seen = []
+    handle = model.middle[2].register_forward_pre_hook(lambda m, _: seen.append(m.weight is model.middle[0].weight))
+    sub(X).sum().backward()
+    handle.remove()
+    assert seen == [True] and model.middle[2].weight is model.middle[0].weight
+
+
+def test_a_choice_of_parameters_by_names_and_patterns():
+    sub = make(Net(), 10, params=["last.*", "first.bias"])
+    assert sub._spec.size == 3 * 16 + 3 + 16
+    theta = make(Net(), 10, params="last.*").merge()
+    assert [torch.equal(p, q) for p, q in zip(theta.parameters(), Net().parameters())] == [True] * 4 + [False] * 2
+    assert not any(p.requires_grad for p in theta.parameters())
+
+
+# torch around it
+
+
+def test_it_has_the_coordinates_alone():
+    sub = Subspace(Net(), DIM)
+    assert [name for name, _ in sub.named_parameters()] == ["coordinates"]
+    outer = nn.Sequential(sub, nn.Linear(3, 2))
+    assert sum(p.numel() for p in outer.parameters() if p.requires_grad) == DIM + 8
+
+
+@pytest.mark.parametrize("make_optimizer", [
+    lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=1e-4),
+    lambda p: torch.optim.Adam(p, lr=0.1),
+    lambda p: torch.optim.LBFGS(p, lr=0.5, max_iter=3),
+])  # fmt: skip
+def test_optimizers_and_schedulers_lower_the_loss(make_optimizer):
+    sub, x, y = Subspace(Net(), DIM), normal(64, 8), torch.arange(64) % 3
+    optimizer = make_optimizer(sub.parameters())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+
+    def loss():
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(sub(x), y)
+        value.backward()
+        return value
+
+    first = loss().item()
+    for _ in range(20):
+        optimizer.step(loss)
+        schedule.step()
+    assert loss().item() < 0.95 * first
+    held = sum(v.numel() for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+    assert held <= 2 * DIM + 1 or isinstance(optimizer, torch.optim.LBFGS)  # Adam has a step number too
+
+
+def test_gradscaler_and_autocast():
+    sub, scaler = make(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.SGD(sub.parameters(), lr=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = sub(X)
+    assert out.dtype == torch.bfloat16
+    scaler.scale(out.float().square().sum()).backward()
+    scaled = sub.coordinates.grad.clone()
+    scaler.step(optimizer)
+    torch.testing.assert_close(scaled / 1024, sub.coordinates.grad)
+    assert sub.coordinates.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_are_summed_in_float32(dtype):
+    model = Net().to(dtype)
+    sub = make(model)
+    assert sub.coordinates.dtype == torch.float32
+    u = Basis(DIM, 467, "countsketch").expand(sub.coordinates.detach())
+    start = torch.cat([p.reshape(-1) for p in model.parameters()])
+    theta = torch.cat([p.reshape(-1) for p in copy.deepcopy(sub).merge().parameters()])
+    assert torch.equal(theta, (start.float() + u).to(dtype))
+    assert gradient(sub, X.to(dtype), sub.coordinates).dtype == torch.float32
+
+
+def test_mixed_dtypes_and_channels_last():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    plain, x, found = copy.deepcopy(model), normal(2, 3, 6, 6), []
+    sub = make(model.to(memory_format=torch.channels_last))
+    handle = model[0].register_forward_pre_hook(lambda m, _: found.append(m.weight))
+    out = sub(x)
+    handle.remove()
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, make(plain).merge()(x))
+    mixed = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2).double())
+    start, sub = [p.clone() for p in mixed.parameters()], make(mixed, 10)
+    assert sub.coordinates.dtype == torch.float64
+    u = Basis(10, 30, "countsketch").expand(sub.coordinates.detach()).split([16, 4, 8, 2])
+    for p, v, moved in zip(start, u, sub.merge().parameters()):
+        assert torch.equal(moved, (p.double() + v.view(p.shape)).to(p.dtype))
+
+
+def test_buffers_and_modes_are_the_models():
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()
+    sub = make(model, 10)
+    assert not sub.training
+    sub.train()
+    assert model[2].training
+    sub(X)
+    assert model[1].num_batches_tracked == 1 and model[1].running_mean.any()
+    sub.eval()
+    assert not model.training and torch.equal(sub(X), sub(X))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_inside_the_model_see_the_moved_parameters(reentrant):
+    plain, sub = make(Net()), make(Net(reentrant))
+    start = [p.clone() for p in sub.model.parameters()]
+    torch.testing.assert_close(gradient(sub, X, sub.coordinates), gradient(plain, X, plain.coordinates))
+    assert is_put_back(sub, start)
+    with torch.no_grad():
+        sub.coordinates.mul_(2)
+        plain.coordinates.mul_(2)
+    (sub(X).sum() + sub(-X).sum()).backward()  # two passes with one θ
+    sub.coordinates.grad = None
+    torch.testing.assert_close(gradient(sub, X, sub.coordinates), gradient(plain, X, plain.coordinates))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_all_of_it(reentrant):
+    sub, x = make(), X.clone().requires_grad_()
+    wanted = gradient(sub, X, sub.coordinates).clone()
+    got = gradient(lambda x: checkpoint(sub, x, use_reentrant=reentrant), x, sub.coordinates)
+    assert torch.equal(got, wanted) and isinstance(sub.model.first.weight, nn.Parameter)
+
+
+def test_two_parameters_in_one_backward_pass_with_checkpoints_fail_loudly():
+    """Nobody knows which θ a checkpoint would need; without checkpoints nothing is asked."""
+    for reentrant in (None, False):
+        model = Net(reentrant)
+        start = [p.clone() for p in model.parameters()]
+        one, other = make(model), make(model, seed=1)
+        loss = (one(X) * other(X)).sum()
+        if reentrant is None:
+            loss.backward()
+        else:
+            with pytest.raises(RuntimeError, match="meta"):
+                loss.backward()
+            one(X)  # whatever a failed pass left is put back
+        assert is_put_back(one, start)
+
+
+def test_compile():
+    sub = make()
+    compiled = torch.compile(sub, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), sub(X))
+    wanted = gradient(sub, X, sub.coordinates)
+    torch.testing.assert_close(gradient(compiled, X, sub.coordinates), wanted)
+    inside = make(torch.compile(Net(), backend="eager"))
+    torch.testing.assert_close(inside(X), sub(X))
+
+
+def test_recurrent_networks():
+    """Which keep a list of their weights beside the parameters."""
+    lstm, x = nn.LSTM(8, 4), normal(3, 2, 8)
+    sub, merged = make(lstm), make(copy.deepcopy(lstm)).merge()
+    out, _ = sub(x)
+    torch.testing.assert_close(out, merged(x)[0])
+    assert gradient(lambda x: sub(x)[0], x, sub.coordinates).any()
+    assert lstm._flat_weights[0] is lstm.weight_ih_l0
+
+
+def test_unused_parameters_and_sparse_gradients():
+    model = nn.ModuleDict({"table": nn.Embedding(20, 4, sparse=True), "idle": nn.Linear(3, 3)})
+    model.forward = lambda i: model["table"](i)
+    sub = make(model, 10)
+    i = torch.tensor([1, 1, 5])
+    sub(i).sum().backward()
+    g = torch.zeros(92)
+    g[4:8], g[20:24] = 2, 1
+    torch.testing.assert_close(sub.coordinates.grad, Basis(10, 92, "countsketch").project(g))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(mode):
+    sub = make()
+    wanted = sub(X)
+    with mode():
+        out = sub(X)
+        made = make()
+    assert torch.equal(out, wanted) and not out.requires_grad
+    assert gradient(made, X, made.coordinates).any()  # one that was made there can be trained
+
+
+def test_threads_take_turns():
+    model, results = Net(), {}
+    subs = [make(model, seed=seed) for seed in range(4)]
+    with torch.no_grad():
+        wanted = [sub(X) for sub in subs]
+
+        def work(i):
+            results[i] = [torch.equal(subs[i](X), wanted[i]) for _ in range(50)]
+
+        threads = [threading.Thread(target=torch.no_grad()(work), args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(all(of) for of in results.values()) and len(results) == 4
+
+
+def test_an_error_in_the_model_puts_the_weights_back():
+    sub = make()
+    start = [p.clone() for p in sub.model.parameters()]
+    with pytest.raises(RuntimeError):
+        sub(normal(5, 9))
+    assert is_put_back(sub, start)
+
+
+def test_nan_and_infinity_arrive():
+    sub = make()
+    assert gradient(sub, X * torch.nan, sub.coordinates).isnan().all()
+    with torch.no_grad():
+        sub.coordinates.fill_(torch.nan)
+    assert sub(X).isnan().all()
+
+
+def test_it_goes_away_with_its_model():
+    sub = make()
+    sub(X).sum().backward()
+    gone = weakref.ref(sub.model)
+    del sub
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda sub: pickle.loads(pickle.dumps(sub))])
+def test_copies(copied):
+    sub = make()
+    sub(X)
+    other = copied(sub)
+    assert torch.equal(other(X), sub(X)) and other.model is not sub.model
+    with torch.no_grad():
+        other.coordinates.zero_()
+    assert not torch.equal(other(X), sub(X))
+
+
+def test_to_half_keeps_the_coordinates_in_float32():
+    sub = make()
+    before = sub.coordinates.detach().clone()
+    sub.half()
+    assert torch.equal(sub.coordinates, before) and sub.model.first.weight.dtype == torch.float16
+    sub.check()
+    assert sub.double().coordinates.dtype == torch.float64
+
+
+# files, and whose coordinates they are
+
+
+def test_a_state_dict_is_a_few_numbers():
+    sub = make()
+    state = sub.state_dict()
+    assert list(state) == ["coordinates", "_extra_state"]
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = Subspace(Net(), DIM)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(X), sub(X))
+    outer = nn.ModuleDict({"sub": sub, "head": nn.Linear(3, 2)})
+    assert list(outer.state_dict()) == ["sub.coordinates", "sub._extra_state", "head.weight", "head.bias"]
+    assert not any(outer.load_state_dict(outer.state_dict()))
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"seed": 1}, r"^coordinates of another basis: seed: got 0, allowed 1$"),
+    ({"distribution": "normal"}, r"^coordinates of another basis: distribution: got countsketch, allowed normal$"),
+    ({"partition": "by_layer"}, r"^coordinates of another basis: partition: got whole, allowed by_layer$"),
+    ({"dim": 41}, r"^coordinates of another basis: dim: got 40, allowed 41$"),
+    ({"params": ["first.*", "middle.*"]}, r"^coordinates of another basis: size: got 467, allowed 416$"),
+    ({"model": Net(seed=1)}, r"^coordinates of another model weights θ0 or params: checksum: got \w{16}, allowed \w{16}$"),
+])  # fmt: skip
+def test_coordinates_of_another_basis_or_model_are_refused(given, message):
+    other = make(**given)
+    before = other.coordinates.detach().clone()
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(make().state_dict())
+    assert torch.equal(other.coordinates, before)
+
+
+def test_files_are_safetensors_of_4_d_bytes(tmp_path):
+    sub, path = make(dim=200), tmp_path / "adapter.safetensors"
+    sub.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter.safetensors"]
+    assert 4 * 200 < path.stat().st_size < 4 * 200 + 500
+    other = Subspace.load(path, Net())
+    assert torch.equal(other(X), sub(X)) and torch.equal(other.coordinates, sub.coordinates)
+    safetensors = pytest.importorskip("safetensors.torch")
+    assert torch.equal(safetensors.load_file(path)["coordinates"], sub.coordinates)
+    chosen = make(Net().double(), 10, params=["last.*"], partition="by_layer", seed=2)
+    chosen.save(path)
+    assert torch.equal(Subspace.load(path, Net().double()).coordinates, chosen.coordinates)
+
+
+def test_files_for_other_weights_and_other_files_are_refused(tmp_path):
+    path = tmp_path / "a"
+    make().save(path)
+    with pytest.raises(ValueError, match="^coordinates of another model weights"):
+        Subspace.load(path, Net(seed=1))
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:20], whole[:-4], whole + b"1234", b"\xff" * 100, b"\x02" + bytes(7) + b"{}"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a: not a file of Subspace.save, or a damaged one$"):
+            Subspace.load(path, Net())
+    with pytest.raises(FileNotFoundError):
+        Subspace.load(tmp_path / "none", Net())
+
+
+def test_a_hundred_adapters_of_one_model_share_it():
+    model = Net()
+    subs = [make(model, seed=seed) for seed in range(100)]
+    assert all(sub.model is model for sub in subs)
+    assert sum(p.numel() for sub in subs for p in sub.parameters()) == 100 * DIM
+    assert not torch.equal(subs[0](X), subs[1](X))
+
+
+def test_merge():
+    sub = make()
+    before = sub(X)
+    model = sub.merge()
+    assert torch.equal(model(X), before) and torch.equal(sub(X), before) and not sub.coordinates.any()
+    sub.check()
+
+
+def test_weights_that_changed_are_noticed(tmp_path):
+    sub = make()
+    with torch.no_grad():
+        sub.model.first.weight[0, 0] += 1
+    for call in (sub.check, sub.state_dict, sub.merge, lambda: sub.save(tmp_path / "a")):
+        with pytest.raises(RuntimeError, match="^the model's weights θ0 have changed since the Subspace was made"):
+            call()
+    sub = make()
+    sub.model.half()  # without the Subspace
+    with pytest.raises(RuntimeError, match="^the model's weights θ0 have changed"):
+        sub.save(tmp_path / "a")
+
+
+def test_replaced_parameters_are_found_or_refused():
+    sub = make()
+    sub.model.last = nn.Linear(16, 3)
+    sub(X).sum().backward()
+    with pytest.raises(RuntimeError, match="θ0 have changed"):
+        sub.check()
+    sub.model.last = nn.Linear(16, 4)
+    with pytest.raises(RuntimeError, match=r"^last.weight: got \(4, 16\) on cpu, allowed \(3, 16\) on cpu: the model was"):
+        sub(X)
+    for other in (nn.Identity(), nn.Linear(16, 3, bias=False)):
+        sub.model.last = other
+        with pytest.raises(RuntimeError, match=r"^last.\w+: got nothing, allowed \(3,"):
+            sub(X)
+
+
+def test_an_input_that_is_returned_gets_no_hook():
+    x = X.clone().requires_grad_()
+    make(nn.Sequential(nn.Linear(8, 2)), 2)(x)
+    sub = make(nn.ModuleDict({"unused": nn.Linear(2, 2)}), 2)
+    sub.model.forward = lambda x: x
+    assert sub(x) is x and not x._backward_hooks
+
+
+# what it refuses
+
+
+class Returns(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.weight, self.what = nn.Parameter(torch.ones(3, 3)), what
+
+    def forward(self, x):
+        return {"out": x @ self.weight, "more": [self.what(self.weight)]}
+
+
+def test_a_module_that_returns_parameters():
+    for what in (lambda w: w, lambda w: w.t(), lambda w: w[0].detach()):
+        with pytest.raises(ValueError, match=r"^the model returns a parameter, or a view of one, .* return a clone\(\)"):
+            make(Returns(what), 2)(torch.ones(1, 3))
+    out = make(Returns(lambda w: w.clone()), 2)(torch.ones(1, 3))
+    assert out["more"][0].requires_grad
+
+
+def _lazy():
+    return nn.Sequential(nn.LazyLinear(3))
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.codes = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize(("model", "given", "error", "message"), [
+    (nn.ReLU, {}, ValueError, r"^model: got no floating-point parameters, a Subspace needs at least one$"),
+    (Net, {"dim": 468}, ValueError, r"^dim: got 468, allowed 1 ... 467"),
+    (Net, {"dim": 0}, ValueError, r"^dim: got 0, allowed 1 ... 467"),
+    (Net, {"dim": 2.0}, TypeError, r"^dim: got 2.0, allowed an integer"),
+    (Net, {"dim": None}, ValueError, r"^dim: got None"),
+    (Net, {"seed": -1}, ValueError, r"^seed: got -1, allowed 0 ... 4294967295$"),
+    (Net, {"distribution": "gauss"}, ValueError, r"^distribution: got 'gauss', allowed"),
+    (Net, {"partition": "layers"}, ValueError, r"^partition: got 'layers', allowed"),
+    (Net, {"params": ["last.*", "head"]}, ValueError, r"^params: no parameter of the model is named 'head'$"),
+    (Net, {"params": []}, ValueError, r"^model: got no floating-point parameters"),
+    (lambda: Net().parameters(), {}, TypeError, r"^model: got generator, allowed a torch.nn.Module$"),
+    (lambda: Subspace(Net(), 3), {}, TypeError, r"^model: there is a Subspace in it already"),
+    (lambda: nn.Sequential(Subspace(Net(), 3)), {}, TypeError, r"^model: there is a Subspace in it already"),
+    (lambda: Net().to("meta"), {}, ValueError, r"^model: first.weight has no values yet"),
+    (_lazy, {}, ValueError, r"^model: 0.weight has no values yet"),
+    (Complex, {"dim": 1}, TypeError, r"^params: got weight \(torch.complex64\), allowed real floating-point parameters$"),
+    (Whole, {"dim": 1, "params": ["codes", "scale"]}, TypeError, r"^params: got codes \(torch.int8\), allowed real"),
+])  # fmt: skip
+def test_bad_input(model, given, error, message):
+    with pytest.raises(error, match=message):
+        Subspace(model(), **{"dim": 10, **given})
+
+
+def test_integer_parameters_stay_where_they_are():
+    assert Subspace(Whole(), 2)._spec.size == 3
+
+
+def test_by_ratio_gives_the_dimension():
+    assert len(Subspace(Net(), None, partition="by_ratio:10").coordinates) == 15 + 28 + 10
+
+
+def test_models_on_other_devices_are_refused_when_they_run():
+    sub = make()
+    sub.model.to("meta")
+    with pytest.raises(RuntimeError, match=r"^first.weight: got \(16, 8\) on meta, allowed \(16, 8\) on cpu"):
+        sub(X)
+
+
+# many processes
+
+WORKER = """
+import os, sys, torch
+import torch.distributed as dist
+from torch import nn
+from rbd import Subspace
+def main(rank, world, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    dist.init_process_group("gloo")
+    def say(*words):
+        with open(os.path.join(sys.argv[1], f"{rank}.txt"), "a") as file:
+            print(*words, file=file)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3))
+    sub = Subspace(model, 20)
+    wrapped = nn.parallel.DistributedDataParallel(sub)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(rank))
+    bytes_sent = []
+    def hook(state, bucket):
+        bytes_sent.append(bucket.buffer().numel())
+        return dist.all_reduce(bucket.buffer().div_(world), async_op=True).get_future().then(lambda f: f.value()[0])
+    wrapped.register_comm_hook(None, hook)
+    optimizer = torch.optim.Adam(wrapped.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad(); wrapped(x).square().sum().backward(); optimizer.step()
+    everyone = [torch.empty(20) for _ in range(world)]
+    dist.all_gather(everyone, sub.coordinates.detach())
+    say(rank, bytes_sent, torch.equal(*everyone), bool(sub.coordinates.any()), sorted(wrapped.state_dict()))
+    torch.manual_seed(rank)
+    other = nn.parallel.DistributedDataParallel(Subspace(nn.Linear(8, 3), 5))
+    try:
+        other(x)
+        say(rank, "ran")
+    except RuntimeError as error:
+        say(rank, str(error).split(":")[0])
+    try:
+        Subspace(nn.parallel.DistributedDataParallel(nn.Linear(8, 3)), 5)
+    except TypeError as error:
+        say(rank, error)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    plain, sub = Subspace(net(), 20), Subspace(net(), 20)
+    for s in (plain, sub):
+        s.coordinates.data.fill_(0.3)
+    plain(x).square().sum().backward()
+    dist.all_reduce(plain.coordinates.grad)
+    mesh = init_device_mesh("cpu", (world,))
+    fully_shard(sub, mesh=mesh)
+    same = torch.equal(sub(x), plain(x))
+    sub(x).square().sum().backward()
+    close = torch.allclose(sub.coordinates.grad.full_tensor(), plain.coordinates.grad / world)
+    torch.optim.Adam(sub.parameters()).step()
+    sub.reshard()
+    path = os.path.join(sys.argv[1], str(rank))
+    sub.save(path)
+    say(rank, "sharded", same, close, Subspace.load(path, net()).coordinates.any().item())
+    inner, outer = Subspace(net(), 20), net()
+    fully_shard(inner.model[0], mesh=mesh)
+    fully_shard(outer, mesh=mesh)
+    for call in (lambda: inner(x), lambda: Subspace(outer, 20), sub.merge):
+        try:
+            call()
+        except (RuntimeError, TypeError) as error:
+            say(rank, error)
+    dist.barrier()
+    dist.destroy_process_group()
+if __name__ == "__main__":
+    import socket, torch.multiprocessing as mp
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    mp.spawn(main, (2, port), nprocs=2)
+"""
+
+
+def test_many_workers(fresh_python, tmp_path):
+    """DistributedDataParallel sends coordinates only, and notices other weights; fully_shard works on the whole."""
+    fresh_python(WORKER, str(tmp_path))
+    lines = [line for rank in "01" for line in (tmp_path / f"{rank}.txt").read_text().splitlines()]
+    assert len(lines) == 14
+    for rank in "01":
+        same = "[20, 20, 20] True True ['module._extra_state', 'module.coordinates']"
+        assert f"{rank} {same}" in lines
+        assert f"{rank} sharded True True True" in lines
+        assert any(line.startswith(f"{rank} 0.weight: got (16, 8) on cpu, sharded, allowed") for line in lines)
+        assert f"{rank} model: 0.weight is sharded: make the Subspace first, and give it to fully_shard as a whole" in lines
+        assert any(line.startswith(f"{rank} merge is not supported under fully_shard") for line in lines)
+        assert f"{rank} model: wrap the Subspace in DistributedDataParallel, not the other way round" in lines
+    assert "0 ran" in lines
+    assert "1 the weights θ0 differ from those of worker 0" in lines
+
+
+# memory
+
+
+def test_nothing_of_the_size_of_the_basis_is_made():
+    """The tensors that a pass makes beyond the model's own: θ, and the gradients as one vector."""
+    sub = Subspace(nn.Linear(1000, 100, bias=False), 1000)
+    assert sub._spec.size == 100_000
+    x = normal(2, 1000)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        sub(x).sum().backward()
+    allocated = [e.cpu_memory_usage for e in profile.events() if e.name in ("aten::empty", "aten::empty_like", "aten::cat")]
+    assert max(allocated) <= 4 * 100_000
+
+
+# the examples of the docs
+
+
+@pytest.mark.parametrize("name", ["mezo", "finetune"])
+def test_examples(name):
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other are slow where others run too
+    done = subprocess.run([sys.executable, EXAMPLES / f"{name}.py"], capture_output=True, text=True, timeout=250,
+                          cwd=EXAMPLES.parents[1], env=one)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_kernels_moved_checks_the_number_of_values():
+    sub = make()
+    with pytest.raises(ValueError, match=r"^params: got 3 values, allowed 467$"):
+        kernels.moved(sub.coordinates, sub._spec, [torch.zeros(3)])
+    assert _place_of(sub.model).standing is None
