@@ -87,10 +87,18 @@ class Runs:
             kept = kept[kept[name].isin([value] if isinstance(value, str) or not isinstance(value, Iterable) else value)]
         return kept
 
-    def write_evidence(self, results: str | Path, claim: str, found: Iterable[str]) -> Path:
-        """Write what the runs say about a claim, for the index: results/tables/<sweep>-<profile>.json."""
+    def write_evidence(self, results: str | Path, claim: str, found: Iterable[str], verdict: str = "", number: str = "",
+                       paper: str = "") -> Path:  # fmt: skip
+        """Write what the runs say about a question, for the index: results/tables/<sweep>-<profile>.json.
+
+        Args:
+            claim: the question, neutral: never the answer.
+            found: the evidence, a line each.
+            verdict: of rbd.suite.findings; number: the one behind it, with n and its interval; paper: its number, if known.
+        """
         content = {
-            "claim": claim, "profile": self.profile, "evidence": [*found, *([self.gaps] if self.gaps else [])],
+            "claim": claim, "verdict": verdict, "number": number, "paper": paper, "profile": self.profile,
+            "evidence": [*found, *([self.gaps] if self.gaps else [])],
             "runs": len(self.table), "expected": self.expected, "command": command(self.name, self.profile),
             "records": sorted({p.parent.as_posix() for p in self.table.path}), "commits": self.commits,
         }  # fmt: skip

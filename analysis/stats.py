@@ -7,38 +7,14 @@ about 9 of 10: it shows the spread between seeds and is no test.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Values = Any  # numbers, (n,)
-LEVEL = 0.95
-REPLICATES = 2_000
+from rbd.suite.bootstrap import Summary, Values, bootstrap, check, mean, std
+from rbd.suite.bootstrap import summary as summary
+
 ENOUGH = 8  # runs from which an interquartile mean rests on four or more
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A point estimate over n runs with its bootstrap interval, NaN where n = 1."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    std: float = np.nan  # of the runs; NaN where n = 1
-
-
-def mean(x: np.ndarray) -> np.ndarray:
-    """(..., n) -> (...)."""
-    return np.mean(x, axis=-1)
-
-
-def std(x: Values) -> float:
-    """Sample standard deviation √(Σ(x - x̄)² / (n - 1)); NaN where n = 1."""
-    return float(np.std(x, ddof=1)) if len(x) > 1 else float("nan")
 
 
 def iqm(x: np.ndarray) -> np.ndarray:
@@ -54,41 +30,6 @@ def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.mean((x > y) + 0.5 * (x == y), axis=(-2, -1))
 
 
-def bootstrap(statistic: Callable[..., np.ndarray], *strata: Values, seed: int = 0) -> tuple[float, float]:
-    """The percentile interval of statistic(*strata) when every stratum is resampled with replacement.
-
-    Args:
-        statistic: takes as many arrays (REPLICATES, n_k) as there are strata, gives (REPLICATES,).
-        strata: runs (n_k,), %; seed: of the resampling.
-
-    Returns:
-        Bounds at LEVEL; NaN, NaN where no stratum has a second run to resample.
-
-    Raises:
-        ValueError: a stratum is empty or holds a value that is not finite.
-    """
-    runs = [_check(s) for s in strata]
-    if all(len(x) == 1 for x in runs):
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    resampled = [x[rng.integers(len(x), size=(REPLICATES, len(x)))] for x in runs]
-    low, high = np.quantile(statistic(*resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _check(values: Values) -> np.ndarray:
-    x = np.asarray(values, dtype=float)
-    if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
-        raise ValueError(f"strata: got {list(values)}, allowed one or more finite numbers each")
-    return x
-
-
-def summary(values: Values, seed: int = 0) -> Summary:
-    """Mean of the runs of one stratum, rounded correctly, so that tables agree to the last digit."""
-    x = _check(values)
-    return Summary(statistics.mean(x.tolist()), *bootstrap(mean, x, seed=seed), len(x), std(x))
-
-
 def centre(n: int) -> Callable[[np.ndarray], np.ndarray]:
     """What stands for n runs: their interquartile mean where they are ENOUGH, else their mean."""
     return iqm if n >= ENOUGH else mean
@@ -96,13 +37,13 @@ def centre(n: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def summarize(values: Values, of: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Summary:
     """A centre (mean or iqm) of the runs of one stratum."""
-    x = _check(values)
+    x = check(values)
     return Summary(float(of(x)), *bootstrap(of, x, seed=seed), len(x), std(x))
 
 
 def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:
     """Interquartile mean of all runs of several strata where they are ENOUGH, else their mean."""
-    runs = [_check(s) for s in strata]
+    runs = [check(s) for s in strata]
     of_all = centre(sum(map(len, runs)))
 
     def pool(*arrays: np.ndarray) -> np.ndarray:
@@ -114,7 +55,7 @@ def aggregate(strata: Sequence[Values], seed: int = 0) -> Summary:
 
 def probability(pairs: Sequence[tuple[Values, Values]], seed: int = 0) -> Summary:
     """Probability of improvement of the first of each pair over the second, mean over the pairs (tasks)."""
-    runs = [_check(s) for both in pairs for s in both]
+    runs = [check(s) for both in pairs for s in both]
 
     def average(*arrays: np.ndarray) -> np.ndarray:
         return np.mean([improvement(x, y) for x, y in zip(arrays[::2], arrays[1::2])], axis=0)
@@ -132,7 +73,7 @@ def gaps(pairs: Sequence[tuple[Values, Values]], of: Callable[[np.ndarray], np.n
 
     Runs are resampled within each stratum; a pair's two strata are independent, seed by seed nothing is paired.
     """
-    runs = [_check(s) for both in pairs for s in both]
+    runs = [check(s) for both in pairs for s in both]
 
     def average(*arrays: np.ndarray) -> np.ndarray:
         return np.mean([of(x) - of(y) for x, y in zip(arrays[::2], arrays[1::2])], axis=0)

@@ -22,11 +22,13 @@ from rbd.suite import store
 from rbd.suite.looks import label, look
 from rbd.suite.paper import Accuracy
 
-WIDTH = 5.5  # inches: the text of a page
+WIDTH, NARROW = 6.5, 4.4  # inches: the text of a page; a figure with a single panel
+SMALLEST = 7  # points, at print size
 ACCURACY = "validation accuracy (%)"
 RC: Mapping[str, Any] = {
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.6, "lines.linewidth": 1.2, "lines.markersize": 4,
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": SMALLEST,
+    "ytick.labelsize": SMALLEST, "legend.fontsize": SMALLEST, "legend.frameon": False, "legend.handlelength": 2.6,
+    "lines.linewidth": 1.2, "lines.markersize": 4,
     "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
     "axes.formatter.useoffset": False, "axes.grid": True, "axes.grid.axis": "y",
     "grid.color": "#e4e4e4", "grid.linewidth": 0.5,
@@ -38,11 +40,13 @@ BARE = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png":
 BARS = {"capsize": 2, "elinewidth": 0.8, "capthick": 0.8}
 
 
-def axes(columns: int = 1, rows: int = 1, height: float = 2.3, **options) -> tuple[Figure, list[Axes]]:
-    """A figure of print size and its axes, row by row; height in inches, of a row."""
+def axes(columns: int = 1, rows: int = 1, height: float = 2.3, width: float | None = None,
+         **options) -> tuple[Figure, list[Axes]]:  # fmt: skip
+    """A figure of print size and its axes, row by row; inches: height of a row, width of all (NARROW for one panel)."""
+    width = width or (WIDTH if columns > 1 else NARROW)
     matplotlib.rcdefaults()
     sns.set_theme(context="paper", style="ticks", palette="colorblind", font="DejaVu Sans", rc=dict(RC))
-    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, **options)
+    figure, grid = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, **options)
     return figure, list(grid.flat)
 
 
@@ -91,9 +95,24 @@ def star(ax: Axes, x: float, accuracy: Accuracy, method: str, **changes) -> None
     ax.errorbar([x], [accuracy.mean], yerr=[accuracy.std], **shown)  # type: ignore[arg-type]
 
 
+def reference(ax: Axes, accuracy: Accuracy, method: str) -> None:
+    """A value of the paper beside all settings of a panel: a dotted line over its whole width."""
+    ax.axhline(accuracy.mean, color=look(method)["color"], lw=0.9, ls=":", label=f"paper: {label(method)}", zorder=1)
+
+
+def span(ax: Axes, lowest: float, top: float = 100) -> None:
+    """Let an axis of percentages end at the ten below the lowest value, so that no part of the panel is empty."""
+    ax.set_ylim(max(0, 10 * ((lowest - 2) // 10)), top)
+
+
 def legend(figure: Figure, panels: Iterable[Axes], columns: int = 5) -> None:
-    """One legend of everything drawn, above the panels, in columns that fit; equal names once."""
+    """One legend of everything drawn, in columns that fit, equal names once: above the panels, or in a hidden one."""
     drawn = {t: h for ax in panels for h, t in zip(*ax.get_legend_handles_labels())}
+    if hidden := [ax for ax in figure.axes if not ax.get_visible()]:
+        hidden[0].set(visible=True)
+        hidden[0].set_axis_off()
+        hidden[0].legend(drawn.values(), drawn.keys(), loc="center")
+        return
     for count in range(min(columns, len(drawn)), 0, -1):
         made = figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=count)
         if count == 1 or made.get_window_extent(figure.canvas.get_renderer()).width < figure.bbox.width:  # type: ignore[attr-defined]
@@ -116,7 +135,7 @@ def save(figure: Figure, results: str | Path, name: str, note: str) -> Path:
     for ax in figure.axes:
         _label_decades(ax.xaxis, ax.set_xlim)
         _label_decades(ax.yaxis, ax.set_ylim)
-    figure.supxlabel(_wrap(note, figure.get_figwidth()), fontsize=6, color="#444444", x=0.01, ha="left")
+    figure.supxlabel(_wrap(note, figure.get_figwidth()), fontsize=SMALLEST, color="#444444", x=0.01, ha="left")
     for kind, metadata in BARE.items():
         content = io.BytesIO()
         figure.savefig(content, format=kind, metadata=metadata)
@@ -137,4 +156,4 @@ def _label_decades(axis: Axis, set_limits: Callable[[float, float], Any]) -> Non
 
 
 def _wrap(text: str, inches: float) -> str:
-    return "\n".join(fill(line, int(inches * 21)) for line in text.split("\n"))
+    return "\n".join(fill(line, int(inches * 18.8)) for line in text.split("\n"))

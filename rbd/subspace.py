@@ -39,7 +39,7 @@ Owner = tuple[nn.Module, str, int]  # a module, the name of a parameter in it, a
 
 
 class Subspace(nn.Module):
-    """A model with the parameters θ = θ0 + Φᵀ c, of which only the d coordinates c are trained (arXiv 1804.08838).
+    """A model with the parameters θ = θ0 + Φᵀ c, of which only the d coordinates c are trained (arXiv 1804.08838)::
 
         sub = Subspace(model, dim=10_000)
         optimizer = torch.optim.Adam(sub.parameters(), lr=0.01)  # any optimizer, of d numbers

@@ -22,6 +22,8 @@ from rbd.suite import store
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point
 
+OF_OPTIMIZER = "optimizer"  # begins the names of its tensors; no network here has a part of that name
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -56,12 +58,18 @@ class State:
 
     @classmethod
     def of(cls, config: RunConfig, model: nn.Module, optimizer: Optimizer, progress: Progress) -> State:
-        """Parameters as tensors, which later steps do not change, and the rest as JSON."""
-        known = {"config": config.canonical(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+        """Parameters, buffers and the optimizer's tensors, which later steps do not change, and the rest as JSON.
+
+        Of a Subspace the parameters are the coordinates; θ0 follows from the seed.
+        """
+        state = optimizer.state_dict()
+        known = {"config": config.canonical(), "optimizer": state | {"state": {}}, "progress": asdict(progress)}
         texts = {name: json.dumps(value, default=_plain) for name, value in known.items()}
-        tensors = {name: x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-                   for name, x in model.state_dict().items()}  # fmt: skip
-        return cls(tensors, texts)
+        tensors = _name_tensors(model)
+        for number, values in state["state"].items():  # of the parameter of that number
+            tensors |= {f"{OF_OPTIMIZER}.{number}.{name}": value for name, value in values.items()}
+        kept = {name: x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, x in tensors.items()}
+        return cls(kept, texts)
 
     def write(self, path: Path) -> None:
         """Whole or not at all (safetensors: no pickle). Raises OSError naming the directory if it cannot be written."""
@@ -117,6 +125,11 @@ def _plain(value: Any) -> int | float:
     raise TypeError(f"the optimizer's state has a {type(value).__name__}, allowed numbers, text, lists and dictionaries")
 
 
+def _name_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def compute_checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
     """32 hex digits of names, dtypes, shapes and bits of the tensors, and of the texts (BLAKE2b)."""
     total = blake2b(repr(sorted(texts.items())).encode(), digest_size=16)
@@ -150,13 +163,38 @@ def load(path: Path, config: RunConfig, model: nn.Module, build_optimizer: Calla
         tensors, known = _read(path)
         if known["config"] != config.canonical():
             raise ValueError(f"made by {known['config']}")
-        model.load_state_dict(tensors)
+        state = _take_state(tensors)
+        _fill(model, tensors)
         stored = known["progress"]
         points = tuple(Point(**point) for point in stored["curve"])
         past = tuple(stored.get("commits", ())), tuple(stored.get("threads", ()))
         progress = Progress(stored["step"], points, tuple(stored["seconds"]), *past)
         optimizer = build_optimizer(config.at(points[-1].epoch), model)
-        optimizer.load_state_dict(known["optimizer"])
+        optimizer.load_state_dict(known["optimizer"] | {"state": state})
         return optimizer, progress
     except (SafetensorError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: not a checkpoint of this run: {error}; remove it to start the run again") from error
+
+
+def _take_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's tensors, by number of parameter and name; they are taken out."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for full in [full for full in tensors if full.startswith(f"{OF_OPTIMIZER}.")]:
+        _, number, name = full.split(".")
+        state.setdefault(int(number), {})[name] = tensors.pop(full)
+    return state
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tensors into the parameters and buffers of their names. Raises ValueError if a name or a shape is another one."""
+    own = _name_tensors(model)
+    differing = [name for name in own.keys() | tensors.keys() if _shape(own.get(name)) != _shape(tensors.get(name))]
+    if differing:
+        raise ValueError(f"it does not fit the network in {', '.join(sorted(differing))}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape

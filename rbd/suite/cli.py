@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import re
 import select
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             return status
     except KeyboardInterrupt:
         how = "terminated" if received else "interrupted"
-        print(f"\nrbd: {how}; the same command goes on from the last full epoch", file=sys.stderr)
+        print(f"\nrbd: {how}; the same command goes on from {given.kept}", file=sys.stderr)
         return 143 if received else 130  # 128 + the signal's number
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and _has_left(sys.stdout):  # as `head` does: there is nothing to say,
@@ -117,6 +119,7 @@ EXAMPLES = {
     "report": ["rbd report", "rbd report --into README.md"],
     "figures": ["rbd figures table1 dimension", "rbd figures --allow-missing"],
     "data": ["rbd data", "rbd data --download mnist"],
+    "dimension": ["rbd dimension train.py:evaluate --dims 10 100 1000 10000 --jobs 2"],
 }  # of the commands, below their options
 
 
@@ -124,8 +127,9 @@ def _shape_help(commands: Any) -> None:
     """Give every command the short help, and its examples."""
     for name, command in commands.choices.items():
         command.formatter_class = _Help
-        operand = "".join(f"[{a.metavar}] " for a in command._get_positional_actions() if a.metavar)
-        command.usage = f"rbd {name} {operand}[OPTION ...]"
+        words = [a.metavar if a.required else f"[{a.metavar}]" for a in command._get_positional_actions() if a.metavar]
+        words += [f"{a.option_strings[0]} {a.metavar}" for a in command._get_optional_actions() if a.required]
+        command.usage = " ".join(["rbd", name, *words, "[OPTION ...]"])
         if name in EXAMPLES:
             command.epilog = "\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[name])])
 
@@ -135,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rbd", description=about, formatter_class=_Help,
                                      epilog="examples:\n  rbd sweep --list\n  rbd train --help")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"rbd {__version__}")
+    parser.set_defaults(kept="the last full epoch")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser("reproduce", help="run the paper's table 1; what is done already is not run again")
@@ -157,16 +162,17 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the table and draw the curves of the records that are there")
     report.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose records (default: quick)")
-    report.add_argument("--into", type=Path, metavar="README", help="also put the table between its marks in this file")
+    report.add_argument("--into", type=Path, metavar="README", help="also put what its marks name into this file")
     report.set_defaults(run=_report)
 
     figures = _add_figures(commands)
     data = _add_data(commands)
+    dimension = _add_dimension(commands)
     what = {sweep: "with --list: the same as JSON", report: "print JSON, draw nothing", data: "print JSON"}
     for command, help in what.items():
         command.add_argument("--json", action="store_true", help=help)
 
-    for command in (reproduce, train, sweep, report, figures):
+    for command in (reproduce, train, sweep, report, figures, dimension):
         where = "records and what is drawn of them (default: results)"
         command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
     for command in (reproduce, train, sweep, data):
@@ -213,6 +219,29 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
     data.add_argument("--download", choices=("mnist", "fmnist", "cifar10"), metavar="NAME", help=lacks)
     data.set_defaults(run=_data)
     return data
+
+
+def _add_dimension(commands: Any) -> argparse.ArgumentParser:
+    dimension = commands.add_parser("dimension", help="measure how many dimensions a task of your own needs")
+    target = "a function(dim, seed) that gives a metric, larger where better, as train.py:evaluate"
+    dimension.add_argument("target", metavar="SCRIPT:FUNCTION", help=target)
+    dims = "dimensions to try; what is done already is not run again"
+    dimension.add_argument("--dims", type=_parse_positive, nargs="+", required=True, metavar="D", help=dims)
+    seeds = "seeds of the runs at each of them (default: 0 1 2)"
+    dimension.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help=seeds)
+    jobs = "runs at a time, which share the cores (default: 1)"
+    dimension.add_argument("--jobs", type=_parse_positive, default=1, help=jobs)
+    baseline = "metric of which d90 reaches 90 %% (default: the mean at the largest dimension)"
+    dimension.add_argument("--baseline", type=_parse_metric, metavar="VALUE", help=baseline)
+    dimension.set_defaults(run=_dimension, kept="the last run that ended")
+    return dimension
+
+
+def _parse_metric(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"got {text!r}, allowed a finite number > 0")
 
 
 def _parse_positive(text: str) -> int:
@@ -276,7 +305,7 @@ def _show_log() -> None:
 def _reproduce(given: argparse.Namespace) -> int:
     from rbd.suite import executor
 
-    plan = _plan_table1(given)
+    plan = _plan_table1(given, given.profile)
     todo = plan.missing(plan.records(given.results_dir))  # raises now, rather than hours later, if one is damaged
     resources = executor.Resources(given.data_dir, given.device, threads=given.threads)
     _tell(executor.perform(experiment.load("table1"), given.profile, given.results_dir, resources))
@@ -322,16 +351,16 @@ def _tell(problems: Iterable[str]) -> int:
     return int(bool(lines))
 
 
-def _plan_table1(given: argparse.Namespace) -> Plan:
+def _plan_table1(given: argparse.Namespace, profile: str) -> Plan:
     """The runs of table 1. Raises ValueError if no learning rate is known for any of them."""
-    plan = experiment.load("table1").plan(given.profile, given.results_dir)
+    plan = experiment.load("table1").plan(profile, given.results_dir)
     if not plan.configs:
-        raise ValueError(f"{plan.name}: {rates.explain(plan.untuned, given.profile)}")
+        raise ValueError(f"{plan.name}: {rates.explain(plan.untuned, profile)}")
     return plan
 
 
 def _report(given: argparse.Namespace) -> int:
-    plan = _plan_table1(given)
+    plan = _plan_table1(given, given.profile)
     records = _print_table(given, plan)  # before the picture, which may fail
     if given.json:
         return 0
@@ -348,19 +377,35 @@ def _show_picture(what: str, draw: Callable[[], Path]) -> None:
 
 
 def _print_table(given: argparse.Namespace, plan: Plan) -> list[Record]:
-    records = plan.records(given.results_dir)
-    if not records:
-        first = f"run `rbd reproduce --profile {given.profile}`"
-        raise ValueError(f"{plan.directory(given.results_dir)}: no records of {plan.name}; {first}")
-    missing = (*plan.missing(records), *plan.waiting)
-    table, legend = report.table(records, given.profile), report.legend(len(missing))
+    records, missing = _load_table1(given, plan)
+    table, legend = report.table(records, given.profile), report.legend(missing)
     if given.into:
-        report.insert_into(given.into, plan.name, f"{table}\n\n{legend}")
+        _fill_marks(given)
     if given.json:
-        print(json.dumps({"name": plan.name, "missing": len(missing), "cells": report.values(records)}, indent=1))
+        print(json.dumps({"name": plan.name, "missing": missing, "cells": report.values(records)}, indent=1))
     else:
         print(f"\n{tables.align(table) if sys.stdout.isatty() else table}\n\n{legend}\n", flush=True)
     return records
+
+
+def _load_table1(given: argparse.Namespace, plan: Plan) -> tuple[list[Record], int]:
+    """The records of table 1, and how many are missing. Raises ValueError if none is there."""
+    records = plan.records(given.results_dir)
+    if not records:
+        first = f"run `rbd reproduce --profile {plan.name.rpartition('-')[2]}`"
+        raise ValueError(f"{plan.directory(given.results_dir)}: no records of {plan.name}; {first}")
+    return records, len((*plan.missing(records), *plan.waiting))
+
+
+def _fill_marks(given: argparse.Namespace) -> None:
+    """Put between the marks of a file what they name: table 1 of the quick profile, and what the notebook verdicts wrote."""
+
+    def render() -> str:
+        records, missing = _load_table1(given, _plan_table1(given, "quick"))
+        return f"{report.table(records, 'quick')}\n\n{report.legend(missing)}"
+
+    drawn = {mark: partial(report.read_table, name, given.results_dir) for mark, name in report.DRAWN.items()}
+    report.insert_into(given.into, {"table1-quick": render} | drawn)
 
 
 def _picture(given: argparse.Namespace, plan: Plan) -> Path:
@@ -382,6 +427,21 @@ def _figures(given: argparse.Namespace) -> int:
     where = f"figures and tables: {given.results_dir}" + (f"; index: {path}" if path else "")
     print(f"{counts}; {where}" if counts else where)
     return int("failed" in states)
+
+
+def _dimension(given: argparse.Namespace) -> int:
+    from rbd.suite import dimension
+
+    dims, seeds = sorted(set(given.dims)), list(dict.fromkeys(given.seeds))
+    target = dimension.find_target(given.target, given.results_dir)
+    status = _tell(dimension.perform(target, dims, seeds, given.results_dir, given.jobs))
+    runs = dimension.read(target, dims, seeds)
+    if not runs:
+        return status
+    verdict, found = dimension.conclude(runs, dims, given.baseline)
+    print(f"\n{dimension.format_table(runs)}\n\n{verdict}\n", flush=True)
+    _show_picture("metric against d", lambda: dimension.draw(target, runs, found))
+    return status
 
 
 def _data(given: argparse.Namespace) -> int:

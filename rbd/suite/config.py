@@ -17,9 +17,9 @@ from typing import Any
 from rbd.partition import parse
 from rbd.suite import paper
 
-MODELS = ("fc", "cnn", "resnet8", "resnet32")
+MODELS = ("fc", "cnn", "resnet8", "resnet32", "fc200", "lenet")
 DATA = ("mnist", "fmnist", "cifar10", "mnist-embedded", "fmnist-embedded")
-METHODS = ("sgd", "rbd", "fpd", "nes", "rbd-nes")
+METHODS = ("sgd", "rbd", "fpd", "nes", "rbd-nes", "subspace-adam", "subspace-sgd")
 DISTRIBUTIONS = ("normal", "uniform", "rademacher", "countsketch")
 PARTITIONS = "whole, by_layer, by_tensor, even:K (integer K >= 1), by_ratio:R (number R >= 1)"
 LARGEST = 2**32 - 1  # seeds, rows and steps are 32-bit words of Philox
@@ -30,6 +30,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # method -> the fields it uses, of thos
     "fpd": {"partition": "whole", "dim": 250, "distribution": "rademacher"},
     "nes": {"dim": 250, "distribution": "rademacher", "sigma": 0.01},
     "rbd-nes": {"dim": 250, "distribution": "rademacher", "sigma": 0.002},
+    "subspace-adam": {"partition": "whole", "dim": 250, "distribution": "rademacher"},
+    "subspace-sgd": {"partition": "whole", "dim": 250, "distribution": "rademacher"},
 }
 VARIANTS: dict[str, tuple[str, ...]] = {  # method -> what several workers may share, its default first; see rbd.distributed
     "sgd": ("ddp",),
@@ -39,11 +41,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # method -> what several workers may s
 PARTS = ("none", "crop", "brightness", "mirror")  # of the augmentation; brightness is for grey images, mirror for colour
 SWITCH = {"sgd": "rbd", "rbd": "sgd"}  # method -> the one that takes over after `switch` epochs
 OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant", "switch", "then_lr", "augment"}
+ADAM_LR = 0.01  # of subspace-adam: ours, right for d about D/100; rates.choose_adam has the rule for every d
 OUR_LR = {  # model -> method -> learning rate on every data set: ours and not tuned yet, NOT from the paper (unknown there)
     "fc": {"nes": 1.0, "rbd-nes": 1.0},
     "cnn": {"nes": 1.0, "rbd-nes": 1.0},
     "resnet8": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156, "nes": 1.0, "rbd-nes": 1.0},
     "resnet32": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156, "nes": 1.0, "rbd-nes": 1.0},
+    "fc200": {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125, "nes": 1.0, "rbd-nes": 1.0},
+    "lenet": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0625, "nes": 1.0, "rbd-nes": 1.0},
 }
 
 
@@ -62,11 +67,11 @@ class RunConfig:
     data: str = _option(str, "mnist-embedded", "data set; -embedded: the small subset of real images", DATA)
     method: str = _option(str, "rbd", "training method", METHODS)
     dim: int | None = _option(int, None, "total number of random directions d; not for sgd or by_ratio:R")
-    partition: str | None = _option(str, None, f"compartments of the parameters, for rbd and fpd: {PARTITIONS}")
+    partition: str | None = _option(str, None, f"compartments of the parameters; not for sgd, nes, rbd-nes: {PARTITIONS}")
     distribution: str | None = _option(str, None, "distribution of the basis entries; not for sgd", DISTRIBUTIONS)
     redraw: int | None = _option(int, None, "steps between draws of a basis, for rbd", hint=" (drawn once: method fpd)")
     sigma: float | None = _option(float, None, "length of a perturbation in parameter space, for nes and rbd-nes")
-    workers: int | None = _option(int, None, "processes that train together; not for nes and rbd-nes")
+    workers: int | None = _option(int, None, "processes that train together, for sgd, rbd and fpd")
     variant: str | None = _option(str, None, "what workers share", VARIANTS["sgd"] + VARIANTS["rbd"])
     lr: float | None = _option(float, None, "learning rate (already x batch size, directions by 1/sqrt(D_k))")
     epochs: int = _option(int, 100, "passes over the training images")
@@ -157,7 +162,13 @@ def _resolve_augment(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def default_lr(model: str, data: str, method: str) -> float:
-    """The paper's learning rate where it is known, else ours; an embedded subset takes the rate of its full set."""
+    """The paper's learning rate where it is known, else ours; an embedded subset takes the rate of its full set.
+
+    A step of SGD in the coordinates moves the parameters as a step of FPD does, so it takes FPD's rate.
+    """
+    if method == "subspace-adam":
+        return ADAM_LR
+    method = "fpd" if method == "subspace-sgd" else method
     known = paper.find_learning_rate(model, data, method)
     return OUR_LR[model][method] if known is None else known
 

@@ -14,9 +14,20 @@ from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 
 IMAGES = {"mnist": 50_000, "fmnist": 50_000, "cifar10": 40_000, "mnist-embedded": 5_000, "fmnist-embedded": 5_000}
-SIZES = paper.SIZES | {("resnet8", 1): 78_042, ("resnet32", 1): 466_906}  # D; the paper has no ResNets on grey images
-BATCH = {"fc": (6e-4, 2e-3), "cnn": (1e-2, 2e-2), "resnet8": (5e-2, 7e-2), "resnet32": (0.25, 0.35)}  # s a batch of 32
+SIZES = paper.SIZES | {  # D; the paper has no ResNets on grey images
+    ("resnet8", 1): 78_042, ("resnet32", 1): 466_906,
+    ("fc200", 3): 656_810, ("lenet", 3): 62_006, **{(model, 1): size for model, size in paper.LI_SIZES.items()},
+}  # fmt: skip
+BATCH = {  # s a batch of 32: grey, colour
+    "fc": (6e-4, 2e-3), "cnn": (1e-2, 2e-2), "resnet8": (5e-2, 7e-2), "resnet32": (0.25, 0.35), "fc200": (1e-3, 3e-3),
+    "lenet": (3e-3, 5e-3),
+}  # fmt: skip
 ENTRY = {"countsketch": 0.0, "rademacher": 4e-11, "uniform": 3e-10, "normal": 4e-10, None: 0.0}  # s
+
+
+def find_size(model: str, data: str) -> int:
+    """D."""
+    return SIZES[model, 3 if data == "cifar10" else 1]
 
 
 def estimate(config: RunConfig) -> float:
@@ -35,7 +46,7 @@ def split(config: RunConfig) -> tuple[RunConfig, ...]:
 def _cost(config: RunConfig) -> float:
     """Passes × a pass + entries of Φ generated × an entry."""
     colour, kind = config.data == "cifar10", str(config.partition).partition(":")
-    size, number = SIZES[config.model, 3 if colour else 1], float(kind[2] or 1)
+    size, number = find_size(config.model, config.data), float(kind[2] or 1)
     batches = config.epochs * (IMAGES[config.data] // config.batch_size)
     passes = batches * (config.dim or 1) if config.method == "rbd-nes" else batches
     rows = 0.0 if config.method == "sgd" else 1.0 if "nes" in config.method else config.dim or size / number

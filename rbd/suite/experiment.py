@@ -21,9 +21,9 @@ from rbd.suite.record import Record
 PROFILES = ("quick", "paper")
 SEEDS = (0, 1, 2)  # n = 3, as in the paper
 PACKAGED = Path(__file__).parent / "experiments"
-ORDER = ("learning_rate", "table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw",
-         "augmentation", "correlation", "orthogonality", "workers", "hybrid", "landscape",
-         "countsketch", "price")  # fmt: skip
+ORDER = ("learning_rate", "full_length", "table1", "curves", "dimension", "compartments", "networks", "distributions",
+         "redraw", "augmentation", "correlation", "orthogonality", "workers", "hybrid", "landscape",
+         "countsketch", "price", "intrinsic_dimension")  # fmt: skip
 
 
 @dataclass(frozen=True)

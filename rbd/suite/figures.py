@@ -1,4 +1,4 @@
-"""Runs the notebooks of analysis/, which turn results/ into figures and tables, and indexes the evidence. No torch.
+"""Runs the notebooks of analysis/, which turn results/ into figures and tables, and indexes their verdicts. No torch.
 
 A notebook gets profile, results and allow_missing in the cell tagged "parameters", in a kernel of this interpreter. Its
 outputs are not kept: what it writes into the results directory is the product.
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rbd.suite import report, store, tables
+from rbd.suite import findings, report, store, tables
 
 ANALYSIS = Path(__file__).resolve().parents[2] / "analysis"
 NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas", "seaborn")
@@ -25,8 +25,15 @@ INDEX = "index"  # the name that stands for the index alone
 QUIET = "--log-level=40"
 TIMEOUT = 600  # seconds a cell may take
 STALE = "**STALE**: `rbd figures` could not draw this again; figure, table and the numbers here are of an earlier time"
+OLD = "STALE: "  # before the verdict of such evidence
 BLANK = "# Results\n\n<!-- evidence -->\n<!-- /evidence -->\n"
-HEAD = ("claim", "evidence", "profile", "runs", "command", "records", "commits")
+HEAD = ("question", "verdict", "our number", "paper", "see", "command")
+CLAIMS = "verdicts"  # the notebook whose table of claims opens the index
+PARTS = {  # profile -> heading of its table
+    "paper": "Full scale: profile paper, full data, 100 epochs",
+    "quick": "Small scale: profile quick, 5,000 images, 5 to 20 epochs",
+    "–": "Time and memory, without training",
+}
 
 
 @dataclass(frozen=True)
@@ -114,17 +121,42 @@ def _execute(path: Path, parameters: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- index
 
 
-def index(results: str | os.PathLike[str], names: Iterable[str]) -> str:
-    """Markdown: every claim with its evidence, from what the notebooks wrote into <results>/tables/*.json.
+def index(results: str | os.PathLike[str], names: Iterable[str], analysis: Path = ANALYSIS) -> str:
+    """Markdown: the rules, a table of verdicts for each profile, and all the evidence, folded.
+
+    From what the notebooks wrote into <results>/tables/*.json; a notebook without such a file has a row "not run".
 
     Raises:
         ValueError: such a file is damaged (it is named).
     """
-    found = {path.stem: _read_evidence(path) for path in sorted((Path(results) / "tables").glob("*.json"))}
-    rows = [_cells(e) for e in sorted(found.values(), key=lambda e: (e["claim"], e["profile"]))]
-    wanted = [name_files(n, p) for p in ("quick", "paper") for n in names]
-    empty = [name for name in dict.fromkeys(wanted) if name not in found and name != "schematic"]
-    return tables.markdown(HEAD, rows).removesuffix("\n") + (f"\n\nNothing there yet: {', '.join(empty)}." if empty else "")
+    root = Path(results)
+    found = {path.stem: _read_evidence(path) for path in sorted((root / "tables").glob("*.json"))}
+    questions = {name_experiment(stem): e["claim"] for stem, e in found.items()}
+    for name in (n for n in names if n not in (*ONE, CLAIMS)):
+        for profile in ("paper", "quick"):
+            found.setdefault(name_files(name, profile), _describe_unrun(name, profile, questions, analysis))
+    ordered = sorted(found.items(), key=lambda item: (item[1]["claim"], item[0]))
+    asked = [item for item in ordered if name_experiment(item[0]) != CLAIMS]
+    parts = [*_quote_claims(root), findings.RULES]
+    for profile, heading in PARTS.items():
+        rows = [_cells(root, stem, e) for stem, e in asked if e["profile"] == profile]
+        parts += [f"### {heading}", tables.markdown(HEAD, rows).removesuffix("\n")] if rows else []
+    parts += ["### Details", *(_fold(root, stem, e) for stem, e in ordered if e["evidence"])]
+    return "\n\n".join(parts)
+
+
+def _quote_claims(root: Path) -> list[str]:
+    """The table of the paper's claims, of the full-scale runs where there is one, and a link to the one of its numbers."""
+    folder = root / "tables"
+    quoted = [p.read_text("utf-8").strip() for n in ("paper", "quick") if (p := folder / f"claims-{n}.md").exists()][:1]
+    links = {"verdicts-paper": "Each number of table 1 and figure 1", "sparse-paper": "Countsketch beside signs and SGD"}
+    told = [f"{name}: [table](tables/{stem}.md)." for stem, name in links.items() if (folder / f"{stem}.md").exists()]
+    return ["### The paper's claims", *quoted, *[" ".join(told)] * bool(told)] if quoted else []
+
+
+def name_experiment(stem: str) -> str:
+    """ "table1-quick" -> "table1"."""
+    return stem.removesuffix("-quick").removesuffix("-paper")
 
 
 def _read_evidence(path: Path) -> dict[str, Any]:
@@ -137,12 +169,51 @@ def _read_evidence(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not the evidence of a notebook: {error}; remove it and run `rbd figures`") from error
 
 
-def _cells(evidence: dict[str, Any]) -> tuple[str, ...]:
-    runs = f"{evidence['runs']} of {evidence['expected']}" if "runs" in evidence else "–"
-    records = ", ".join(f"[{r}]({r})" for r in evidence["records"])
+def _describe_unrun(name: str, profile: str, questions: dict[str, str], analysis: Path) -> dict[str, Any]:
+    """What stands for a notebook without evidence: its question of the other profile, else its heading."""
+    path = analysis / f"{name}.ipynb"
+    heading = json.loads(path.read_text("utf-8"))["cells"][0]["source"][0].strip("# \n") if path.exists() else name
+    command = f"rbd sweep {name} --profile {profile}"
+    return {"claim": questions.get(name, heading), "profile": profile, "evidence": [], "command": command,
+            "verdict": findings.NOT_RUN}  # fmt: skip
+
+
+def _cells(root: Path, stem: str, evidence: dict[str, Any]) -> tuple[str, ...]:
+    """A row: one short phrase or number in each cell."""
+    verdict = OLD * evidence.get("stale", False) + (evidence.get("verdict") or "–")
+    if "runs" in evidence and evidence["runs"] < evidence["expected"]:
+        verdict += f" ({evidence['runs']} of {evidence['expected']} runs)"
+    kinds = {"figures": "png", "tables": "md"} if evidence["evidence"] else {}
+    files = [path for folder, kind in kinds.items() for path in _find_files(root, stem, folder, kind)]
+    links = ", ".join(f"[{_shorten(stem, path)}]({path.relative_to(root).as_posix()})" for path in files)
+    return (evidence["claim"], verdict, evidence.get("number") or "–", evidence.get("paper") or "–", links or "–",
+            f"`{evidence['command']}`")  # fmt: skip
+
+
+def _find_files(root: Path, stem: str, folder: str, kind: str) -> list[Path]:
+    """Figures or tables of an experiment in its profile, and those that know no profile."""
+    name, other = name_experiment(stem), {"quick": "-paper", "paper": "-quick"}.get(stem.rpartition("-")[2], "?")
+    paths = sorted((root / folder).glob(f"{name}*.{kind}"), key=lambda p: (len(p.stem), p.stem))
+    return [p for p in paths if (p.stem + "-").startswith(f"{name}-") and not p.stem.endswith(other)]
+
+
+def _shorten(stem: str, path: Path) -> str:
+    """ "table1-quick", figures/table1-methods-quick.png -> "figure: methods"."""
+    part = name_experiment(path.stem).removeprefix(name_experiment(stem)).strip("-")
+    return ("figure" if path.suffix == ".png" else "table") + (f": {part}" if part else "")
+
+
+def _fold(root: Path, stem: str, evidence: dict[str, Any]) -> str:
+    """All the evidence of an experiment in a block that opens on a click."""
+    runs = f" ({evidence['runs']} of {evidence['expected']} runs)" if "runs" in evidence else ""
     lines = [STALE] * evidence.get("stale", False) + evidence["evidence"]
-    return (evidence["claim"], "<br>".join(lines), evidence["profile"], runs, f"`{evidence['command']}`", records,
-            ", ".join(evidence["commits"]))  # fmt: skip
+    records = ", ".join(f"[{r}]({r})" for r in evidence["records"])
+    pictures = [f"![{p.stem}]({p.relative_to(root).as_posix()})" for p in _find_files(root, stem, "figures", "png")]
+    return "\n\n".join([
+        f"<details>\n<summary><b>{stem}</b>: {evidence['claim']}{runs}</summary>", *pictures,
+        "\n".join(f"- {line}" for line in lines),
+        f"Command: `{evidence['command']}`. Records: {records}. Commits: {', '.join(evidence['commits'])}.", "</details>",
+    ])  # fmt: skip
 
 
 def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path | None:

@@ -11,8 +11,10 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e
 BROWN, PINK, SKY = "#ca9161", "#fbafe4", "#56b4e9"
 BLACK, GREY = "#000000", "#777777"
 DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)), (0, (5, 5)))
-NAMES = {"sgd": "SGD", "rbd": "RBD", "fpd": "FPD", "nes": "NES", "rbd-nes": "RBD-NES", "fc": "FC", "cnn": "CNN",
-         "resnet8": "ResNet-8", "resnet32": "ResNet-32", "mnist": "MNIST", "fmnist": "F-MNIST", "cifar10": "CIFAR-10",
+NAMES = {"sgd": "SGD", "rbd": "RBD", "fpd": "FPD", "nes": "NES", "rbd-nes": "RBD-NES",
+         "subspace-adam": "Adam in a subspace", "subspace-sgd": "SGD in a subspace", "fc": "FC", "cnn": "CNN",
+         "resnet8": "ResNet-8", "resnet32": "ResNet-32", "fc200": "FC 784-200-200-10", "lenet": "LeNet",
+         "mnist": "MNIST", "fmnist": "F-MNIST", "cifar10": "CIFAR-10",
          "ddp": "DDP (SGD)", "rademacher": "signs"}  # fmt: skip
 LOOKS: dict[str, dict[str, Any]] = {  # method, distribution, variant or stored basis -> how it is drawn
     "sgd": dict(color=BLACK, marker="s", linestyle="--"),
@@ -20,6 +22,8 @@ LOOKS: dict[str, dict[str, Any]] = {  # method, distribution, variant or stored 
     "fpd": dict(color=BLUE, marker="^", linestyle="-."),
     "nes": dict(color=GREY, marker="v", linestyle=":"),
     "rbd-nes": dict(color=GREEN, marker="D", linestyle=DASHES[4]),
+    "subspace-adam": dict(color=PURPLE, marker="p", linestyle=DASHES[5]),
+    "subspace-sgd": dict(color=SKY, marker=">", linestyle=DASHES[6]),
     "common": dict(color=VERMILION, marker="o", linestyle="-"),
     "bases": dict(color=BLUE, marker="^", linestyle="-."),
     "directions": dict(color=SKY, marker="v", linestyle=":"),
@@ -29,12 +33,12 @@ LOOKS: dict[str, dict[str, Any]] = {  # method, distribution, variant or stored 
     "uniform": dict(color=ORANGE, marker="P", linestyle="--"),
     "rademacher": dict(color=GREEN, marker="d", linestyle="-."),
     "countsketch": dict(color=VERMILION, marker="h", linestyle=DASHES[5]),
-    "stored fp32": dict(color=BLACK, marker="s", linestyle="--", markerfacecolor="white"),
-    "stored bf16": dict(color=GREY, marker="^", linestyle=":", markerfacecolor="white"),
-    "stored bits": dict(color=BROWN, marker="D", linestyle="--", markerfacecolor="white"),
-    "randn": dict(color=BLUE, marker="v", linestyle=":", markerfacecolor="white"),
-    "sklearn gaussian": dict(color=SKY, marker="<", linestyle="-.", markerfacecolor="white"),
-    "sklearn sparse": dict(color=SKY, marker=">", linestyle=":", markerfacecolor="white"),
+    "stored fp32": dict(color=BLACK, marker="s", linestyle="--", markerfacecolor="none"),
+    "stored bf16": dict(color=GREY, marker="^", linestyle=":", markerfacecolor="none"),
+    "stored bits": dict(color=BROWN, marker="D", linestyle="--", markerfacecolor="none"),
+    "randn": dict(color=BLUE, marker="v", linestyle=":", markerfacecolor="none"),
+    "sklearn gaussian": dict(color=SKY, marker="<", linestyle="-.", markerfacecolor="none"),
+    "sklearn sparse": dict(color=SKY, marker=">", linestyle=":", markerfacecolor="none"),
 }
 CYCLE = [  # for what has no look of its own, such as a network and data set
     dict(color=color, marker=marker, linestyle=dashes)

@@ -1,10 +1,11 @@
-"""The paper's networks (NeurIPS 2020, arXiv 2011.04720) as plain modules with 10 classes.
+"""The paper's networks (arXiv 2011.04720), and two of Li et al. (arXiv 1804.08838), as plain modules with 10 classes.
 
     build("resnet8", (3, 32, 32), seed=0)       # D = 78,330
 
 Dense and convolution kernels are Glorot-uniform, biases and β zero, γ one. Strided 3×3 convolutions pad one pixel on
 every side, where TensorFlow's 'same' pads even inputs only at the bottom and right: shapes and D are equal, the windows
-sit one pixel apart. Batch norm keeps PyTorch's ε and momentum (the paper's are not known to us).
+sit one pixel apart. Batch norm keeps PyTorch's ε and momentum (the paper's are not known to us). The networks of Li et al.
+begin like the others here; their released code draws kernels from He's normal distribution instead.
 """
 
 from __future__ import annotations
@@ -17,12 +18,22 @@ from torch import Tensor, nn
 
 CLASSES = 10
 CNN_MIN = 18  # px; the smallest side that leaves the last 3×3 convolution of the CNN one output
+LENET_MIN = 16  # px; the smallest side that leaves LeNet one pixel to its dense layers
 
 
 def fc(shape: tuple[int, int, int]) -> nn.Sequential:
     """Flatten, dense 128, dense 10. D = 101,770 on 1×28×28 and 394,634 on 3×32×32."""
     channels, height, width = shape
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 128), nn.ReLU(), nn.Linear(128, CLASSES))
+
+
+def fc200(shape: tuple[int, int, int]) -> nn.Sequential:
+    """Flatten, dense 200, dense 200, dense 10. D = 199,210 on 1×28×28 (Li et al. 2018)."""
+    channels, height, width = shape
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * height * width, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(),
+        nn.Linear(200, CLASSES),
+    )
 
 
 def cnn(shape: tuple[int, int, int]) -> nn.Sequential:
@@ -40,6 +51,23 @@ def cnn(shape: tuple[int, int, int]) -> nn.Sequential:
 
 def _cnn_side(side: int) -> int:
     return ((side - 2) // 2 - 2) // 2 - 2  # px
+
+
+def lenet(shape: tuple[int, int, int]) -> nn.Sequential:
+    """Two valid 5×5 convolutions (6, 16), each with a maxpool 2; dense 120, 84, 10. D = 44,426 on 1×28×28 (as Li et al.)."""
+    channels, height, width = shape
+    if min(height, width) < LENET_MIN:
+        raise ValueError(f"shape: got {shape}, allowed height and width of at least {LENET_MIN} px for 'lenet'")
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16 * _lenet_side(height) * _lenet_side(width), 120), nn.ReLU(),
+        nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, CLASSES),
+    )
+
+
+def _lenet_side(side: int) -> int:
+    return ((side - 4) // 2 - 4) // 2  # px
 
 
 class Block(nn.Module):
@@ -76,9 +104,11 @@ def resnet(shape: tuple[int, int, int], blocks: int) -> nn.Sequential:
 
 
 NETWORKS: dict[str, Callable[[tuple[int, int, int]], nn.Module]] = {
-    "fc": fc, "cnn": cnn, "resnet8": partial(resnet, blocks=1), "resnet32": partial(resnet, blocks=5),
+    "fc": fc, "cnn": cnn, "resnet8": partial(resnet, blocks=1), "resnet32": partial(resnet, blocks=5), "fc200": fc200,
+    "lenet": lenet,
 }
 NAMES = tuple(NETWORKS)
+DENSE = ("fc", "fc200")  # those without a convolution
 
 
 def initialise(model: nn.Module, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import hypot
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,23 @@ LAYERS = {  # (model, channels of the images) -> D_k of every layer, weights and
     ("cnn", 3): (896, 18_496, 36_928, 16 * 64 * 64 + 64, 650),
 }
 SIZES = {pair: sum(sizes) for pair, sizes in LAYERS.items()} | {("resnet8", 3): 78_330, ("resnet32", 3): 467_194}  # D
-LI = {100: (58, 61), 200: (75.5, 76.0), 300: (81.7, 81.9), 500: (86.2, 86.9), 750: (89.1, 90.0)}
-# ^ d -> range of validation accuracy, %; FPD with Adam, MNIST, FC 784-200-200-10, 100 epochs (Li et al. 2018)
+LI = {  # Li et al. 2018, arXiv 1804.08838: network -> d -> range of validation accuracy, %; MNIST, Adam, 100 epochs
+    "fc200": {100: (58, 61), 200: (75.5, 76.0), 300: (81.7, 81.9), 500: (86.2, 86.9), 750: (89.1, 90.0)},
+    "lenet": {100: (76.3, 76.3), 250: (88.7, 88.7), 300: (90.3, 90.3)},
+}
+LI_SIZES = {"fc200": 199_210, "lenet": 44_426}  # D of their networks
+LI_D90 = {"fc200": 750, "lenet": 290}  # theirs: network -> d that reaches 90 % of the accuracy of all D parameters
 
 
 def find_accuracy(model: str, data: str, method: str) -> Accuracy | None:
     """Of table 1; an embedded subset stands for its full set; None where the paper has none."""
     return TABLE1.get(_key(model, data), {}).get(method)
+
+
+def find_gap(model: str, data: str, method: str, rival: str) -> Accuracy | None:
+    """By how many points of table 1 a method is above another, with the standard deviation of the difference; or None."""
+    first, second = (find_accuracy(model, data, m) for m in (method, rival))
+    return Accuracy(first.mean - second.mean, hypot(first.std, second.std)) if first and second else None
 
 
 def find_learning_rate(model: str, data: str, method: str) -> float | None:

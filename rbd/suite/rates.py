@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,12 +11,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rbd.suite import store
+from rbd.suite import cost, store
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 from rbd.suite.report import final
 
 SHIPPED = Path(__file__).parent / "embedded"  # copies for a package without a results directory
+FULL = " full length"  # ends a key whose rate was chosen among runs as long as the reported ones
+ADAM = 0.001  # learning rate of Adam in all D parameters
 SCALE = ("model", "data", "method", "dim", "partition", "redraw")  # what the best rate depends on
 
 
@@ -36,22 +39,32 @@ def keys(config: RunConfig) -> dict[str, str]:
     return {"lr": key(config)} | then
 
 
-def choose(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+def choose_adam(model: str, data: str, dim: int) -> float:
+    """The rate of subspace-adam: 0.001 √(D/d), three digits; no search.
+
+    A step of Adam moves each of d coordinates by about η, so θ by η √d: as far as Adam at 0.001 moves all D parameters.
+    """
+    size = cost.find_size(model, data)
+    return float(f"{ADAM * math.sqrt(size / dim):.3g}")
+
+
+def choose(records: Iterable[Record], ends: tuple[Any, ...] = (min, max)) -> dict[str, dict[str, Any]]:
     """The rate with the highest validation accuracy, mean over the seeds, for each key; the smaller one of equals.
 
     Returns:
-        key -> lr, accuracy (%), n (seeds), at_edge (whether no larger, or no smaller, rate was tried).
+        key -> lr, accuracy (%), n (seeds), at_edge (whether it is at one of these ends of the rates that were tried).
     """
     tried: dict[str, dict[float, list[float]]] = {}
     for r in records:
         assert r.config.lr is not None
         tried.setdefault(key(r.config), {}).setdefault(r.config.lr, []).append(final(r))
-    return {name: _best(accuracies) for name, accuracies in sorted(tried.items())}
+    return {name: _best(accuracies, ends) for name, accuracies in sorted(tried.items())}
 
 
-def _best(tried: dict[float, list[float]]) -> dict[str, Any]:
+def _best(tried: dict[float, list[float]], ends: tuple[Any, ...]) -> dict[str, Any]:
     lr = max(sorted(tried), key=lambda rate: mean(tried[rate]))
-    return {"lr": lr, "accuracy": round(mean(tried[lr]), 3), "n": len(tried[lr]), "at_edge": lr in (min(tried), max(tried))}
+    edges = [end(tried) for end in ends]
+    return {"lr": lr, "accuracy": round(mean(tried[lr]), 3), "n": len(tried[lr]), "at_edge": lr in edges}
 
 
 def path(profile: str, results: str | os.PathLike[str]) -> Path:
@@ -60,11 +73,14 @@ def path(profile: str, results: str | os.PathLike[str]) -> Path:
 
 
 def conclude(
-    profile: str, configs: Iterable[RunConfig], records: Iterable[Record], results: str | os.PathLike[str]
+    profile: str, configs: Iterable[RunConfig], records: Iterable[Record], results: str | os.PathLike[str], ending: str = ""
 ) -> list[str]:
     """Write the choice for every key whose runs have all ended; the others keep the one that they have, if any.
 
     Nothing is written where nothing is chosen.
+
+    Args:
+        ending: of the keys, FULL for runs of full length, which begin at the search's choice: larger rates have been tried.
 
     Returns:
         Warnings, a line each: keys that wait for runs, and those whose best rate lies at the edge of the grid.
@@ -73,9 +89,11 @@ def conclude(
         ValueError: the file of the choices is damaged (it is named).
     """
     ended = {r.config.id: r for r in records}
-    waiting = {key(c) for c in configs if c.id not in ended}
-    chosen = choose(r for r in ended.values() if key(r.config) not in waiting)
-    kept = {name: c for name, c in _choices(path(profile, results), profile).items() if name in waiting}
+    waiting = {key(c) + ending for c in configs if c.id not in ended}
+    best = choose((r for r in ended.values() if key(r.config) + ending not in waiting), (min,) if ending else (min, max))
+    chosen = {name + ending: c for name, c in best.items()}
+    there = _choices(path(profile, results), profile)
+    kept = {name: c for name, c in there.items() if name in waiting or name.endswith(FULL) != (ending == FULL)}
     if chosen:
         content = {"profile": profile, "rates": kept | chosen}
         store.write(path(profile, results), json.dumps(content, indent=1, sort_keys=True) + "\n")
@@ -91,14 +109,16 @@ class Request:
     Attributes:
         config: the run, at default learning rates.
         factor: how many times the chosen rate.
+        searched: whether it is the short search's choice, also where runs of full length have chosen another.
     """
 
     config: RunConfig
     factor: float = 1.0
+    searched: bool = False
 
 
 def tuned(factor: float = 1.0, **fields: Any) -> Request:
-    """The request for RunConfig(**fields) at `factor` times the chosen rate. Raises ValueError as RunConfig does."""
+    """The request for ``RunConfig(**fields)`` at ``factor`` times the chosen rate. Raises ValueError as RunConfig does."""
     return Request(RunConfig(**fields), factor)
 
 
@@ -134,6 +154,8 @@ def _resolve(request: RunConfig | Request, rates: Mapping[str, float]) -> RunCon
     names = keys(request.config)
     if not all(name in rates for name in names.values()):
         return None
+    if not request.searched:
+        names = {field: name + FULL if name + FULL in rates else name for field, name in names.items()}
     chosen: dict[str, Any] = {field: rates[name] * request.factor for field, name in names.items()}
     return replace(request.config, **chosen)
 

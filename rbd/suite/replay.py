@@ -143,9 +143,9 @@ class Captured(Eager):
             yield
 
 
-def choose(device: str, workers: int | None) -> Eager:
-    """Graphs on a GPU, if one process does the run: exchanges between workers are no work of the device."""
-    return Captured() if device == "cuda" and not workers else Eager()
+def choose(device: str, needs_host: bool) -> Eager:
+    """Graphs on a GPU, but for runs whose steps need the host: to exchange with other workers, or to place coordinates."""
+    return Captured() if device == "cuda" and not needs_host else Eager()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ WIDTH, HEIGHT = 5.5, 1.9  # inches: the text of a page, a row of panels
 RC: Any = {"font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
       "axes.linewidth": 0.6, "lines.linewidth": 1.2, "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
 BUDGET = "full data, 100 epochs"  # of the paper's table 1
+DRAWN = {"table1-paper": "table1-verdicts-paper", "claims": "claims-paper"}  # mark -> table, by analysis/verdicts.ipynb
 
 
 def _group(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
@@ -86,6 +87,7 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     groups = _group(records)
     if not groups:
@@ -104,11 +106,14 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
         for ax in axes[::columns]:
             ax.set_ylabel("validation accuracy (%)")
         drawn = {name: line for ax in axes for line, name in zip(*ax.get_legend_handles_labels())}
+        if any(line.get_marker() == "*" for ax in axes for line in ax.lines):
+            star = dict(color=GREY, marker="*", markerfacecolor="white", linestyle="none")
+            drawn[f"paper ({BUDGET})"] = Line2D([], [], **star)
         if drawn:  # not where every run diverged at once
             figure.legend(drawn.values(), drawn.keys(), frameon=False, loc="outside upper center", ncols=len(drawn))
         counts = sorted({len(runs) for by_method in groups.values() for runs in by_method.values()})
-        note = f"Profile {profile}: mean and range of n = {'/'.join(map(str, counts))} runs. Stars: the paper ({BUDGET})."
-        figure.supxlabel(note, fontsize=6, color="#444444", x=0.01, ha="left")
+        note = f"Profile {profile}: mean and range of n = {'/'.join(map(str, counts))} runs."
+        figure.supxlabel(note, fontsize=7, color="#444444", x=0.01, ha="left")
         figure.savefig(content, format="png", dpi=200, metadata={"Software": None})
     return store.write(Path(path), content.getvalue(), "a picture")
 
@@ -118,11 +123,12 @@ def _draw_panel(ax: Axes, pair: tuple[str, str], by_method: dict[str, list[Recor
 
     for method in METHODS:
         _draw_curve(ax, method, [r for r in by_method.get(method, []) if r.curve])
-    end = ax.get_xlim()[1]
+    start, end = ax.get_xlim()
     for number, method in enumerate(METHODS):
         if (theirs := paper.find_accuracy(*pair, method)) and by_method.get(method):
             star = dict(color=look(method)["color"], marker="*", markerfacecolor="white", linestyle="none", clip_on=False)
-            ax.plot([end], [theirs.mean], zorder=5 + number, **star)
+            beside = end + (0.01 + 0.03 * (number % 2)) * (end - start)  # so that no star hides its neighbour
+            ax.plot([beside], [theirs.mean], zorder=5 + number, **star)
     ax.set_title(title(*pair), loc="left")
     ax.set(xlabel="epochs", ylim=(0, 100), xlim=(None, end))
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
@@ -152,16 +158,28 @@ def insert(text: str, name: str, content: str) -> str:
     return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
 
 
-def insert_into(path: Path, name: str, content: str) -> None:
-    """`insert` into a file, whose line ends and other lines stay as they are.
+def insert_into(path: Path, contents: Mapping[str, Callable[[], str]]) -> None:
+    """`insert` into a file whatever it has marks for, by name; its line ends and other lines stay as they are.
 
     Raises:
-        ValueError: the two marks are not there, or the file is not UTF-8 (it is named). OSError: it cannot be written.
+        ValueError: it has no marks, or not both of a name, or is not UTF-8 (it is named). OSError: it cannot be written.
     """
     try:
         text = path.read_bytes().decode("utf-8")
         line_end = "\r\n" if "\r\n" in text else "\n"
-        made = insert(text.replace("\r\n", "\n"), name, content).replace("\n", line_end)
+        made = text.replace("\r\n", "\n")
+        there = [name for name in contents if f"<!-- {name} -->" in text or f"<!-- /{name} -->" in text]
+        for name in there or list(contents)[:1]:  # of none, `insert` says what is lacking
+            made = insert(made, name, contents[name]())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    store.write(path, made, "the table")
+    store.write(path, made.replace("\n", line_end), "the table")
+
+
+def read_table(name: str, results: str | os.PathLike[str]) -> str:
+    """The table <results>/tables/<name>.md. Raises ValueError where there is none."""
+    path = Path(results) / "tables" / f"{name}.md"
+    try:
+        return path.read_text("utf-8").removesuffix("\n")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such table; run `rbd figures verdicts --profile paper --allow-missing`") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +57,12 @@ def interval(summary: Summary, digits: int = 1) -> str:
     if math.isnan(summary.low):
         return "no interval"
     return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
+
+
+def difference(summary: Summary, pairs: Sequence[tuple[Sized, Sized]], digits: int = 1) -> str:
+    """ "+9.4 points [6.8, 13.4], n = 3 + 3": a difference of means, and how many runs of each are behind it."""
+    first, second = (sum(map(len, side)) for side in zip(*pairs))
+    return f"{summary.value:+.{digits}f} points {interval(summary, digits)}, n = {first} + {second}"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:

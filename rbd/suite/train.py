@@ -22,6 +22,7 @@ from rbd.distributed import OWN_BATCH, Alone, Workers, digest
 from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
+from rbd.subspace import Subspace
 from rbd.suite import batches, checkpoint, datasets, models, replay, wire
 from rbd.suite.checkpoint import Keeper, Progress
 from rbd.suite.config import DEFAULTS, RunConfig
@@ -153,12 +154,12 @@ def check_place(config: RunConfig, device: str, threads: int | None) -> None:
 
 @contextmanager
 def settings(config: RunConfig, device: str, threads: int) -> Iterator[None]:
-    """Threads for the basis kernels, and for torch: one for the FC net, whose operations are too small to share.
+    """Threads for the basis kernels, and for torch: one for the FC nets, whose operations are too small to share.
 
     OpenMP's idle threads spin for milliseconds on cores that the kernels need. On a GPU also replay.reproducible.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if config.model == "fc" else threads)
+    torch.set_num_threads(1 if config.model in models.DENSE else threads)
     cpu.set_threads(threads)
     try:
         with reproducible(device):
@@ -175,11 +176,12 @@ def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, b
     allowed = budget(config, len(sets.train))
     workers = Workers(config.variant) if config.variant else Alone()
     workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # each was started by a command of its own
-    model = models.build(config.model, tuple(sets.train.images.shape[1:]), config.seed).to(device)
+    model = build_network(config, tuple(sets.train.images.shape[1:]), device)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints and workers.rank == 0 else None
-    if device == "cpu" and config.model != "fc" and not config.data.endswith("-embedded"):  # whose records were made without
+    full = not config.data.endswith("-embedded")  # records of the small sets were made without
+    if device == "cpu" and full and config.model not in models.DENSE:
         model.register_forward_pre_hook(_put_channels_last)
-    runner = replay.choose(device, config.workers)
+    runner = replay.choose(device, bool(config.workers) or config.method.startswith("subspace"))
     build = partial(build_optimizer, queues=runner.queues)
     with runner.device():
         optimizer, progress = _begin(path, config, model, workers, build)
@@ -344,11 +346,21 @@ def _show(config: RunConfig, done: int, steps: int, bar: bool | None) -> tqdm:
     return tqdm(desc=title, initial=done, total=steps, unit="step", disable=None if bar is None else not bar, leave=False)
 
 
+def build_network(config: RunConfig, shape: tuple[int, int, int], device: str) -> nn.Module:
+    """The network of a configuration; with a method of a subspace, its parameters are the coordinates."""
+    model = models.build(config.model, shape, config.seed).to(device)
+    if not config.method.startswith("subspace"):
+        return model
+    return Subspace(model, seed=config.seed, **{name: getattr(config, name) for name in DEFAULTS[config.method]})
+
+
 def build_optimizer(config: RunConfig, model: nn.Module, queues: bool = False) -> torch.optim.Optimizer:
-    """The optimizer a configuration names: plain SGD, or one that moves in random bases; queues: that never reads."""
+    """The optimizer a configuration names: torch's SGD or Adam, or one that moves in random bases; queues: without reads."""
     named, methods = list(model.named_parameters()), {"rbd": RBD, "fpd": FPD, "nes": NES, "rbd-nes": NES}
-    if config.method == "sgd":
+    if config.method in ("sgd", "subspace-sgd"):
         return torch.optim.SGD(named, config.lr)
+    if config.method == "subspace-adam":
+        return torch.optim.Adam(named, config.lr)
     used = {name: getattr(config, name) for name in DEFAULTS[config.method]}
     if config.workers:
         used["variant"] = config.variant

@@ -18,7 +18,8 @@ from rbd.suite.record import Point, Record
 
 SEEDS = (0, 1, 2)
 SIGNS = {"distribution": "rademacher"}
-LEVELS = {"nes": 20.0, "rbd-nes": 25.0, "fpd": 60.0, "rbd": 80.0, "sgd": 92.0}
+LEVELS = {"nes": 20.0, "rbd-nes": 25.0, "fpd": 60.0, "rbd": 80.0, "sgd": 92.0, "subspace-adam": 75.0}
+SLOPING = ("rbd", "fpd", "subspace-adam")  # more accurate at larger d
 COSINE = {"fc": 101_770, "cnn": 93_322}
 VARIANTS = ("common", "bases", "directions", "shares", "ddp")
 WHERE = {"stream_version": 1, "commit": "0123456789abcdef", "dirty": False}
@@ -95,6 +96,18 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
             yield dict(model=model, data=mnist, method="sgd", lr=0.25, seed=seed, epochs=3)
             for d, entries in product((10, 250, 2500), ("rademacher", "countsketch")):
                 yield dict(model=model, data=mnist, method="rbd", dim=d, distribution=entries, lr=2.0, seed=seed, epochs=3)
+    elif name == "effective_rate":
+        for rate, seed in product((2.0**-8, 2.0**-4), SEEDS):
+            yield dict(model="fc", data=mnist, method="sgd", lr=rate, seed=seed, epochs=3)
+            for d, entries in product((50, 250), ("rademacher", "countsketch")):
+                lr = rate * COSINE["fc"] / d
+                yield dict(model="fc", data=mnist, method="rbd", dim=d, distribution=entries, lr=lr, seed=seed, epochs=3)
+    elif name == "intrinsic_dimension":
+        for model, entries, seed in product(("fc200", "lenet"), ("countsketch", "rademacher", "normal"), SEEDS):
+            sizes = {"fc200": 199_210, "lenet": 44_426}
+            for d in (10, 100, 300, 1000, *([sizes[model]] if entries == "countsketch" else [])):
+                extra = dict(method="subspace-adam", dim=d, distribution=entries, augment="none", lr=1.0)
+                yield dict(model=model, data=mnist, seed=seed, epochs=3, **extra)
     elif name == "learning_rate":
         for model, method, power, seed in product(("fc", "cnn"), ("rbd", "fpd", "sgd"), range(-6, 5), (100, 101)):
             extra = {} if method == "sgd" else SIGNS
@@ -106,14 +119,16 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
 
 
 RUNS = ("table1", "curves", "dimension", "correlation", "compartments", "networks", "distributions", "redraw", "hybrid")
-RUNS += ("augmentation", "nes", "workers", "learning_rate", "countsketch", "price", "paper_rates", "normals")
+RUNS += ("augmentation", "nes", "workers", "learning_rate", "countsketch", "price", "effective_rate",
+         "intrinsic_dimension")
+RUNS += ("paper_rates", "normals")
 
 
 def made_up(config: dict[str, Any]) -> Record:
     """A record with a plausible curve, the same every time."""
     rng = np.random.default_rng(int(RunConfig(**config).id, 16) % 2**32)
     d, rate = config.get("dim") or 250, math.log2(config.get("lr", 1.0))
-    top = LEVELS[config["method"]] + (5 * math.log10(d / 250) if config["method"] in ("rbd", "fpd") else 0) - 0.6 * rate**2
+    top = LEVELS[config["method"]] + (5 * math.log10(d / 250) if config["method"] in SLOPING else 0) - 0.6 * rate**2
     top -= 4 * math.log10(config.get("redraw") or 1)
     cosine = (
         math.sqrt(d / COSINE.get(config["model"], 78_330)) * rng.normal(1, 0.01) if "nes" not in config["method"] else None
@@ -152,7 +167,7 @@ def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
 
 
 def measurements(results: Path, profile: str = "quick") -> None:
-    """Orthogonality and landscape, without training."""
+    """Orthogonality, landscape and as_released, without training."""
     rng = np.random.default_rng(0)
     rows = [{"distribution": name, "size": D, "n": 10_000, "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D),
              "blocks": list(math.sqrt(2 / math.pi / D) * rng.normal(1, 0.048, 40))}
@@ -167,6 +182,9 @@ def measurements(results: Path, profile: str = "quick") -> None:
         for name, low in (("start", 2.3), ("trained", 0.3))
     }
     about = {"model": "fc", "data": "mnist-embedded", "images": 2000, "epochs": 5, "n": 5, "distances": list(distances)}
+    kept = [{"model": "fc", "data": "mnist-embedded", "lr": 1.0, "dim": 250, "seed": 0, "augment": augment, "kept": k,
+             "accuracy": [30.0, 50.0, 60.0 - 2 * k]} for augment in (None, "none") for k in (True, False)]  # fmt: skip
+    measurement(results, f"as_released-{profile}", kept)
     measurement(results, f"orthogonality-{profile}", rows)
     measurement(results, f"landscape-{profile}", around | about)
 

@@ -138,6 +138,17 @@ def test_time_and_ratio_of_a_step_are_of_the_same_blocks(benchmarks, monkeypatch
         step.Step().setup(cache, "cpu", "fc", "rbd normal")
 
 
+def test_the_suites_loop_and_a_bare_one_take_turns(benchmarks, monkeypatch):
+    """Three pairs of 2 / 1, 9 / 3 and 4 / 1 seconds a step: the median ratio is 3."""
+    loop, order = benchmarks("loop"), []
+    ours, bare = iter((2.0, 9.0, 4.0)), iter((2.0, 6.0, 2.0))  # seconds of a step; of an epoch of two batches
+    monkeypatch.setattr(loop, "PAIRS", 3)
+    monkeypatch.setattr(loop, "settle", lambda: order.append(" "))
+    monkeypatch.setattr(loop, "seconds", lambda call: (order.append("b"), next(bare))[1])
+    assert loop._compare(lambda: (order.append("s"), next(ours))[1], lambda: None, 2) == 3.0
+    assert "".join(order) == " b s s b b s"
+
+
 def test_the_first_call_of_a_block_is_not_timed(measure, machine):
     assert measure.block(machine.first_slow, budget=0.05) == pytest.approx(0.001)
 

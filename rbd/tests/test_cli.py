@@ -78,6 +78,7 @@ def refused(arguments: list[str], capsys) -> str:
     (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "--threads"]),
     (["report", "--help"], ["--profile NAME", "quick, paper", "--into README", "default: results"]),
     (["sweep", "--help"], ["or all", "--jobs", "--seeds", "no figure shows such runs", "--dry-run", "--ray ADDRESS"]),
+    (["dimension", "--help"], ["SCRIPT:FUNCTION", "--dims D", "default: 0 1 2", "--jobs", "--baseline VALUE", "90 %"]),
     (["data", "--help"], ["--download", "mnist, fmnist or cifar10", "RBD_DATA_DIR"]),
 ])  # fmt: skip
 def test_help(arguments, words, here, capsys):

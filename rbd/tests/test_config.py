@@ -33,6 +33,8 @@ def test_fields_and_defaults():
     ("fpd", (250, "whole", "rademacher", None, None)),
     ("nes", (250, None, "rademacher", None, 0.01)),
     ("rbd-nes", (250, None, "rademacher", None, 0.002)),
+    ("subspace-adam", (250, "whole", "rademacher", None, None)),
+    ("subspace-sgd", (250, "whole", "rademacher", None, None)),
 ])
 def test_each_method_gets_its_fields(method, resolved):
     c = RunConfig(method=method)
@@ -66,14 +68,17 @@ def test_paper_learning_rates(model, data, method, lr):
 def test_every_combination_has_a_rate():
     ids = {RunConfig(model=m, data=d, method=k).id for m, d, k in itertools.product(
         config.MODELS, config.DATA, config.METHODS)}
-    assert len(ids) == 4 * 5 * 5
+    assert len(ids) == 6 * 5 * 7
 
 
 BAD = [
-    ({"model": "vgg"}, ("model: got 'vgg'", "fc, cnn, resnet8, resnet32")),
+    ({"model": "vgg"}, ("model: got 'vgg'", "fc, cnn, resnet8, resnet32, fc200, lenet")),
     ({"model": None}, ("model: got None", "fc, cnn")),
     ({"data": "svhn"}, ("data: got 'svhn'", "mnist, fmnist, cifar10, mnist-embedded, fmnist-embedded")),
-    ({"method": "adam"}, ("method: got 'adam'", "sgd, rbd, fpd, nes, rbd-nes")),
+    ({"method": "adam"}, ("method: got 'adam'", "sgd, rbd, fpd, nes, rbd-nes, subspace-adam, subspace-sgd")),
+    ({"method": "subspace-adam", "redraw": 1}, ("redraw=1 does not apply to method 'subspace-adam'",)),
+    ({"method": "subspace-sgd", "workers": 2}, ("workers=2 does not apply to method 'subspace-sgd'",)),
+    ({"method": "subspace-adam", "switch": 3}, ("switch=3 does not apply to method 'subspace-adam'",)),
     ({"method": ["sgd"]}, ("method: got ['sgd']", "sgd, rbd")),
     ({"dim": 0}, ("dim: got 0", "an integer 1 ... 4294967295")),
     ({"dim": -3}, ("dim: got -3", "an integer 1 ...")),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import rbd
-from rbd.suite import experiment, rates, record
+from rbd.suite import experiment, paper, rates, record
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import Experiment, Plan
 from rbd.suite.record import Point, Record
@@ -155,7 +156,8 @@ in_repository = pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="resu
 
 def test_every_experiment_of_the_design_has_a_script():
     assert {"table1", "curves", "dimension", "compartments", "networks", "distributions", "redraw", "correlation", "hybrid",
-            "augmentation", "workers", "learning_rate", "nes", "paper_rates", "normals"} <= WITH_RUNS  # fmt: skip
+            "augmentation", "workers", "learning_rate", "nes", "paper_rates", "normals",
+            "intrinsic_dimension"} <= WITH_RUNS  # fmt: skip
     assert {"orthogonality", "landscape"} <= set(NAMES) - WITH_RUNS
 
 
@@ -179,17 +181,18 @@ def test_scripts_keep_to_their_profile(name):
     assert {c.data for c in small} <= {"mnist-embedded", "fmnist-embedded"}
     assert not {c.data for c in whole(name, "paper")} & {"mnist-embedded", "fmnist-embedded"}
     assert all(c.epochs <= 20 for c in small) and not {c.model for c in small} & {"resnet32"}
-    if name != "distributions":
-        sparse = {"countsketch"} if name in ("countsketch", "price", "learning_rate") else set()
+    if name not in ("distributions", "intrinsic_dimension"):
+        sparse = {"countsketch"} if name in ("countsketch", "price", "learning_rate", "effective_rate") else set()
         assert {c.distribution for c in small} <= {None, "rademacher", *sparse}
         assert all(c.distribution == "rademacher" for c in small if 0 < (c.dim or 0) <= 2500 and name == "learning_rate")
     seeds = {c.seed for profile in experiment.PROFILES for c in whole(name, profile)}
-    assert seeds <= ({100, 101} if name == "learning_rate" else set(range(10)))
+    assert seeds <= ({100, 101} if name in ("learning_rate", "full_length") else set(range(10)))
 
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
-    others = WITH_RUNS - {"learning_rate", "paper_rates", "settings"}
+    own = {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate", "intrinsic_dimension"}
+    others = WITH_RUNS - own
     asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
     tried: dict[str, set[float]] = {}
     for c in whole("learning_rate", profile):
@@ -200,12 +203,56 @@ def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
         assert (max(values) / min(values), len(values)) == ((2**10, 6) if coarse else (2**9, 10)), key
 
 
+@pytest.mark.parametrize(("profile", "sparse", "dense"), [("quick", 7, 4), ("paper", 12, 7)])
+def test_intrinsic_dimension_has_a_baseline_and_one_rule_for_the_rate(profile, sparse, dense):
+    configs = whole("intrinsic_dimension", profile)
+    assert len(configs) == len({c.id for c in configs}) == 2 * 3 * (sparse + dense)  # networks, seeds
+    assert all((c.method, c.augment, c.partition) == ("subspace-adam", "none", "whole") for c in configs)
+    for model, size in paper.LI_SIZES.items():
+        mine = [c for c in configs if c.model == model]
+        assert [(c.dim, c.lr, c.distribution) for c in mine if c.dim == size] == [(size, 0.001, "countsketch")] * 3
+        for c in mine:
+            assert c.lr == pytest.approx(0.001 * math.sqrt(size / c.dim), rel=0.01)
+        if profile == "paper":  # theirs: d and budget, by their released code
+            assert set(paper.LI[model]) <= {c.dim for c in mine if c.distribution == "countsketch"}
+            assert {(c.data, c.epochs, c.batch_size) for c in mine} == {("mnist", 100, 128)}
+    first = [c for c in configs[: 2 * (sparse + 1)] if c.seed == 0]  # what a sweep that is stopped has
+    assert {(c.model, c.dim) for c in first} >= {(m, d) for m, size in paper.LI_SIZES.items() for d in (100, 500, size)}
+
+
 def test_the_papers_own_rates_are_inside_the_search():
     tried: dict[str, list[float]] = {}
     for c in whole("learning_rate", "paper"):
         tried.setdefault(rates.key(c), []).append(c.lr)
     for c in whole("paper_rates", "paper"):
         assert 2 * min(tried[rates.key(c)]) <= c.lr <= max(tried[rates.key(c)]) / 2, rates.key(c)
+
+
+def test_sparse_bases_have_the_papers_rate_at_250_and_steps_as_long_as_those_of_sgd_at_a_tenth():
+    """η √(d/D) = η of SGD; the FC net goes first within a seed."""
+    found = whole("sparse", "paper")
+    rates_of = {(c.model, c.data, c.dim): c.lr for c in found}
+    assert len(found) == 72 and {c.augment for c in found} == {None, "none"} and len(rates_of) == 12
+    for (model, data, dim), lr in rates_of.items():
+        known, size = paper.LEARNING_RATES[model, data], paper.find_size(model, data)
+        assert lr == known["rbd"] if dim == 250 else lr * (dim / size) ** 0.5 == pytest.approx(known["sgd"], rel=0.01)
+    assert [c.model for c in found if c.seed == 0] == ["fc"] * 12 + ["cnn"] * 12 and found[24].seed == 1
+
+
+@pytest.mark.parametrize("profile", experiment.PROFILES)
+def test_every_run_of_effective_rate_has_one_of_sgd_at_its_product(profile):
+    """lr d/D is that of a run of SGD with the same data, augmentation and seed."""
+    found = whole("effective_rate", profile)
+    sgd = {(c.model, c.data, c.augment, c.seed, f"{c.lr:.6g}") for c in found if c.method == "sgd"}
+    for c in (c for c in found if c.method == "rbd"):
+        rate = c.lr * c.dim / paper.find_size(c.model, c.data)
+        assert (c.model, c.data, c.augment, c.seed, f"{rate:.6g}") in sgd
+    assert len(found) == {"quick": 3 * 5 * 7, "paper": 3 * 6 * 4}[profile]
+
+
+def test_effective_rate_shares_the_runs_at_the_papers_rate():
+    shared = {c.id for name in ("settings", "sparse") for c in whole(name, "paper")}
+    assert sum(c.id in shared for c in whole("effective_rate", "paper")) == 12  # 6 settings, signs and countsketch
 
 
 def test_budgets_of_nes_meet_those_of_rbd():
@@ -239,8 +286,9 @@ def test_hybrids_without_rates_wait_all_of_them(profile, sets):
 
 
 def test_all_begins_with_the_rates_and_follows_the_design():
-    assert NAMES[:4] == ["learning_rate", "table1", "curves", "dimension"]
-    assert NAMES[-4:] == ["nes", "normals", "paper_rates", "settings"] and set(experiment.ORDER) <= set(NAMES)
+    assert NAMES[:5] == ["learning_rate", "full_length", "table1", "curves", "dimension"]
+    last = ["as_released", "effective_rate", "nes", "normals", "paper_rates", "settings", "sparse"]
+    assert NAMES[-len(last) :] == last and set(experiment.ORDER) <= set(NAMES)
 
 
 def test_experiments_of_a_wheel_are_there_in_any_directory(tmp_path, monkeypatch):

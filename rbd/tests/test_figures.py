@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from itertools import product
+from math import nan
 from pathlib import Path
 
 import made_up
 import pytest
+import stats
 import style
 from test_analysis import execute
 
-from rbd.suite import figures
+from rbd.suite import figures, findings
 from rbd.suite.cli import main
 
 ROOT = figures.ANALYSIS.parent
 EVIDENCE = {
-    "claim": "1: redrawing helps",
+    "claim": "1: redrawing",
     "profile": "quick",
     "evidence": ["RBD 80.8 % [79, 82]", "a | b"],
     "runs": 5,
@@ -49,11 +52,8 @@ def test_the_command_draws_in_kernels_what_is_there_and_tells_what_failed(tmp_pa
     made = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.glob("[ft]*/*")}
     assert set(made) == {"figures/curves-quick.pdf", "figures/curves-quick.png", "tables/curves-quick.json"}
     text = (tmp_path / "README.md").read_text("utf-8")
-    assert (
-        text.startswith("before\n<!-- evidence -->\n| claim |")
-        and "ResNet-8, CIFAR-10: RBD, d = 500, − FPD, d = 500 =" in text
-        and "old" not in text
-    )
+    assert text.startswith(f"before\n<!-- evidence -->\n{findings.RULES}\n\n### Full scale")  # no claims there
+    assert "- ResNet-8, CIFAR-10: RBD, d = 500, − FPD, d = 500 =" in text and "\nold\n" not in text
     execute("curves", tmp_path)  # in this process, not in a kernel
     assert {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.glob("[ft]*/*")} == made
 
@@ -104,7 +104,7 @@ def test_a_notebook_without_parameters_is_told_about(tmp_path):
 
 def test_unknown_names_and_profiles(capsys):
     assert main(["figures", "table1", "nothing"]) == 2
-    assert "NAME: got 'nothing', allowed augmentation, " in capsys.readouterr().err
+    assert "NAME: got 'nothing', allowed as_released, augmentation, " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["figures", "--profile", "huge"])
 
@@ -127,20 +127,103 @@ def test_outside_a_clone(tmp_path):
 
 
 def test_index_by_hand(tmp_path):
-    put(tmp_path, "table1-quick")
-    put(tmp_path, "speed", claim="3: faster", profile="–", command="tox -e bench", records=["asv/m"])
-    content = json.loads((tmp_path / "tables" / "speed.json").read_text("utf-8"))
-    content.pop("runs")
-    (tmp_path / "tables" / "speed.json").write_text(json.dumps(content), "utf-8")
-    assert figures.index(tmp_path, ["speed", "table1", "schematic"]).splitlines() == [
-        "| claim | evidence | profile | runs | command | records | commits |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| 1: redrawing helps | RBD 80.8 % [79, 82]<br>a \\| b | quick | 5 of 6 | `rbd sweep table1` | "
-        "[runs/table1-quick](runs/table1-quick) | 0123456 |",
-        "| 3: faster | RBD 80.8 % [79, 82]<br>a \\| b | – | – | `tox -e bench` | [asv/m](asv/m) | 0123456 |",
+    put(tmp_path, "table1-quick", verdict="seen at small scale", number="+9.4 points [6.8, 13.4], n = 3 + 3", paper="+8")
+    asv = dict(claim="3. Is it faster?", profile="–", command="tox -e bench", records=["asv/m"], verdict="reproduced")
+    path = put(tmp_path, "speed", **asv)
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text("utf-8")).items() if k != "runs"}), "utf-8")
+    (tmp_path / "figures").mkdir()
+    for name in ("table1-quick", "table1-methods-quick", "table1-paper", "table12-quick"):
+        (tmp_path / "figures" / f"{name}.png").touch()
+    (tmp_path / "tables" / "table1-quick.md").touch()
+    made = figures.index(tmp_path, ["speed", "table1", "schematic"])
+    head = ["| question | verdict | our number | paper | see | command |", "| --- | --- | --- | --- | --- | --- |"]
+    assert made.removeprefix(findings.RULES + "\n\n").splitlines() == [
+        "### Full scale: profile paper, full data, 100 epochs",
         "",
-        "Nothing there yet: table1-paper.",
+        *head,
+        "| 1: redrawing | not run | – | – | – | `rbd sweep table1 --profile paper` |",
+        "",
+        "### Small scale: profile quick, 5,000 images, 5 to 20 epochs",
+        "",
+        *head,
+        "| 1: redrawing | seen at small scale (5 of 6 runs) | +9.4 points [6.8, 13.4], n = 3 + 3 | +8 | "
+        "[figure](figures/table1-quick.png), [figure: methods](figures/table1-methods-quick.png), "
+        "[table](tables/table1-quick.md) | `rbd sweep table1` |",
+        "",
+        "### Time and memory, without training",
+        "",
+        *head,
+        "| 3. Is it faster? | reproduced | – | – | – | `tox -e bench` |",
+        "",
+        "### Details",
+        "",
+        "<details>",
+        "<summary><b>table1-quick</b>: 1: redrawing (5 of 6 runs)</summary>",
+        "",
+        "![table1-quick](figures/table1-quick.png)",
+        "",
+        "![table1-methods-quick](figures/table1-methods-quick.png)",
+        "",
+        "- RBD 80.8 % [79, 82]",
+        "- a | b",
+        "",
+        "Command: `rbd sweep table1`. Records: [runs/table1-quick](runs/table1-quick). Commits: 0123456.",
+        "",
+        "</details>",
+        "",
+        "<details>",
+        "<summary><b>speed</b>: 3. Is it faster?</summary>",
+        "",
+        "- RBD 80.8 % [79, 82]",
+        "- a | b",
+        "",
+        "Command: `tox -e bench`. Records: [asv/m](asv/m). Commits: 0123456.",
+        "",
+        "</details>",
     ]
+
+
+def test_the_claims_of_the_paper_open_the_index(tmp_path):
+    """From full-scale runs where there is such a table; the notebook that makes it has no row of its own."""
+    put(tmp_path, "verdicts-quick", claim="the claims")
+    (tmp_path / "tables" / "claims-quick.md").write_text("| claim |\n\nthe rule\n", "utf-8")
+    made = figures.index(tmp_path, ["verdicts"])
+    assert made.startswith("### The paper's claims\n\n| claim |\n\nthe rule\n\n`rbd figures`")
+    assert "| the claims |" not in made and "<b>verdicts-quick</b>: the claims" in made and "verdicts-paper" not in made
+    (tmp_path / "tables" / "claims-paper.md").write_text("| claim at full scale |\n", "utf-8")
+    assert figures.index(tmp_path, []).startswith("### The paper's claims\n\n| claim at full scale |\n\n`rbd")
+
+
+def test_evidence_of_before_there_were_verdicts_is_still_read(tmp_path):
+    put(tmp_path, "table1-quick", runs=6)
+    assert "\n| 1: redrawing | – | – | – | – | `rbd sweep table1` |\n" in figures.index(tmp_path, [])
+
+
+def test_a_notebook_that_never_ran_is_asked_by_its_heading(tmp_path):
+    row = "| From RBD to FPD | not run | – | – | – | `rbd sweep redraw --profile paper` |"
+    assert row in figures.index(tmp_path, ["redraw"])
+    put(tmp_path, "redraw-quick", claim="1. How often?")
+    assert row.replace("From RBD to FPD", "1. How often?") in figures.index(tmp_path, ["redraw"])
+
+
+def cells(text: str) -> list[list[str]]:
+    """The cells of every table, as they are shown: links without their targets."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    return [[re.sub(r"\]\([^)]*\)", "]", cell).strip() for cell in row] for row in rows]
+
+
+def test_the_committed_results_are_read_at_a_glance():
+    """A cell holds one number or one short phrase, a verdict is one of the rules, and a question is no answer."""
+    text = (ROOT / "results" / "README.md").read_text("utf-8")
+    assert [cell for row in cells(text) for cell in row if len(cell) > 120] == []
+    index = text[text.index("### Full scale") : text.index("### Details")]
+    rows = [row for row in cells(index) if row[0] not in ("question", "---")]
+    assert len(rows) > 20
+    for question, verdict, number, *_ in rows:
+        assert any(word in verdict for word in findings.VERDICTS), (question, verdict)
+        assert question.endswith("?") or findings.NOT_RUN in verdict, question  # else the heading of the notebook
+        assert number == "–" or re.search(r"n = |\bof \d", number), number
+        assert number != "–" or findings.NOT_RUN in verdict, question
 
 
 def test_the_index_is_written_between_its_marks_alone(tmp_path):
@@ -149,7 +232,7 @@ def test_the_index_is_written_between_its_marks_alone(tmp_path):
     readme.write_text("a\n<!-- evidence -->\n<!-- /evidence -->\nb\n")
     figures.write_index(tmp_path, ["table1"])
     once = readme.read_text("utf-8")
-    assert once.startswith("a\n<!-- evidence -->\n| claim") and once.endswith("<!-- /evidence -->\nb\n")
+    assert once.startswith("a\n<!-- evidence -->\n`rbd figures`") and once.endswith("<!-- /evidence -->\nb\n")
     figures.write_index(tmp_path, ["table1"])
     assert readme.read_text("utf-8") == once
     readme.write_text("no marks")
@@ -161,7 +244,52 @@ def test_a_new_results_directory_gets_an_index(tmp_path):
     assert figures.write_index(tmp_path, ["table1"]) is None and not list(tmp_path.iterdir())
     put(tmp_path, "table1-quick")
     text = figures.write_index(tmp_path, ["table1"]).read_text("utf-8")
-    assert text.startswith("# Results\n\n<!-- evidence -->\n| claim") and text.endswith("<!-- /evidence -->\n")
+    assert text.startswith("# Results\n\n<!-- evidence -->\n`rbd figures`") and text.endswith("<!-- /evidence -->\n")
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def summary(value: float, low: float = nan, high: float = nan, std: float = nan) -> stats.Summary:
+    return stats.Summary(value, low, high, 3, std)
+
+
+LEAD, NO_LEAD, ALONE = summary(14, 12, 16), summary(0.5, -1, 2), summary(9.0)
+
+
+@pytest.mark.parametrize(("gaps", "verdict", "small"), [
+    ([LEAD, ALONE], "reproduced", "seen at small scale"),
+    ([LEAD, NO_LEAD], "partly reproduced", "partly seen at small scale"),
+    ([NO_LEAD, summary(1.5)], "not reproduced", "not seen at small scale"),
+    ([], "not run", "not run"),
+])  # fmt: skip
+def test_verdicts_on_leads(gaps, verdict, small):
+    assert findings.judge_leads(gaps, "paper") == verdict and findings.judge_leads(gaps, "quick") == small
+
+
+@pytest.mark.parametrize(("described", "bare", "verdict"), [
+    ([True, True], [False, False], "reproduced"), ([False, False], [True, True], "reproduced without augmentation"),
+    ([True, False], [False, True], "partly reproduced"), ([False], [False], "not reproduced"), ([], [], "not run"),
+])  # fmt: skip
+def test_verdicts_on_numbers(described, bare, verdict):
+    assert findings.judge_numbers(described, bare) == verdict
+
+
+@pytest.mark.parametrize(("s", "verdict"), [
+    (LEAD, "RBD higher"), (summary(-3, -5, -1), "RBD lower"), (NO_LEAD, "no difference seen"), (ALONE, "too few runs"),
+    (None, "not run"),
+])  # fmt: skip
+def test_verdicts_on_comparisons(s, verdict):
+    assert findings.judge_difference(s, "RBD") == verdict
+
+
+@pytest.mark.parametrize(("ratios", "verdict"), [
+    ([summary(1.04, 1.03, 1.05), summary(0.8, 0.6, 1.01)], "agrees with theory"),
+    ([summary(1.0, 0.9, 1.1), summary(0.8, 0.7, 0.9)], "agrees in part with theory"),
+    ([summary(0.8, 0.7, 0.9)], "differs from theory"),
+])  # fmt: skip
+def test_verdicts_on_theories(ratios, verdict):
+    assert findings.judge_theory(ratios) == verdict
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"claim": "x"}'])

@@ -24,24 +24,27 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.distributed.ddp_hook": 5, "rbd.distributed.launch": 5,
     "rbd.optim": 6, "rbd.subspace": 6,
     "rbd.suite": 7, "rbd.suite.paper": 7, "rbd.suite.looks": 7, "rbd.suite.config": 7, "rbd.suite.record": 7,
-    "rbd.suite.store": 7, "rbd.suite.wire": 7,
-    "rbd.suite.models": 7, "rbd.suite.datasets": 7, "rbd.suite.batches": 7, "rbd.suite.tables": 8,
+    "rbd.suite.store": 7, "rbd.suite.wire": 7, "rbd.suite.verdicts": 7, "rbd.suite.bootstrap": 7,
+    "rbd.suite.models": 7, "rbd.suite.datasets": 7, "rbd.suite.batches": 7, "rbd.suite.tables": 8, "rbd.suite.findings": 9,
     "rbd.suite.replay": 7, "rbd.suite.train": 8, "rbd.suite.checkpoint": 8, "rbd.suite.report": 8,
+    "rbd.suite.intrinsic": 8,
     "rbd.suite.rates": 9, "rbd.suite.cost": 9, "rbd.suite.experiment": 9, "rbd.suite.figures": 9,
     "rbd.suite.job": 10, "rbd.suite.cluster": 10, "rbd.suite.streams": 10, "rbd.suite.executor": 10,
     "rbd.suite.experiments": 10,
-    "rbd.suite.cli": 11, "rbd.__main__": 11,
+    "rbd.suite.dimension": 11, "rbd.suite.cli": 11, "rbd.__main__": 11,
 }  # fmt: skip
 LIBRARY = {name for name, layer in LAYERS.items() if layer <= 6}
 EXPERIMENTS = sorted(f"rbd.suite.experiments.{path.stem}" for path in (ROOT / "rbd/suite/experiments").glob("[!_]*.py"))
 LAYERS |= dict.fromkeys(EXPERIMENTS, LAYERS["rbd.suite.experiments"])
 NUMPY_ONLY = ("rbd.philox", "rbd.distribution")
 FOR_ANALYSIS = ("rbd.suite.paper", "rbd.suite.looks", "rbd.suite.store", "rbd.suite.tables", "rbd.suite.config",
+                "rbd.suite.verdicts", "rbd.suite.findings", "rbd.suite.bootstrap", "rbd.suite.intrinsic",
                 "rbd.suite.record")  # fmt: skip  # what analysis/ may import
-MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality")  # torch, when they measure
+MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality",
+             "rbd.suite.experiments.as_released")  # fmt: skip  # torch, when they measure
 NO_TORCH = (*NUMPY_ONLY, "rbd.partition", *FOR_ANALYSIS[:-1], "rbd.suite.report", "rbd.suite.figures",
             "rbd.suite.rates", "rbd.suite.cost", "rbd.suite.experiment", "rbd.suite.executor", "rbd.suite.cli",
-            *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
+            "rbd.suite.dimension", *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
 
 

@@ -12,6 +12,7 @@ MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 SIZES = [  # D as the paper states it; a ResNet stem of 1 channel has 2 · 9 · 16 = 288 kernel entries less
     ("fc", MNIST, 101_770), ("fc", CIFAR, 394_634), ("cnn", MNIST, 93_322), ("cnn", CIFAR, 122_570),
     ("resnet8", CIFAR, 78_330), ("resnet32", CIFAR, 467_194), ("resnet8", MNIST, 78_042), ("resnet32", MNIST, 466_906),
+    ("fc200", MNIST, 199_210), ("fc200", CIFAR, 656_810), ("lenet", MNIST, 44_426), ("lenet", CIFAR, 62_006),
 ]
 EVERY = pytest.mark.parametrize("name, shape", [(name, shape) for name, shape, _ in SIZES])
 

@@ -136,6 +136,39 @@ def test_damaged_choice_is_named(content, tmp_path):
         rates.load("quick", tmp_path)
 
 
+def test_rates_of_full_length_begin_at_the_searchs_choice_and_go_before_it(tmp_path, monkeypatch):
+    """The search says 0.4; of 0.4, 0.2, 0.1 for 100 epochs 0.2 is best: reported runs take it, the check does not move."""
+    check = experiment.load("full_length")
+    config = RunConfig("fc", "mnist", "sgd", seed=100)
+    searched = {rates.key(config): {"lr": 0.4, "accuracy": 90.0, "n": 1, "at_edge": False}}
+    rates.path("paper", tmp_path).write_text(json.dumps({"profile": "paper", "rates": searched}))
+    monkeypatch.setattr(rates, "SHIPPED", tmp_path / "none")
+    plan = check.plan("paper", tmp_path)
+    assert [(c.lr, c.epochs, c.seed) for c in plan.configs] == [(0.4, 100, 100), (0.2, 100, 100), (0.1, 100, 100)]
+    assert len(plan.waiting) == 27  # of 24 cells and 4 methods of figure 1, all but one; their three rates are not known
+    (waits,) = check.conclude("paper", plan.configs, [made(0.4, 91.0, config=config)], tmp_path)
+    assert waits == "fc mnist sgd full length: not chosen yet, runs are missing"
+    ended = [made(c.lr, a, config=c) for c, a in zip(plan.configs, (91.0, 93.0, 92.0))]
+    assert check.conclude("paper", plan.configs, ended, tmp_path) == []
+    found = json.loads(rates.path("paper", tmp_path).read_text())["rates"]
+    assert found == searched | {"fc mnist sgd full length": {"lr": 0.2, "accuracy": 93.0, "n": 1, "at_edge": False}}
+    known = rates.load("paper", tmp_path)
+    assert check.plan("paper", tmp_path).configs == plan.configs
+    assert rates.resolve([rates.tuned(model="fc", data="mnist", method="sgd")], known).configs[0].lr == 0.2
+    search = RunConfig("fc", "mnist", "sgd", epochs=10, seed=100)  # a new search keeps what was checked
+    rates.conclude("paper", [replace(search, lr=0.4)], [made(0.4, 89.0, config=search)], tmp_path)
+    assert rates.load("paper", tmp_path)["fc mnist sgd full length"] == 0.2
+
+
+def test_the_least_rate_of_full_length_is_at_the_edge_and_the_largest_is_not(tmp_path):
+    configs = [replace(SGD, lr=lr, seed=100) for lr in (0.4, 0.2, 0.1)]
+    for accuracies, lr, edge in (((93.0, 92.0, 91.0), 0.4, False), ((91.0, 92.0, 93.0), 0.1, True)):
+        ended = [made(c.lr, a) for c, a in zip(configs, accuracies)]
+        warnings = rates.conclude("quick", configs, ended, tmp_path, rates.FULL)
+        (chosen,) = json.loads(rates.path("quick", tmp_path).read_text())["rates"].values()
+        assert (chosen["lr"], chosen["at_edge"], bool(warnings)) == (lr, edge, edge)
+
+
 @pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="results/ is in the repository only")
 @pytest.mark.parametrize("profile", ["quick", "paper"])
 def test_package_ships_the_committed_choice(profile):

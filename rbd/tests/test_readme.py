@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from rbd.suite import experiment, report
+from rbd.suite import experiment
 from rbd.suite.cli import _parser, main
 
 ROOT = Path(__file__).parents[2]
@@ -29,26 +26,17 @@ def _commands() -> list[str]:
     return [part.strip() for line in indented for part in line.split("&&") if part.strip().startswith(".venv/bin/rbd")]
 
 
-def test_python_blocks_run_as_they_stand():
+def test_the_python_block_runs_as_it_stands():
     x, y = torch.rand(8, 1, 28, 28), torch.randint(10, (8,))
-    names: dict = {"batches": [(x, y)] * 2, "g": torch.randn(101_770)}
-    alone = [block for block in _blocks() if "init_process_group" not in block]
-    assert len(alone) == 2
-    for block in alone:
-        exec(block, names)
-    assert names["u"].shape == (101_770,)
+    names: dict = {"batches": [(x, y)] * 2}
+    (block,) = _blocks()
+    exec(block, names)
     assert names["optimizer"].param_groups[0]["step"] == 2
 
 
-def test_the_script_for_workers_runs_under_torchrun(tmp_path):
-    (block,) = [block for block in _blocks() if "init_process_group" in block]
-    ended = 'assert optimizer.param_groups[0]["step"] == 10 and not dist.is_initialized()\n'
-    (tmp_path / "own.py").write_text(block + ended, "utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "own.py"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(torchrun, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert "FutureWarning" not in done.stderr
+def test_no_more_than_900_words():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len([word for word in text.split() if re.search(r"\w", word)]) <= 900  # bars of tables are none
 
 
 def _named_packages(text: str) -> list[str]:
@@ -82,7 +70,7 @@ def test_commands_are_accepted(command):
 
 def test_there_are_commands():
     shown = {shlex.split(command)[1] for command in _commands()}
-    assert shown == {"reproduce", "report", "figures", "sweep", "train", "data"}
+    assert shown == {"reproduce", "report", "figures", "sweep"}
 
 
 def test_ci_runs_the_test_command():
@@ -90,19 +78,16 @@ def test_ci_runs_the_test_command():
     assert command in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
 
 
-def test_table_and_picture_are_those_of_the_records():
+def test_the_runs_behind_table_1_are_complete_and_clean():
     table1 = experiment.load("table1").plan("quick", ROOT / "results")
     records = table1.records(ROOT / "results")
     assert len(records) == len(table1.configs)
-    text = f"{report.table(records, 'quick')}\n\n{report.legend(0)}"
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert report.insert(readme, table1.name, text) == readme
     assert all(r.outcome == "finished" and not r.environment["dirty"] for r in records)
-    assert (ROOT / "results" / "figures" / f"{table1.name}.png").stat().st_size > 10_000
 
 
 def test_the_report_command_changes_nothing(tmp_path, capsys):
-    shutil.copytree(ROOT / "results" / "runs", tmp_path / "results" / "runs")
+    for name in ("runs", "tables"):
+        shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name)
     shutil.copy(ROOT / "README.md", tmp_path)
     assert main(["report", "--into", str(tmp_path / "README.md"), "--results-dir", str(tmp_path / "results")]) == 0
     assert (tmp_path / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()

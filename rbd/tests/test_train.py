@@ -34,7 +34,7 @@ from rbd.suite.record import Point, Record
 from rbd.suite.train import train
 
 ROOT = Path(loop.__file__).parents[2]
-METHODS = ("sgd", "rbd", "fpd", "nes", "rbd-nes")
+METHODS = ("sgd", "rbd", "fpd", "nes", "rbd-nes", "subspace-adam", "subspace-sgd")
 SIZE = 101_770  # D of the FC net on 28×28 images
 IMAGES, BATCH, PER_EPOCH = 320, 32, 10  # of the fixture `few`
 
@@ -46,6 +46,8 @@ FIELDS = {
     "fpd": {"lr": 4.0, "dim": 20, "distribution": "rademacher"},
     "nes": {"lr": 0.1, "dim": 3, "distribution": "rademacher"},
     "rbd-nes": {"lr": 0.1, "dim": 3, "distribution": "rademacher"},
+    "subspace-adam": {"lr": 0.25, "dim": 20, "distribution": "rademacher"},
+    "subspace-sgd": {"lr": 4.0, "dim": 20, "distribution": "countsketch"},
 }
 
 
@@ -122,6 +124,50 @@ def test_one_epoch_is_the_papers_formula(method, few, tmp_path, set_threads):
     assert point.accuracy == loop.accuracy(model, datasets.load(run.data).validation)
 
 
+@pytest.mark.parametrize("method", ["subspace-adam", "subspace-sgd"])
+@pytest.mark.parametrize("distribution", ["rademacher", "countsketch"])
+def test_one_epoch_in_a_subspace_is_torchs_optimizer_of_the_coordinates(method, distribution, few, tmp_path, set_threads):
+    """θ = θ0 + Φᵀ c and the gradient of c is Φ g, with Φ made in full."""
+    set_threads(1)
+    run = config(method, epochs=1, dim=6, distribution=distribution)
+    (point,) = train(run, tmp_path).curve
+    model = models.build("fc", (1, 28, 28), run.seed)
+    phi, c = Basis(6, SIZE, distribution, seed=run.seed).dense(), torch.zeros(6)
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    optimizer = (torch.optim.Adam if method == "subspace-adam" else torch.optim.SGD)([c], run.lr)
+    for x, y in batches.batches(datasets.load(run.data).train, run.batch_size, run.seed, epoch=0):
+        loss = cross_entropy(model(x), y)
+        c.grad = phi @ torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+        optimizer.step()
+        torch.nn.utils.vector_to_parameters(start + phi.T @ c, model.parameters())
+    kept = load_file(checkpoint(tmp_path, run))
+    assert point.cosine is None and kept["coordinates"].shape == (6,)
+    torch.testing.assert_close(kept["coordinates"], c, rtol=1e-3, atol=1e-3)  # of Adam's steps of 0.25, SGD's of 4
+    assert point.accuracy == loop.accuracy(model, datasets.load(run.data).validation)
+
+
+def test_adam_in_all_dimensions_of_a_countsketch_is_adam_of_the_parameters(few):
+    """Φ is a signed permutation, which Adam does not notice: the baseline of d90."""
+    run = config("subspace-adam", dim=SIZE, distribution="countsketch", lr=0.001)
+    curve = train(run, threads=1).curve
+    model = models.build("fc", (1, 28, 28), run.seed)
+    optimizer, sets = torch.optim.Adam(model.parameters(), run.lr), datasets.load(run.data)
+    for epoch, point in enumerate(curve):
+        losses = []
+        for x, y in batches.batches(sets.train, run.batch_size, run.seed, epoch):
+            optimizer.zero_grad()
+            losses.append(cross_entropy(model(x), y))
+            losses[-1].backward()
+            optimizer.step()
+        assert point.loss == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-3)
+        assert point.accuracy == pytest.approx(loop.accuracy(model, sets.validation), abs=1.0)  # 2 of 200 images
+
+
+def test_sgd_in_a_subspace_is_fpd(few):
+    ours, theirs = (train(config(m, dim=20, lr=4.0, distribution="rademacher")).curve for m in ("subspace-sgd", "fpd"))
+    assert [p.loss for p in ours] == pytest.approx([p.loss for p in theirs], rel=1e-4)
+
+
 @pytest.mark.parametrize(("method", "d", "steps", "batches", "passes"), [
     ("sgd", None, (10, 20, 30), (10, 20, 30), (10, 20, 30)),
     ("rbd", 3, (10, 20, 30), (10, 20, 30), (10, 20, 30)),
@@ -129,6 +175,7 @@ def test_one_epoch_is_the_papers_formula(method, few, tmp_path, set_threads):
     ("nes", 3, (4, 7, 10), (12, 21, 30), (12, 21, 30)),  # d batches, one pass on each
     ("nes", 20, (1,), (20,), (20,)),  # one update takes two epochs, and the third is too short for another
     ("rbd-nes", 3, (10, 20, 30), (10, 20, 30), (30, 60, 90)),  # one batch, d passes on it
+    ("subspace-adam", 3, (10, 20, 30), (10, 20, 30), (10, 20, 30)),
 ])  # fmt: skip
 def test_counts_at_the_points(method, d, steps, batches, passes, few):
     curve = train(config(method, **({} if d is None else {"dim": d}))).curve
@@ -334,7 +381,8 @@ def test_nes_says_how_many_epochs_one_update_takes(few):
 # ---------------------------------------------------------------- divergence is a result
 
 
-@pytest.mark.parametrize(("method", "lr"), [("sgd", 1e6), ("rbd", 1e30), ("fpd", 1e30), ("nes", 1e30), ("rbd-nes", 1e30)])
+@pytest.mark.parametrize(("method", "lr"), [("sgd", 1e6), ("rbd", 1e30), ("fpd", 1e30), ("nes", 1e30), ("rbd-nes", 1e30),
+                                            ("subspace-adam", 1e30), ("subspace-sgd", 1e30)])
 def test_divergence_is_recorded(method, lr, few, tmp_path):
     made = train(config(method, lr=lr), tmp_path / "checkpoints")
     assert made.outcome == "diverged" and len(made.curve) < 3
@@ -446,6 +494,8 @@ def test_a_run_says_on_how_many_threads_its_earlier_epochs_ran(few, tmp_path, mo
     {"partition": "by_ratio:10000", "dim": None, "distribution": "uniform"},
     {"model": "resnet8", "epochs": 2},  # batch norm: running means are state too
     {"switch": 1}, {"switch": 2},  # it goes on where sgd takes over, and before
+    {"method": "subspace-adam", "redraw": None, "model": "resnet8", "epochs": 2},  # moments of Adam and running means
+    {"method": "subspace-adam", "redraw": None, "partition": "by_ratio:10000", "dim": None},
     {"method": "sgd", "switch": 1, "then_lr": 4.0}, {"method": "sgd", "switch": 2, "then_lr": 4.0},
 ], ids=str)  # fmt: skip
 def test_other_state_survives_too(changes, few, tmp_path, monkeypatch):

@@ -34,9 +34,9 @@ def collect(profile: str) -> list[RunConfig]:
 
 
 def list_requests(profile: str) -> Iterator[RunConfig]:
-    """Whatever the other experiments in this folder want at a chosen rate."""
+    """Whatever the other experiments in this folder want at a chosen rate; full_length wants what table1 and curves do."""
     for other in sorted(experiments(Path(__file__).parent), key=lambda other: other.name):
-        if other.runs and other.name != NAME:
+        if other.runs and other.name not in (NAME, "full_length"):
             yield from (request.config for request in other.runs(profile) if isinstance(request, Request))
 
 

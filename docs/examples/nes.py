@@ -1,0 +1,22 @@
+"""Train without gradients: NES evaluates the loss along each direction."""
+
+import torch
+
+from rbd import NES
+
+torch.manual_seed(0)
+model = torch.nn.Linear(10, 1)
+x, y = torch.randn(64, 10), torch.randn(64, 1)
+optimizer = NES(model.parameters(), lr=0.05, dim=11, sigma=0.01)
+
+
+def closure():
+    return torch.nn.functional.mse_loss(model(x), y)  # no backward
+
+
+with torch.no_grad():
+    before = closure().item()
+for _ in range(50):
+    optimizer.step(closure)
+with torch.no_grad():
+    assert closure().item() < before

@@ -1,0 +1,1 @@
+.venv/bin/rbd reproduce --results-dir my-results

@@ -1,0 +1,45 @@
+"""E[ΦᵀΦ g] = (d/D) g: does RBD at rate η follow SGD at η d/D, and where does the noise of the projection begin to cost?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+from rbd.suite.config import RunConfig
+from rbd.suite.experiment import SEEDS, Experiment
+from rbd.suite.paper import LEARNING_RATES, SIZES
+
+RATES = tuple(2.0**octave for octave in range(-10, 0, 2))  # η d/D, to beyond SGD's best, 2 ** -2
+BASES = {"rademacher": (50, 250), "countsketch": (50, 250, 2500, 10_000)}  # d
+PAIRS = (("fc", "mnist"), ("fc", "fmnist"), ("cnn", "cifar10"))
+FACTORS = (1, 4, 16)  # times the paper's rate for d = 250
+
+
+def runs(profile: str) -> Iterator[RunConfig]:
+    return list_quick() if profile == "quick" else list_full()
+
+
+def list_quick() -> Iterator[RunConfig]:
+    base: dict[str, Any] = {"model": "fc", "data": "mnist-embedded", "epochs": 20}
+    for seed, rate in product(SEEDS, RATES):
+        yield RunConfig(**base, method="sgd", lr=rate, seed=seed)
+        for distribution, dims in BASES.items():
+            for dim in dims:
+                lr = rate * SIZES["fc", 1] / dim
+                yield RunConfig(**base, method="rbd", dim=dim, distribution=distribution, lr=lr, seed=seed)
+
+
+def list_full() -> Iterator[RunConfig]:
+    """One seed; the paper's rate before its multiples, SGD before the others."""
+    for factor, (model, data), augment in product(FACTORS, PAIRS, (None, "none")):
+        base: dict[str, Any] = {"model": model, "data": data, "augment": augment}
+        lr, size = factor * LEARNING_RATES[model, data]["rbd"], SIZES[model, 3 if data == "cifar10" else 1]
+        yield RunConfig(**base, method="sgd", lr=lr * 250 / size)
+        for distribution in BASES:
+            yield RunConfig(**base, method="rbd", dim=250, distribution=distribution, lr=lr)
+        dim = round(size / 10)
+        yield RunConfig(**base, method="rbd", dim=dim, distribution="countsketch", lr=lr * 250 / dim)
+
+
+EXPERIMENT = Experiment("effective_rate", __doc__, runs)

@@ -1,0 +1,79 @@
+"""The verdict on each question of the index in results/README.md, by one written rule for each kind of question.
+
+Numbers and claims of the paper are judged by rbd.suite.verdicts; here are the words for a whole experiment. A Summary (see
+rbd.suite.tables) has value, low and high, the ends of its 95 % interval: NaN where there is none, as for single runs.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rbd.suite import verdicts
+from rbd.suite.tables import Summary
+from rbd.suite.verdicts import FASTER, NOT_REPRODUCED, NOT_RUN, POINTS, REPRODUCED, WITHOUT
+
+NEAR = 0.05  # of a theory's value
+PARTLY = "partly reproduced"
+SMALL = ("seen at small scale", "partly seen at small scale", "not seen at small scale")  # in the quick profile
+HIGHER, LOWER, NONE, FEW = "higher", "lower", "no difference seen", "too few runs"
+AGREES, PARTLY_AGREES, DIFFERS = "agrees with theory", "agrees in part with theory", "differs from theory"
+MET, NOT_MET, SETTINGS = "rule met", "rule not met", "settings"
+VERDICTS = (*verdicts.VERDICTS, PARTLY, *SMALL, HIGHER, LOWER, NONE, FEW, AGREES, PARTLY_AGREES, DIFFERS, MET, NOT_MET,
+            SETTINGS)  # fmt: skip
+RULES = f"""\
+`rbd figures` computes each verdict from the records. The rules:
+
+- **A claim of the paper that one method beats another.** A lead counts where its 95 % interval lies above 0 (single runs:
+  where it exceeds {POINTS} points). *{REPRODUCED}*: every lead that was run counts. *{PARTLY}*: some count.
+  *{NOT_REPRODUCED}*: none counts. The quick profile trains on 5,000 images, so there the words are *{SMALL[0]}*,
+  *{SMALL[1]}* and *{SMALL[2]}*. How large a lead is decides nothing: the paper's stands beside it.
+- **Numbers of the paper.** Ours agrees if it is at most {POINTS} points or two standard deviations of the difference away.
+  *{REPRODUCED}*: all numbers agree in the set-up that the paper describes. *{WITHOUT}*: all agree
+  without augmentation. *{PARTLY}*: some agree in either. *{NOT_REPRODUCED}*: none does.
+- **Speed.** *{REPRODUCED}*: in some commit the fastest dense distribution was {FASTER:g} times faster than the stored fp32
+  basis.
+- **Memory.** *{REPRODUCED}*: on demand it grows with d by at most {100 * NEAR:g} %, and that of a stored basis by more.
+- **Our own comparisons.** *X {HIGHER}*, *X {LOWER}*: the 95 % interval of the difference excludes 0.
+  *{NONE}*: it holds 0. *{FEW}*: there is no interval.
+- **A theory.** *{AGREES}*: every mean is at most {100 * NEAR:g} % away, or its interval holds the theory's value.
+  *{PARTLY_AGREES}*: some are. *{DIFFERS}*: none is.
+- **A default.** *{MET}* or *{NOT_MET}*: the rule stands in the details.
+- *{NOT_RUN}*: there are no runs that tell. *{SETTINGS}*: nothing to judge.
+
+A verdict rests on the runs that are there, and says where some are missing. With n = 3 a 95 % bootstrap interval covers
+the true mean in about 75 % of cases."""
+
+
+def judge_leads(gaps: Sequence[Summary], profile: str) -> str:
+    """The verdict on a claim that one method beats another, from its lead in every comparison."""
+    if not gaps:
+        return NOT_RUN
+    all_hold, some, none = (REPRODUCED, PARTLY, NOT_REPRODUCED) if profile == "paper" else SMALL
+    holding = [verdicts.leads(gap.value, gap.low) for gap in gaps]
+    return all_hold if all(holding) else some if any(holding) else none
+
+
+def judge_numbers(described: Sequence[bool], bare: Sequence[bool]) -> str:
+    """The verdict on numbers of the paper: whether each agrees in the set-up it describes, and without augmentation."""
+    if not described:
+        return NOT_RUN
+    if all(described):
+        return REPRODUCED
+    return WITHOUT if all(bare) else PARTLY if any((*described, *bare)) else NOT_REPRODUCED
+
+
+def judge_difference(s: Summary | None, name: str) -> str:
+    """The verdict on a comparison of our own: the difference of what has this name to something else, None where not run."""
+    if s is None:
+        return NOT_RUN
+    if math.isnan(s.low):
+        return FEW
+    return f"{name} {HIGHER}" if s.low > 0 else f"{name} {LOWER}" if s.high < 0 else NONE
+
+
+def judge_theory(ratios: Sequence[Summary]) -> str:
+    """The verdict on a theory, from means over its values."""
+    near = [abs(s.value - 1) <= NEAR or s.low <= 1 <= s.high for s in ratios]
+    return AGREES if all(near) else PARTLY_AGREES if any(near) else DIFFERS

@@ -1,0 +1,86 @@
+"""The verdict on a number or a claim of the paper (arXiv 2011.04720), by one written rule. Standard library only.
+
+A number agrees where ours is at most POINTS from it, or at most two standard deviations of the difference, √(s² + s'²);
+a single run has no s, so the points alone count. A lead (one method above another) holds where the lower end of its 95 %
+interval is above 0; without an interval (single runs) where it is above POINTS.
+
+    reproduced                       so with the augmentation that the paper describes
+    reproduced without augmentation  not so with it, or not run with it, but so without
+    not reproduced                   not so with it, and not shown without
+    not run                          not run with it, and not shown without
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+POINTS = 1.5  # of accuracy
+FASTER = 10.0  # times: "up to 10 × faster"
+RATIO = 400  # D/d of table 1, by a second-hand source; the released configuration has d = 250
+REPRODUCED, WITHOUT, NOT_REPRODUCED, NOT_RUN = VERDICTS = (
+    "reproduced", "reproduced without augmentation", "not reproduced", "not run",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A number of ours: its mean over n runs and their standard deviation, NaN where n = 1."""
+
+    value: float
+    std: float
+    n: int
+
+
+def summarize(values: Sequence[float]) -> Runs | None:
+    """Of equal runs with other seeds; None of none."""
+    return Runs(mean(values), stdev(values) if len(values) > 1 else math.nan, len(values)) if values else None
+
+
+def subtract(x: Runs | None, y: Runs | None) -> Runs | None:
+    """The difference of two numbers of ours; None where one is not there."""
+    return Runs(x.value - y.value, math.hypot(x.std, y.std), x.n + y.n) if x and y else None
+
+
+def agrees(ours: Runs, theirs: float, std: float = 0.0) -> bool:
+    """Whether ours is within POINTS or two standard deviations of the paper's number; std: of that number, 0 if unknown."""
+    spread = 0.0 if math.isnan(ours.std) else 2 * math.hypot(ours.std, std)
+    return abs(ours.value - theirs) <= max(POINTS, spread) + 1e-9  # 95.5 - 94 is not 1.5 in binary
+
+
+def leads(gap: float, low: float) -> bool:
+    """Whether a difference is above 0; low: of its interval, NaN where there is none."""
+    return gap > POINTS if math.isnan(low) else low > 0
+
+
+def judge(described: bool | None, bare: bool | None) -> str:
+    """One of VERDICTS, from what holds with augmentation (as described) and without it (bare); None: not run."""
+    if described:
+        return REPRODUCED
+    if bare:
+        return WITHOUT
+    return NOT_RUN if described is None else NOT_REPRODUCED
+
+
+def explain(method: str, theirs: float, ours: Runs | None, bare: Runs | None, verdict: str) -> str:
+    """The likely cause of a verdict on a number, in a sentence; ours: with augmentation, bare: without."""
+    if verdict == REPRODUCED:
+        return "Agrees in the setting that the paper describes."
+    if verdict == WITHOUT:
+        return "Looks as if made without augmentation."
+    if ours is None:
+        return "No run with augmentation yet."
+    if method == "nes":
+        return "An update takes d mini-batches here; how many updates the paper's runs made is unknown."
+    if bare is None:
+        return "Without augmentation not run yet."
+    if min(ours.value, bare.value) < theirs < max(ours.value, bare.value):
+        return "The paper's number lies between ours with and without augmentation."
+    return f"Both settings are {'above' if ours.value > theirs else 'below'} the paper; no tested cause."
+
+
+def keeps_memory(on_demand: Sequence[float], stored: Sequence[float]) -> bool:
+    """Whether memory stays within a twentieth on demand while that of a stored basis grows; each by rising d."""
+    return max(on_demand) <= 1.05 * min(on_demand) and stored[-1] > 1.05 * stored[0]

@@ -1,0 +1,269 @@
+"""rbd.suite.verdicts by hand, and the notebook's verdicts on made-up records of every kind."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import load
+import made_up
+import pytest
+from test_analysis import execute
+
+from rbd.suite import paper, record, report, verdicts
+from rbd.suite.cli import main
+from rbd.suite.config import RunConfig
+from rbd.suite.record import Point, Record
+from rbd.suite.verdicts import NOT_REPRODUCED, NOT_RUN, REPRODUCED, WITHOUT, Runs
+
+ALONE = math.nan  # standard deviation of a single run
+PLACES = {"d": 2, "rate": 3, "ours": 5, "n": 6, "interval": 7, "bare": 8, "verdict": 11, "cause": 12}
+
+
+# ---------------------------------------------------------------- the rule
+
+
+@pytest.mark.parametrize(("ours", "theirs", "std", "held"), [
+    (Runs(95.5, ALONE, 1), 94.0, 9.0, True),  # 1.5 points, the boundary
+    (Runs(92.5, ALONE, 1), 94.0, 9.0, True),
+    (Runs(95.51, ALONE, 1), 94.0, 9.0, False),  # one run has no deviation, so the paper's does not help
+    (Runs(95.51, 0.0, 3), 94.0, 9.0, True),
+    (Runs(90.0, 1.2, 3), 93.0, 0.9, True),  # 2 √(1.2² + 0.9²) = 3, the boundary
+    (Runs(89.99, 1.2, 3), 93.0, 0.9, False),
+    (Runs(92.0, 1.0, 2), 94.0, 0.0, True),  # a difference of the paper, whose deviation is unknown
+    (Runs(91.99, 1.0, 2), 94.0, 0.0, False),
+    (Runs(94.9, 0.0, 2), 94.0, 0.0, True),  # fewer than 1.5 points, though no deviation at all
+])  # fmt: skip
+def test_a_number_agrees_within_points_or_deviations(ours, theirs, std, held):
+    assert verdicts.agrees(ours, theirs, std) is held
+
+
+@pytest.mark.parametrize(("gap", "low", "held"), [
+    (0.2, 0.1, True), (5.0, 0.0, False), (5.0, -0.1, False), (1.6, math.nan, True), (1.5, math.nan, False),
+])  # fmt: skip
+def test_a_lead_has_its_interval_above_nothing(gap, low, held):
+    assert verdicts.leads(gap, low) is held
+
+
+@pytest.mark.parametrize(("described", "bare", "verdict"), [
+    (True, True, REPRODUCED), (True, False, REPRODUCED), (True, None, REPRODUCED),
+    (False, True, WITHOUT), (None, True, WITHOUT),
+    (False, False, NOT_REPRODUCED), (False, None, NOT_REPRODUCED),
+    (None, None, NOT_RUN), (None, False, NOT_RUN),
+])  # fmt: skip
+def test_every_verdict(described, bare, verdict):
+    assert verdicts.judge(described, bare) == verdict and verdict in verdicts.VERDICTS
+
+
+def test_numbers_of_ours_by_hand():
+    assert verdicts.summarize([]) is None and verdicts.summarize([90.0, 94.0]) == Runs(92.0, math.sqrt(8), 2)
+    alone = verdicts.summarize([90.0])
+    assert (alone.value, alone.n) == (90.0, 1) and math.isnan(alone.std)
+    assert verdicts.subtract(Runs(80.0, 3.0, 3), Runs(60.0, 4.0, 2)) == Runs(20.0, 5.0, 5)
+    assert verdicts.subtract(None, alone) is None and math.isnan(verdicts.subtract(alone, Runs(1.0, 1.0, 2)).std)
+
+
+@pytest.mark.parametrize(("method", "ours", "bare", "words"), [
+    ("rbd", 94.0, 90.0, "setting that the paper describes"), ("rbd", 80.0, 93.0, "without augmentation"),
+    ("rbd", None, 80.0, "No run with augmentation"), ("nes", 10.0, None, "mini-batches"),
+    ("rbd", 80.0, None, "not run yet"), ("rbd", 90.0, 99.0, "lies between"), ("rbd", 80.0, 90.0, "below the paper"),
+    ("rbd", 97.0, 99.0, "above the paper"),
+])  # fmt: skip
+def test_every_cause_is_one_sentence(method, ours, bare, words):
+    runs = [None if value is None else Runs(value, ALONE, 1) for value in (ours, bare)]
+    verdict = verdicts.judge(*(r and verdicts.agrees(r, 94.0) for r in runs))
+    cause = verdicts.explain(method, 94.0, *runs, verdict)
+    assert words in cause and cause.count(".") == 1 and cause.endswith(".")
+
+
+@pytest.mark.parametrize(("on_demand", "stored", "held"), [
+    ((800, 840), (600, 4000), True), ((800, 841), (600, 4000), False), ((840, 800), (600, 630), False),
+])  # fmt: skip
+def test_memory_stays_while_that_of_a_stored_basis_grows(on_demand, stored, held):
+    assert verdicts.keeps_memory(on_demand, stored) is held
+
+
+# ---------------------------------------------------------------- the notebook
+
+
+def put(results: Path, accuracies: tuple[float, ...], model: str = "fc", data: str = "mnist", **fields) -> None:
+    """Full-scale runs of one epoch's curve, at the paper's rate."""
+    for seed, accuracy in enumerate(accuracies):
+        config = RunConfig(model, data, seed=seed, **fields)
+        made = Record(config, "finished", (Point(1, 1, 32, 1, 1.0, accuracy, None),), (1.0,), made_up.WHERE)
+        record.save(made, results / "runs" / "some")
+    listed = [record.load(path).config for path in sorted((results / "runs" / "some").glob("*.json"))]
+    for name in ("settings", "table1", "curves"):
+        made_up.manifest(results, name, "paper", [json.loads(config.canonical()) for config in listed])
+
+
+def read(results: Path, name: str = "verdicts-paper") -> list[list[str]]:
+    lines = (results / "tables" / f"{name}.md").read_text("utf-8").splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:] if line.startswith("|")]
+
+
+def find(results: Path, pair: str, method: str) -> dict[str, str]:
+    (row,) = [row for row in read(results) if row[:2] == [pair, method]]
+    return {name: row[place] for name, place in PLACES.items()}
+
+
+def test_cells_of_every_verdict(tmp_path):
+    """FC, MNIST; the paper: NES 22.5 ± 1.7, FPD 80 ± 0.4, RBD 93.893 ± 0.024, SGD 98.27 ± 0.09."""
+    put(tmp_path, (95.0, 95.2, 95.4), method="rbd")  # 1.3 points above
+    put(tmp_path, (60.0,), method="fpd")
+    put(tmp_path, (81.5,), method="fpd", augment="none")  # 1.5 points
+    put(tmp_path, (96.76,), method="sgd")  # 1.51 points, one run
+    put(tmp_path, (90.0, 20.0), method="rbd", lr=4.0)  # at another rate: not in the table
+    execute("verdicts", tmp_path, "paper")
+    rbd, fpd, sgd, nes = (find(tmp_path, "FC, MNIST", method) for method in ("RBD", "FPD", "SGD", "NES"))
+    assert [cell["verdict"] for cell in (rbd, fpd, sgd, nes)] == [REPRODUCED, WITHOUT, NOT_REPRODUCED, NOT_RUN]
+    assert (rbd["ours"], rbd["n"], rbd["interval"], rbd["d"], rbd["rate"]) == ("95.2 ± 0.2", "3", "[95.0, 95.4]", "250", "1")
+    assert (fpd["ours"], fpd["n"], fpd["interval"], fpd["bare"]) == ("60.0", "1", "–", "81.5")
+    assert sgd["cause"] == "Without augmentation not run yet." and nes["ours"] == nes["d"] == "–"
+    rows = read(tmp_path)
+    assert len(rows) == 26 and sum(row[PLACES["verdict"]] == NOT_RUN for row in rows) == 23
+    told = json.loads((tmp_path / "tables" / "verdicts-paper.json").read_text("utf-8"))["evidence"]
+    assert told[0].startswith("table 1, 24 cells: 1 reproduced, 1 reproduced without augmentation, 1 not reproduced, 21 not")
+
+
+def test_d_is_that_of_the_table_where_it_was_run(tmp_path):
+    """FC, CIFAR-10: 987 with augmentation, 250 both ways; the paper has 43.77 ± 0.22 and 21.4 ± 1.2."""
+    cifar = {"data": "cifar10", "augment": None}
+    put(tmp_path, (39.6,), **cifar, method="rbd", dim=250)
+    put(tmp_path, (43.3,), **cifar, method="rbd", dim=987)
+    put(tmp_path, (30.0,), **cifar, method="fpd", dim=250)
+    put(tmp_path, (20.5,), **cifar | {"augment": "none"}, method="fpd", dim=250)
+    execute("verdicts", tmp_path, "paper")
+    rbd, fpd = (find(tmp_path, "FC, CIFAR-10", method) for method in ("RBD", "FPD"))
+    assert (rbd["d"], rbd["ours"], rbd["bare"], rbd["verdict"]) == ("987", "43.3", "–", REPRODUCED)
+    assert (fpd["d"], fpd["ours"], fpd["bare"], fpd["verdict"]) == ("250", "30.0", "20.5", WITHOUT)
+    (claim,) = [row for row in read(tmp_path, "claims-paper") if row[0].startswith("1:")]
+    assert claim[2:4] == ["RBD − FPD, mean of 1 rows", "+9.6 points"]  # both at 250
+
+
+def test_differences_of_figure_1(tmp_path):
+    """RBD − FPD 20.5 and RBD − NES 39.6; two standard deviations of ours count where each has two runs."""
+    resnet = {"model": "resnet8", "data": "cifar10", "dim": 500}
+    put(tmp_path, (60.0, 66.0), **resnet, method="rbd")  # 63 ± 4.24
+    put(tmp_path, (34.0, 34.0), **resnet, method="fpd")  # 29 apart: 8.5 above 20.5, 2 × 4.24 = 8.49
+    put(tmp_path, (23.0,), **resnet, method="nes")  # 40 apart
+    execute("verdicts", tmp_path, "paper")
+    fpd, nes = (find(tmp_path, "ResNet-8, CIFAR-10", f"RBD − {name}") for name in ("FPD", "NES"))
+    assert (fpd["ours"], fpd["n"], fpd["verdict"]) == ("+29.0", "4", NOT_REPRODUCED)
+    assert (nes["ours"], nes["n"], nes["verdict"]) == ("+40.0", "3", REPRODUCED)
+    put(tmp_path, (34.02, 34.02), **resnet, method="fpd")
+    execute("verdicts", tmp_path, "paper")
+    assert find(tmp_path, "ResNet-8, CIFAR-10", "RBD − FPD")["verdict"] == REPRODUCED
+
+
+def test_a_missing_run_is_told_or_fails(tmp_path):
+    put(tmp_path, (95.0, 95.2), method="rbd")
+    sorted((tmp_path / "runs" / "some").glob("*.json"))[0].unlink()
+    with pytest.raises(load.Missing, match="rbd sweep settings --profile paper"):
+        execute("verdicts", tmp_path, "paper")
+    execute("verdicts", tmp_path, "paper", allow_missing=True)
+    assert find(tmp_path, "FC, MNIST", "RBD")["n"] == "1"
+    told = json.loads((tmp_path / "tables" / "verdicts-paper.json").read_text("utf-8"))
+    assert told["evidence"][-1] == "1 of 2 runs are missing" and told["command"].endswith("--allow-missing")
+
+
+def test_sparse_bases_stand_beside_signs_and_sgd_of_the_same_augmentation(tmp_path):
+    put(tmp_path, (97.0, 98.0), method="sgd")
+    put(tmp_path, (94.0,), method="rbd", augment="none")
+    sparse = {"distribution": "countsketch", "method": "rbd"}
+    put(tmp_path, (94.5,), **sparse, augment="none")
+    put(tmp_path, (97.7,), **sparse, dim=10_177, lr=0.395)
+    listed = [record.load(path).config for path in sorted((tmp_path / "runs" / "some").glob("*.json"))]
+    for name, kept in (("sparse", "countsketch"), ("settings", None), ("table1", "rademacher"), ("curves", None)):
+        configs = [config for config in listed if config.distribution == kept]
+        made_up.manifest(tmp_path, name, "paper", [json.loads(config.canonical()) for config in configs])
+    execute("verdicts", tmp_path, "paper")
+    rows = {row[2]: row for row in read(tmp_path, "sparse-paper")}
+    assert rows["250"][1:] == ["none", "250", "1", "94.5", "1", "94.0", "–", "98.27 ± 0.09"]
+    assert rows["10,177"][1:] == ["crop and brightness", "10,177", "0.395", "97.7", "1", "–", "97.5 ± 0.7", "98.27 ± 0.09"]
+    assert find(tmp_path, "FC, MNIST", "RBD")["bare"] == "94.0"  # signs alone
+
+
+def claims(results: Path, profile: str) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in read(results, f"claims-{profile}")}
+
+
+def test_claims_on_made_up_results(tmp_path):
+    made_up.everything(tmp_path)
+    execute("verdicts", tmp_path)
+    found = claims(tmp_path, "quick")
+    assert [name[0] for name in found] == ["1", "2", "2", "3", "3", "4", "5"]
+    assert found["1: redraw beats fixed"][0] == REPRODUCED and found["1: redraw beats fixed"][5] == "quick"
+    assert found["2: compartments improve"][0] == NOT_REPRODUCED  # all partitions have the same level
+    assert found["3: less memory"][0] == REPRODUCED
+    assert found["3: up to 10 × faster"][:3] == [NOT_REPRODUCED, "time of project, stored / on demand (signs)", "3.8 ×"]
+    assert found["5: on all networks and data"][2] == "5 of 5 rows"
+
+
+@pytest.mark.parametrize("augment", [None, "none"])
+def test_claim_5_needs_every_row(tmp_path, augment):
+    """And all of them with augmentation, or all of them without."""
+    pairs = [*paper.TABLE1, ("resnet8", "cifar10")]
+    verdict = REPRODUCED if augment is None else WITHOUT
+    for number, (model, data) in enumerate(pairs, 1):
+        for method, accuracy in (("rbd", 70.0), ("fpd", 60.0)):
+            put(tmp_path, (accuracy,), model, data, method=method, augment=augment)
+        if number in (6, 7):
+            execute("verdicts", tmp_path, "paper")
+            row = claims(tmp_path, "paper")["5: on all networks and data"]
+            assert row[0] == (verdict if number == 7 else NOT_RUN)
+    assert claims(tmp_path, "paper")["1: redraw beats fixed"][0] == verdict
+    put(tmp_path, (71.0,), "cnn", "mnist", method="fpd", augment=augment)
+    execute("verdicts", tmp_path, "paper")
+    found = claims(tmp_path, "paper")
+    assert found["5: on all networks and data"][0] == (NOT_REPRODUCED if augment is None else NOT_RUN)
+    assert found["1: redraw beats fixed"][0] == verdict  # on average
+
+
+def test_compartments_and_workers_of_the_full_scale_go_first(tmp_path):
+    put(tmp_path, (95.0,), method="rbd")
+    for name in ("compartments", "workers"):
+        made_up.experiment(tmp_path, name)
+    execute("verdicts", tmp_path, "paper")
+    found = claims(tmp_path, "paper")
+    assert {found[name][5] for name in ("2: compartments improve", "4: workers share seeds")} == {"quick"}
+    put(tmp_path, (97.0, 97.1), method="rbd", partition="even:2", lr=2.0)
+    put(tmp_path, (95.0, 95.1), method="rbd", lr=2.0)
+    listed = [record.load(path).config for path in sorted((tmp_path / "runs" / "some").glob("*.json"))]
+    wanted = [json.loads(config.canonical()) for config in listed if config.lr == 2.0]
+    made_up.manifest(tmp_path, "compartments", "paper", wanted)
+    execute("verdicts", tmp_path, "paper", allow_missing=True)
+    row = claims(tmp_path, "paper")["2: compartments improve"]
+    assert (row[0], row[2], row[5]) == (REPRODUCED, "+2.0 points", "full")
+
+
+def test_nothing_at_all_is_nothing_to_judge(tmp_path):
+    with pytest.raises(load.Nothing):
+        execute("verdicts", tmp_path, "paper", allow_missing=True)
+
+
+# ---------------------------------------------------------------- into README
+
+
+def test_report_fills_every_mark_that_a_file_has(tmp_path, monkeypatch):
+    root = Path(report.__file__).parents[2]
+    monkeypatch.chdir(root)
+    readme = tmp_path / "README.md"
+    marks = [f"<!-- {name} -->\n<!-- /{name} -->" for name in ("claims", "table1-paper", "table1-quick")]
+    readme.write_text("a\n" + "\nb\n".join(marks) + "\nc\n", "utf-8")
+    monkeypatch.setattr(report, "curves", lambda *given: None)  # no picture
+    assert main(["report", "--into", str(readme)]) == 0
+    text = readme.read_text("utf-8")
+    for name in ("claims-paper", "table1-verdicts-paper"):
+        assert (root / "results" / "tables" / f"{name}.md").read_text("utf-8") in text
+    assert "| FC, MNIST | quick: 5,000 images" in text and text.startswith("a\n<!-- claims -->\n| claim |")
+    assert main(["report", "--into", str(readme)]) == 0 and readme.read_text("utf-8") == text
+
+
+def test_a_table_that_was_not_drawn_is_named(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("<!-- claims -->\n<!-- /claims -->\n", "utf-8")
+    with pytest.raises(ValueError, match=r"claims-paper\.md: no such table; run `rbd figures verdicts --profile paper"):
+        report.insert_into(path, {"claims": lambda: report.read_table("claims-paper", tmp_path)})
+    assert path.read_text("utf-8") == "<!-- claims -->\n<!-- /claims -->\n"
