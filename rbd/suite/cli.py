@@ -190,6 +190,9 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument("--profile", choices=("quick", "paper"), help=profiles)
     each = "runs at a time (default: one for each core; 1 where times are compared)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
+    sweep.add_argument("--lanes", type=_parse_positive, help="runs at a time in one process, taking turns on a GPU")
+    deadline = "with --lanes: stop after so many seconds; runs keep their last full epoch"
+    sweep.add_argument("--deadline", type=_parse_seconds, metavar="SECONDS", help=deadline)
     seeds = "seeds in place of the experiment's own; figures leave such runs out"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
@@ -246,6 +249,13 @@ def _parse_positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed an integer >= 1")
     return int(text)
+
+
+def _parse_seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"got {text!r}, allowed a number > 0")
 
 
 def _parse_gpus(text: str) -> float:
@@ -322,7 +332,8 @@ def _sweep(given: argparse.Namespace) -> int:
         raise ValueError("--json: needs --list")
     from rbd.suite import executor
 
-    resources = executor.Resources(given.data_dir, given.device, given.jobs, ray=given.ray, gpus=given.gpus)
+    resources = executor.Resources(given.data_dir, given.device, given.jobs, ray=given.ray, gpus=given.gpus,
+                                   lanes=given.lanes, deadline=given.deadline)  # fmt: skip
     how = (given.profile or "quick", given.results_dir, resources, given.seeds, given.dry_run)
     if given.name == ALL:
         return _tell(executor.perform_all(*how, given.sweeps_dir))
