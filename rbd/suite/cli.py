@@ -173,10 +173,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help=help)
 
     for command in (reproduce, train, sweep, report, figures, dimension):
-        where = "folder of records, figures and tables (default: results)"
+        where = "records, figures and tables (default: results)"
         command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
     for command in (reproduce, train, sweep, data):
-        where = "folder of the full data sets (default: $RBD_DATA_DIR, else a cache)"
+        where = "full data sets (default: $RBD_DATA_DIR, else a cache)"
         command.add_argument("--data-dir", type=Path, help=where)
     _shape_help(commands)
     return parser
@@ -185,19 +185,19 @@ def _parser() -> argparse.ArgumentParser:
 def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="do the missing runs of an experiment, several at a time")
     sweep.add_argument("name", nargs="?", metavar="NAME", help="an experiment that --list names, or all")
-    sweep.add_argument("--list", action="store_true", help="show every experiment: runs done, missing, and their time")
+    sweep.add_argument("--list", action="store_true", help="show every experiment: runs done, missing, time left")
     profiles = "quick: 5,000 images, few epochs; paper: full data, 100 epochs (default: quick; with --list both)"
     sweep.add_argument("--profile", choices=("quick", "paper"), help=profiles)
-    each = "runs at a time (default: one for each core; 1 where times are compared)"
+    each = "runs at a time (default: one a core; 1 to compare times)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
     sweep.add_argument("--lanes", type=_parse_positive, help="runs at a time in one process, taking turns on a GPU")
-    deadline = "with --lanes: stop after so many seconds; runs keep their last full epoch"
+    deadline = "with --lanes: stop then, at each run's last full epoch"
     sweep.add_argument("--deadline", type=_parse_seconds, metavar="SECONDS", help=deadline)
     seeds = "seeds in place of the experiment's own; figures leave such runs out"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
     sweep.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to run on, as auto or ray://host:10001")
-    sweep.add_argument("--gpus", type=_parse_gpus, help="GPUs for each run on the cluster (default: 0.25 with cuda, else 0)")
+    sweep.add_argument("--gpus", type=_parse_gpus, help="GPUs for a run there (default: 0.25 with cuda, else 0)")
     scripts = "experiment scripts of your own (default: the package's)"
     sweep.add_argument("--sweeps-dir", type=Path, metavar="DIR", help=scripts)
     sweep.set_defaults(run=_sweep)
