@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import Future
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -656,6 +657,16 @@ def test_report_tells_the_table_where_the_picture_cannot_be_drawn(here, tiny, ca
     matplotlib.rcParams["text.usetex"] = True  # without TeX
     assert main(["report"]) == 0
     assert "curves: results/figures/table1-quick.png" in capsys.readouterr().out and matplotlib.rcParams["text.usetex"]
+
+
+def test_optimized_python_says_the_same(here):
+    """Without docstrings and asserts, questions of experiments included."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for words in (["sweep", "--list"], ["--help"], ["train", "--help"]):
+        commands = [[sys.executable, *optimized, "-m", "rbd", *words] for optimized in ([], ["-OO"])]
+        run = partial(subprocess.run, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+        plain, without = (run(command) for command in commands)
+        assert (without.returncode, without.stdout, without.stderr) == (0, plain.stdout, plain.stderr)
 
 
 def test_report_into_a_file_with_line_ends_of_windows(here, tiny, capsys):
