@@ -2,6 +2,7 @@
 
     python -m benchmarks.run --quick                                 # RBD_BENCH=quick: smallest cells, once, nothing saved
     python -m benchmarks.run --only gpu --save results/asv           # what benchmarks/on_gpu does
+    python -m benchmarks.run --save results/asv --check-commit       # whether it could be saved, before anything is measured
 
 asv itself starts a process for every cell, which takes minutes for hundreds of cells, and needs virtualenv and a mirror.
 """
@@ -31,6 +32,7 @@ from benchmarks._suite import suite
 
 HERE = Path(__file__).parent
 COLUMNS = ("result", "params", "version", "started_at", "duration")
+FIRST = ("ratios", "step", "generation")  # the modules that answer most, in case there is no time for the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,7 @@ def benchmarks(pattern: str = "") -> list[Benchmark]:
         own = [(name, of) for name, of in classes if of.__module__ == module.__name__ and _tracks(of)]
         owners += [(f"{info.name}.{name}.", of()) for name, of in own]
         found += [Benchmark(prefix + f.__name__, f, owner, module) for prefix, owner in owners for f in _tracks(owner)]
+    found.sort(key=lambda b: (FIRST + (b.name.split(".")[0],)).index(b.name.split(".")[0]))
     return [b for b in found if re.search(pattern, b.name)]
 
 
@@ -127,6 +130,7 @@ def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int
     machine, requirements = this_machine(), _versions()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     environment = f"process-py{python}-" + "-".join(f"{name}{version}" for name, version in requirements.items())
+    environment = environment.replace("+", "_")  # as in 2.11.0+cu130: odd characters in names do not survive every transfer
     place = folder / machine["machine"]
     place.mkdir(parents=True, exist_ok=True)
     _write(place / "machine.json", machine | {"version": 1})
@@ -178,16 +182,17 @@ def _versions() -> dict[str, str]:
 
 
 def _commit(given: str | None) -> tuple[str, int]:
-    """Hash and time, as `git log -1 --format='%H %ct'` prints them, of the argument or of this checkout."""
+    """Hash and time, as `git log -1 --format='%H %ct'` prints them, of the argument, this checkout, or what is stated."""
     try:
-        text = given or subprocess.run(["git", "log", "-1", "--format=%H %ct"], cwd=HERE, capture_output=True, text=True,
-                                       check=True).stdout  # fmt: skip
+        log = ["git", "-C", str(HERE), "log", "-1", "--format=%H %ct"]
+        stated = "" if given or (HERE.parent / ".git").exists() else " ".join(suite("record").stated_commit(HERE.parent))
+        text = given or stated or subprocess.run(log, capture_output=True, text=True, check=True).stdout
         commit, date = text.split()
         assert re.fullmatch("[0-9a-f]{40}", commit)
         return commit, int(date)
     except (OSError, subprocess.CalledProcessError, ValueError, AssertionError) as error:
-        how = "\"$(git log -1 --format='%H %ct')\""
-        raise SystemExit(f"--commit: got {given!r} and no git checkout here, allowed {how} of the commit: {error}") from None
+        how = "\"$(git log -1 --format='%H %ct')\" of the commit; or put that into RBD_COMMIT, or a file COMMIT here"
+        raise SystemExit(f"--commit: got {given!r} and no git checkout here, allowed {how}: {error}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -197,7 +202,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="the smallest cells, once (RBD_BENCH=quick)")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write results in asv's format under FOLDER")
     parser.add_argument("--commit", metavar="'HASH TIME'", help="what `git log -1 --format='%%H %%ct'` prints")
+    parser.add_argument("--check-commit", action="store_true", help="only see that the commit is known, and run nothing")
     given = parser.parse_args(arguments)
+    if given.check_commit:
+        print(*_commit(given.commit))
+        return 0
     if given.quick:
         os.environ["RBD_BENCH"] = "quick"
     if given.only:

@@ -1,4 +1,4 @@
-"""Which tile of the GPU kernels is fastest here, for each law: rows of project, parts of a word of expand.
+"""Which tile of the GPU kernels is fastest here, for each law: rows and programs of project, parts of a word of expand.
 
     python -m benchmarks.tiles        # on a GPU; prints milliseconds, and marks the constants of rbd/kernels/gpu.py
 
@@ -20,6 +20,7 @@ from rbd.distribution import DISTRIBUTIONS, Distribution
 DIM, SIZE = 256, 101_770  # as in ratios.py
 ROWS = (4, 8, 16, 32)
 PARTS = (1, 2, 4, 8, 16, 32)
+PROGRAMS = (264, 396, 528, 1024)  # of project, at most: two, three and four for each of an H100's 132 multiprocessors
 
 Clock = Callable[[Callable[[], torch.Tensor]], float]  # seconds a call
 
@@ -30,7 +31,9 @@ def seconds(call: Callable[[], torch.Tensor]) -> float:
 
 
 def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Iterator[tuple[str, int, bool, float]]:
-    """(product, rows or parts, whether it is the constant now, seconds) for every tile.
+    """(what, its number, whether that is the constant now, seconds) for rows, programs and parts.
+
+    Other rows than now have no limit of registers: the limits are those of the rows now, with which others would spill.
 
     Raises:
         AssertionError: two tiles give different bits.
@@ -42,21 +45,26 @@ def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Ite
     spec = BasisSpec((Compartment(0, 0, size, dim),), law, 0, 0, 0)
     device = torch.device(gpu.DEVICE)
     g, c = torch.randn(size, device=device), torch.randn(dim, device=device)
-    for product, x, constants, counts in (("project", g, gpu._ROWS, ROWS), ("expand", c, gpu._PARTS, PARTS)):
+    limits = getattr(gpu, "_REGISTERS", {})  # none in Triton's interpreter
+    for what, product, x, counts in (("rows", "project", g, ROWS), ("programs", "project", g, PROGRAMS),
+                                     ("parts", "expand", c, PARTS)):  # fmt: skip
         expected = getattr(kernels, product)(x, spec, backend="gpu")
-        now = constants[law.name]
+        now = {"rows": gpu._ROWS[law.name], "programs": gpu.PROGRAMS, "parts": gpu._PARTS[law.name]}[what]
         for count in counts:
-            if product == "expand" and law.per_word % count:
+            if what == "parts" and law.per_word % count:
                 continue
-            with patch.dict(constants, {law.name: count}):
+            free = {law.name: (None, None)} if limits and what == "rows" and count != now else {}
+            constants = {"rows": gpu._ROWS, "parts": gpu._PARTS}.get(what, {})
+            with (patch.dict(constants, {law.name: count}), patch.dict(limits, free),
+                  patch.object(gpu, "PROGRAMS", count if what == "programs" else gpu.PROGRAMS)):  # fmt: skip
                 gpu._project_plan.cache_clear()
                 gpu._expand_plan.cache_clear()
 
                 def call(product: str = product, x: torch.Tensor = x) -> torch.Tensor:
                     return getattr(kernels, product)(x, spec, backend="gpu")
 
-                assert torch.equal(call(), expected), f"{law.name}, {product}: {count} gives other bits than {now}"
-                yield product, count, count == now, clock(call)
+                assert torch.equal(call(), expected), f"{law.name}, {count} {what}: other bits than {now}"
+                yield what, count, count == now, clock(call)
     gpu._project_plan.cache_clear()  # plans of other tiles
     gpu._expand_plan.cache_clear()
 
@@ -67,9 +75,9 @@ def main() -> int:
         print("tiles: there is no GPU", file=sys.stderr)
         return 3
     print(f"{torch.cuda.get_device_name(0)}, d = {DIM}, D = {SIZE:,}, milliseconds; * the constant now")
-    for law in DISTRIBUTIONS.values():
-        for product, count, now, took in tiles(law, DIM, SIZE):
-            print(f"{law.name:10} {product:8} {count:3}{'*' if now else ' '} {1000 * took:.4f}")
+    for law in [law for law in DISTRIBUTIONS.values() if not law.sparse]:
+        for what, count, now, took in tiles(law, DIM, SIZE):
+            print(f"{law.name:10} {what:8} {count:4}{'*' if now else ' '} {1000 * took:.4f}")
     return 0
 
 

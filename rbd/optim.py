@@ -66,17 +66,21 @@ class _NoState(defaultdict):
 
 
 class _RandomBases(torch.optim.Optimizer):
-    """Parameter groups as vectors with partitions, and their bases counted by steps.
+    """Parameter groups as vectors with partitions, and their bases counted by steps, in device memory if capturable.
 
     A group's "size" is a list, the number of values of each of its parameters (states of rbd 0.1 have the sum).
     """
 
+    _capturable = False
     _frozen: tuple[tuple[str, Tensor], ...] = ()  # parameters that were left out of groups, until they are told of
 
     def __init__(self, params, defaults: dict):
         check_ordered(params)  # of which torch would make a list
         super().__init__(params, defaults | {"step": 0, "stream_version": STREAM_VERSION})
         self.state = _NoState(dict)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_capturable": self._capturable}
 
     def add_param_group(self, param_group: dict) -> None:
         """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved.
@@ -102,9 +106,14 @@ class _RandomBases(torch.optim.Optimizer):
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
+        self._place_step(self.param_groups[-1])
         named = [p if isinstance(p, tuple) else (f"one of shape {tuple(p.shape)}", p) for p in params]
         added = {id(p) for p in group["params"]}
         self._frozen = tuple((name, p) for name, p in (*self._frozen, *named) if id(p) not in added)
+
+    def _place_step(self, group: dict) -> None:
+        step = int(group["step"])
+        group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
 
     def _check_keys(self, group: dict) -> None:
         """An option of another optimizer would be ignored: that is well only where it is switched off."""
@@ -124,6 +133,14 @@ class _RandomBases(torch.optim.Optimizer):
     def _is_moving(self) -> bool:
         """Whether any rate is not 0: a step at the rate 0 moves nothing and is not counted."""
         return any(float(group["lr"]) for group in self.param_groups)
+
+    def _is_moving_there(self) -> bool | Tensor:
+        """``_is_moving`` without a look at what is in device memory."""
+        rates = [group["lr"] for group in self.param_groups]
+        if any(rate for rate in rates if not isinstance(rate, Tensor)):
+            return True
+        kept = [rate.reshape(()) != 0 for rate in rates if isinstance(rate, Tensor)]
+        return reduce(torch.logical_or, kept) if kept else False
 
     def _check(self, group: dict) -> None:
         if not (isinstance(group["lr"], (Real, Tensor)) and 0 <= float(group["lr"]) < math.inf):
@@ -164,6 +181,8 @@ class _RandomBases(torch.optim.Optimizer):
                 names or sizes of parameters.
         """
         super().load_state_dict(state_dict)  # which calls __setstate__
+        for group in self.param_groups:
+            self._place_step(group)
 
     def __setstate__(self, state: dict) -> None:
         """Called to unpickle, to copy, and by ``load_state_dict`` after its hooks: then nothing changes unless all fits."""
@@ -294,7 +313,6 @@ class RBD(_RandomBases):
     """
 
     _workers: Workers | None = None
-    _capturable = False
     _agreed = False  # since the state was last set
     _kept: tuple[list, list[_Vectors]] | None = None  # with the settings and shapes that they were made for
 
@@ -317,19 +335,11 @@ class RBD(_RandomBases):
             raise ValueError("capturable=True is not supported with process_group, variant or sharded parameters")
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"_workers": self._workers, "_capturable": self._capturable}
-
-    def add_param_group(self, param_group: dict) -> None:
-        super().add_param_group(param_group)
-        self._place_step(self.param_groups[-1])
-
-    add_param_group.__doc__ = _RandomBases.add_param_group.__doc__
+        return super().__getstate__() | {"_workers": self._workers}
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self._agreed = False
-        for group in self.param_groups:
-            self._place_step(group)
 
     load_state_dict.__doc__ = _RandomBases.load_state_dict.__doc__
 
@@ -370,29 +380,18 @@ class RBD(_RandomBases):
         """Whether a GradScaler leaves it to ``step`` to skip: where workers would wait for one that it made skip."""
         return self._workers is not None
 
-    def _place_step(self, group: dict) -> None:
-        step = int(group["step"])
-        group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
-
     def _queue(self) -> None:
         """The update as work for the device alone: θ += Φᵀ (-η Φ g)."""
         for index, group in enumerate(self.param_groups):
             if any(p.grad is None for p in group["params"]):
                 raise ValueError("capturable=True needs a gradient in every parameter")
             part = self._part(index)
-            c = kernels.project(part.g, part.spec)  # (d,)
+            with kernels.owned(self, part.g.device):
+                c = kernels.project(part.g, part.spec)  # (d,)
             kernels.add(-group["lr"] * c, part.spec, group["params"])
         counted = self._is_moving_there()
         for group in self.param_groups:
             group["step"] += counted
-
-    def _is_moving_there(self) -> bool | Tensor:
-        """``_is_moving`` without a look at what is in device memory."""
-        rates = [group["lr"] for group in self.param_groups]
-        if any(rate for rate in rates if not isinstance(rate, Tensor)):
-            return True
-        kept = [rate.reshape(()) != 0 for rate in rates if isinstance(rate, Tensor)]
-        return reduce(torch.logical_or, kept) if kept else False
 
     def _vectors(self) -> list[_Vectors]:
         """Of every group; made anew when a setting, a shape, a dtype or a device is not what it was in the step before."""
@@ -518,10 +517,13 @@ class NES(_RandomBases):
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
         sigma: σ > 0, length of a perturbation.
+        capturable: keep the step number in device memory and never wait for the device, as CUDA graphs need; NaN among the
+            losses is not looked for.
     """
 
     def __init__(self, params, lr: float, dim: int = 250, distribution: str = "rademacher", seed: int = 0,
-                 sigma: float = 0.01):  # fmt: skip
+                 sigma: float = 0.01, capturable: bool = False):  # fmt: skip
+        self._capturable = capturable
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
 
     def _check(self, group: dict) -> None:
@@ -559,11 +561,14 @@ class NES(_RandomBases):
             losses = torch.stack([self._loss_at(closure, start, row) for row in range(group["dim"])]).float()  # (d,)
         finally:
             torch._foreach_copy_(group["params"], start)
-        if losses.isnan().any():
+        if not self._capturable and losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
         u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
-        self._move(group["params"], start, u, -float(group["lr"]))
-        group["step"] += self._is_moving()
+        if self._capturable and isinstance(group["lr"], Tensor):  # which may be in device memory
+            self._move(group["params"], start, u * -group["lr"], 1.0)
+        else:
+            self._move(group["params"], start, u, -float(group["lr"]))
+        group["step"] += self._is_moving_there() if self._capturable else self._is_moving()
         return losses.mean()
 
     def _loss_at(self, closure: Callable[[], Tensor | float], start: list[Tensor], row: int) -> Tensor:

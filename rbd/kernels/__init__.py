@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -56,6 +57,23 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, b
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, backend: str | None = None) -> torch.Tensor:
     """The vector with coordinates c: u[start:stop] = Φ_kᵀ c_k, (d,) -> (D,); arguments and errors as in ``project``."""
     return (_expand_operator if torch.compiler.is_compiling() else _expand)(c, spec, out, backend)
+
+
+@contextmanager
+def owned(owner: object, device: torch.device) -> Iterator[None]:
+    """Products in this block never run beside others of the same owner, not in CUDA graphs either: they share counters.
+
+    So an optimizer's: two of its steps at once would spoil the parameters anyway.
+    """
+    if _OF_DEVICE.get(device.type) != "gpu":
+        yield
+        return
+    variable = load("gpu").OWNER
+    token = variable.set(owner)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 @torch.compiler.disable  # it writes through addresses, which a compiler could not follow

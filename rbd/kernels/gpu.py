@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ _BLOCKS = {"normal": 64, "uniform": 64, "rademacher": 16}  # Philox blocks of a 
 SEGMENTS = 64  # at most, of a compartment in project; not by the number of rows, which must not change a row's bits
 PROGRAMS = 1024  # of project, at most, as long as a program can take more segments: enough to fill a large GPU
 SLOTS = 8  # sets of counters of a plan
+OWNER: ContextVar[object | None] = ContextVar("owner", default=None)  # whose calls never run beside each other
 
 _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
 _W0, _W1 = (tl.constexpr(w) for w in WEYL)
@@ -230,27 +233,33 @@ def _store_tile(target, column, low, high, total, P: tl.constexpr, B: tl.constex
 class _Counters:
     """Of the programs of a row group that are done: zeros before and after every call, shared by no two under way.
 
-    Calls on one stream follow each other and share a set. A captured call has its own for ever, since its graph may run
-    beside anything. Where none is left, a call makes its own, and that is a second launch.
+    Calls on one stream follow each other and share a set, and so do those of one OWNER, in graphs too. Any other captured
+    call has its own for ever, since its graph may run beside anything. Where none is left, a call makes its own, and that
+    is a second launch.
     """
 
     groups: int
     free: list[torch.Tensor]  # (groups,) int32
     of_stream: dict[int, torch.Tensor]
+    of_owner: WeakKeyDictionary[object, torch.Tensor] = field(default_factory=WeakKeyDictionary)
 
     @classmethod
-    def of(cls, groups: int, device: torch.device) -> _Counters:
+    def of(cls, groups: int, device: torch.device, slots: int = SLOTS) -> _Counters:
         """Made on the CPU: a copy from there is waited for, so every stream finds zeros.
 
         Each set begins at a multiple of 16 bytes. Triton compiles another kernel for an address that is none, and a call
         captured by a CUDA graph must not have to load one that the call before it did not need.
         """
         groups = -(-groups // 4) * 4
-        return cls(groups, list(torch.zeros(SLOTS, groups, dtype=torch.int32).to(device)), {})
+        return cls(groups, list(torch.zeros(slots, groups, dtype=torch.int32).to(device)), {})
 
     def of_call(self, device: torch.device) -> torch.Tensor:
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if (owner := OWNER.get()) is not None and (owner in self.of_owner or not captured):
+            if owner not in self.of_owner:
+                self.of_owner[owner] = self.of(self.groups, device, 1).free[0]
+            return self.of_owner[owner]
         if not captured and stream in self.of_stream:
             return self.of_stream[stream]
         try:

@@ -57,6 +57,48 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0
     return (batch for x, y in blocks for batch in zip(x.split(batch_size), y.split(batch_size), strict=True))
 
 
+class Table:
+    """Training batches made on the split's device from a table of draws there, without a word from the host.
+
+    A CUDA graph that asks for the next batch gets another one at every replay. The batches are those of `batches`, bit for
+    bit, one epoch after another.
+
+    Args:
+        split, batch_size, seed, augment: as in `batches`.
+        most: the batches that the table has room for.
+    """
+
+    def __init__(self, split: Split, batch_size: int, seed: int, augment: str | None, most: int) -> None:
+        _check_range("batch_size", batch_size, 1, len(split))
+        self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
+        device, room = split.images.device, most * batch_size
+        order, row, column, mirror = torch.zeros(4, room, dtype=torch.int64, device=device)
+        self.draws = _Draws(order, row, column, mirror, torch.zeros(room, device=device))
+        self.place = torch.arange(batch_size, device=device)  # (B,) in the table, of the next batch
+
+    def fill(self, first: int, count: int) -> None:
+        """Draw the batches number first, ..., first + count - 1, counted over all epochs; the first one comes next."""
+        per_epoch, at = len(self.split) // self.batch_size, 0
+        while count:
+            epoch, start = divmod(first, per_epoch)
+            some = min(count, per_epoch - start)
+            drawn = _kept(_draws(self.split, self.seed, epoch), self.augment, _PADDING[self.split.images.shape[1]])
+            for kept, new in zip(self.draws.tensors, drawn.tensors):
+                part = new[start * self.batch_size : (start + some) * self.batch_size]
+                kept[at : at + len(part)].copy_(part)
+            first, count, at = first + some, count - some, at + some * self.batch_size
+        torch.arange(self.batch_size, out=self.place)
+
+    def __iter__(self) -> Table:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W) float32 and y (B,) int64."""
+        x, y = _training_inputs(self.split, self.draws, self.place), self.split.labels[self.draws.order[self.place]]
+        self.place += self.batch_size
+        return x, y
+
+
 def evaluation(split: Split, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, not augmented; the last batch may be smaller.
 
@@ -83,6 +125,10 @@ class _Draws:
     column: Tensor  # int64, left edge
     mirror: Tensor  # int64, 0 or 1
     brightness: Tensor  # float32, U[-0.5, 0.5)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.order, self.row, self.column, self.mirror, self.brightness
 
 
 def _draws(split: Split, seed: int, epoch: int) -> _Draws:

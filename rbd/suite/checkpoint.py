@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -47,21 +49,80 @@ class Progress:
         return bool(self.curve) and not math.isfinite(self.curve[-1].loss)
 
 
-def save(path: Path, config: RunConfig, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write parameters, buffers and the optimizer's tensors as they are and the rest as JSON in the header (no pickle).
+@dataclass(frozen=True)
+class State:
+    """A run between two epochs, on the host: what its file has."""
 
-    The file is written whole or not at all. Of a Subspace the parameters are the coordinates; θ0 follows from the seed.
+    tensors: dict[str, Tensor]
+    texts: dict[str, str]
 
-    Raises:
-        OSError: the file cannot be written (names the directory).
+    @classmethod
+    def of(cls, config: RunConfig, model: nn.Module, optimizer: Optimizer, progress: Progress) -> State:
+        """Parameters, buffers and the optimizer's tensors, which later steps do not change, and the rest as JSON.
+
+        Of a Subspace the parameters are the coordinates; θ0 follows from the seed.
+        """
+        state = optimizer.state_dict()
+        known = {"config": config.canonical(), "optimizer": state | {"state": {}}, "progress": asdict(progress)}
+        texts = {name: json.dumps(value, default=_plain) for name, value in known.items()}
+        tensors = _name_tensors(model)
+        for number, values in state["state"].items():  # of the parameter of that number
+            tensors |= {f"{OF_OPTIMIZER}.{number}.{name}": value for name, value in values.items()}
+        kept = {name: x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, x in tensors.items()}
+        return cls(kept, texts)
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all (safetensors: no pickle). Raises OSError naming the directory if it cannot be written."""
+        checksum = compute_checksum(self.tensors, self.texts)
+        store.write(path, encode(self.tensors, self.texts | {"checksum": checksum}), "a checkpoint")
+
+
+class Keeper:
+    """Keeps a run's checkpoint: writes it at the end of every epoch or, where epochs are short, now and then by a thread.
+
+    At the end of its block it writes the last one.
+
+    Args:
+        path: None: nothing is kept.
+        pause: seconds between two checkpoints, at least; 0: each is there before the next step.
     """
-    state = optimizer.state_dict()
-    known = {"config": config.canonical(), "optimizer": state | {"state": {}}, "progress": asdict(progress)}
-    texts = {name: json.dumps(value) for name, value in known.items()}
-    tensors = {name: tensor.detach().contiguous() for name, tensor in _name_tensors(model).items()}
-    for number, values in state["state"].items():  # of the parameter of that number
-        tensors |= {f"{OF_OPTIMIZER}.{number}.{name}": value for name, value in values.items()}
-    store.write(path, encode(tensors, texts | {"checksum": compute_checksum(tensors, texts)}), "a checkpoint")
+
+    def __init__(self, path: Path | None, config: RunConfig, pause: float) -> None:
+        self.path, self.config, self.pause = path, config, pause
+        self.kept: State | None = None  # not written yet
+        self.thread, self.writing, self.last = ThreadPoolExecutor(1), Future[None](), time.monotonic()
+        self.writing.set_result(None)
+
+    def take(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+        """The end of an epoch. Raises OSError if a checkpoint, this one or an earlier, could not be written."""
+        if self.path is None:
+            return
+        self.kept = State.of(self.config, model, optimizer, progress)
+        if not self.pause:
+            self._flush()
+        elif time.monotonic() - self.last >= self.pause and self.writing.done():
+            self.writing.result()  # raises what the thread has raised
+            self.writing, self.last = self.thread.submit(self.kept.write, self.path), time.monotonic()
+            self.kept = None
+
+    def _flush(self) -> None:
+        if self.kept and self.path:
+            kept, self.kept = self.kept, None
+            kept.write(self.path)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()  # waits for it
+        self._flush()
+        self.writing.result()
+
+
+def _plain(value: Any) -> int | float:
+    """A number in device memory, such as a capturable optimizer's step, as JSON has it; the optimizer takes that back."""
+    if isinstance(value, Tensor):
+        return value.item()
+    raise TypeError(f"the optimizer's state has a {type(value).__name__}, allowed numbers, text, lists and dictionaries")
 
 
 def _name_tensors(model: nn.Module) -> dict[str, Tensor]:

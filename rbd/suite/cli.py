@@ -189,6 +189,9 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument("--profile", choices=("quick", "paper"), help="quick or paper (default: quick; with --list both)")
     each = "runs at a time (default: one a core; 1 if timed)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
+    sweep.add_argument("--lanes", type=_parse_positive, help="runs that take turns in one process, on a GPU")
+    deadline = "end runs in lanes after their last full epoch"
+    sweep.add_argument("--deadline", type=_parse_seconds, metavar="SECONDS", help=deadline)
     seeds = "other seeds than its own: no figure shows such runs"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
@@ -245,6 +248,13 @@ def _parse_positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed an integer >= 1")
     return int(text)
+
+
+def _parse_seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"got {text!r}, allowed a number > 0")
 
 
 def _parse_gpus(text: str) -> float:
@@ -321,7 +331,8 @@ def _sweep(given: argparse.Namespace) -> int:
         raise ValueError("--json: needs --list")
     from rbd.suite import executor
 
-    resources = executor.Resources(given.data_dir, given.device, given.jobs, ray=given.ray, gpus=given.gpus)
+    resources = executor.Resources(given.data_dir, given.device, given.jobs, ray=given.ray, gpus=given.gpus,
+                                   lanes=given.lanes, deadline=given.deadline)  # fmt: skip
     how = (given.profile or "quick", given.results_dir, resources, given.seeds, given.dry_run)
     if given.name == ALL:
         return _tell(executor.perform_all(*how, given.sweeps_dir))

@@ -57,6 +57,9 @@ class Cluster:
         finally:
             self.refs.discard(ref)
 
+    def is_over(self) -> bool:
+        return self.stopped
+
     def stop(self) -> None:
         """Cancel what is under way and leave the cluster."""
         self.stopped = True

@@ -45,6 +45,8 @@ class Resources:
         threads: CPU threads of a run.
         ray: address of the Ray cluster to which runs are sent; None: they are done here.
         gpus: GPUs of a run there, a fraction below 1; None: a quarter with "cuda", else 0.
+        lanes: runs at a time that take turns in this process, see streams; None: each has a process of its own.
+        deadline: seconds after which runs in lanes end at their last full epoch and no other begins; None: never.
     """
 
     data_dir: Path | None = None
@@ -53,6 +55,14 @@ class Resources:
     threads: int | None = None
     ray: str | None = None
     gpus: float | None = None
+    lanes: int | None = None
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lanes and (self.jobs or self.ray):
+            raise ValueError("lanes: not supported with jobs or ray, which start processes")
+        if self.deadline and not self.lanes:
+            raise ValueError("deadline: needs --lanes")
 
 
 def perform_all(profile: str, results: Path, resources: Resources, seeds: Iterable[int] | None = None, dry: bool = False,
@@ -108,6 +118,10 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
         failures = run_missing(asked, missing, results, resources, wanted.alone)
     finally:  # also when interrupted: what has ended may be enough for some of it
         conclude(wanted, profile, plan, results)
+    left = len(asked.missing(asked.look(results)[0])) if resources.deadline else 0
+    if left > len(failures):
+        yield (f"rbd: warning: {plan.name}: the deadline came before {left} of {len(asked.configs)} runs had ended; "
+               "the same command goes on")  # fmt: skip
     for failure in failures:
         where = store.failure_path(failure.config, results)
         yield f"failed: {describe(failure.config)}: {failure.message}{f' ({where})' * where.exists()}"
@@ -181,6 +195,9 @@ class Workers(Protocol):
     def submit(self, config: RunConfig, directory: Path, results: Path, wait: float, options: dict) -> Future:
         """The future result of `attempt` with these arguments."""
 
+    def is_over(self) -> bool:
+        """Whether no other run is to begin."""
+
     def stop(self) -> None:
         """End now, whatever is under way."""
 
@@ -196,6 +213,11 @@ class Crew:
 
 def hire(resources: Resources, missing: int, alone: bool = False) -> Crew:
     """Workers for a number of runs, here or on the cluster. Raises as cluster.Cluster does."""
+    if resources.lanes:
+        from rbd.suite.streams import Streams
+
+        streams = Streams(resources.lanes, resources.deadline)
+        return Crew(streams, resources.lanes, resources.threads or cost.count_cores())
     if resources.ray:
         from rbd.suite.cluster import Cluster
 
@@ -236,6 +258,9 @@ class Processes:
             hint = _START_HINTS.get(getattr(error, "errno", None) or 0, "see `ulimit -a` and the limits of the container")
             future.set_exception(OSError(f"no worker process could be started: {error}; {hint}"))
         return future
+
+    def is_over(self) -> bool:
+        return False
 
     def stop(self) -> None:
         """End the workers, whatever they are at: checkpoints keep all but the epoch in flight."""
@@ -321,11 +346,13 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
     todo, busy, failures = deque(configs), set(), []
     running: dict[Future, RunConfig] = {}
     while todo or running:
+        if workers.is_over():
+            todo.clear()
         while todo and len(running) < jobs:
             config = todo.popleft()
             patience = PATIENCE if config in busy else 0.0
             running[workers.submit(config, directory, results, patience, options)] = config
-        done = wait(running, return_when=FIRST_COMPLETED).done
+        done = wait(running, return_when=FIRST_COMPLETED).done if running else set()
         for future in [future for future in running if future in done]:  # in the order in which they began
             config, ended = running.pop(future), _get(future)
             if ended is None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -203,8 +204,18 @@ def environment(device: str = "cpu") -> dict[str, str | int | bool | None]:
         "cpu": cpu,
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else cpu,
+        "device": cpu,
+        **(_gpu(device) if torch.device(device).type == "cuda" else {}),
     }
+
+
+def _gpu(device: str) -> dict[str, str | bool]:
+    """A GPU's name, and the settings of torch that decide its bits."""
+    import torch
+
+    tf32 = torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
+    return {"device": torch.cuda.get_device_name(device), "tf32": tf32,
+            "deterministic": torch.are_deterministic_algorithms_enabled()}  # fmt: skip
 
 
 def _cpu_name() -> str:
@@ -216,10 +227,27 @@ def _cpu_name() -> str:
 
 
 def _checkout(package: Path) -> dict[str, str | bool | None]:
-    """Commit of the checkout that tracks `package`, and whether files under `package` differ; None outside one."""
+    """Commit of the checkout that tracks `package`, and whether files under `package` differ; outside one what is stated."""
     commit = _git(package, "ls-files", "--error-unmatch", "__init__.py") and _git(package, "rev-parse", "HEAD")
-    changes = _git(package, "status", "--porcelain", "--untracked-files=normal", "--", ".") if commit else None
+    if not commit:
+        return {"commit": next(iter(stated_commit(package.parent)), None), "dirty": None}
+    changes = _git(package, "status", "--porcelain", "--untracked-files=normal", "--", ".")
     return {"commit": commit, "dirty": None if changes is None else changes != ""}
+
+
+def stated_commit(folder: Path) -> list[str]:
+    """Hash and time, as `git log -1 --format='%H %ct'` prints them, that RBD_COMMIT or else the file COMMIT there has.
+
+    For a copy without .git, as on a rented machine. Empty where nothing is stated.
+
+    Raises:
+        ValueError: what is stated is something else.
+    """
+    path = folder / "COMMIT"
+    text = os.environ.get("RBD_COMMIT") or (path.read_text("utf-8") if path.is_file() else "")
+    if text.strip() and not re.fullmatch(r"[0-9a-f]{40} \d+", text.strip()):
+        raise ValueError(f"RBD_COMMIT or {path}: got {text.strip()!r}, allowed what `git log -1 --format='%H %ct'` prints")
+    return text.split()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,10 +23,13 @@ from rbd.kernels import cpu
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
 from rbd.subspace import Subspace
-from rbd.suite import batches, checkpoint, datasets, models, wire
-from rbd.suite.checkpoint import Progress
+from rbd.suite import batches, checkpoint, datasets, models, replay, wire
+from rbd.suite.checkpoint import Keeper, Progress
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.record import Point, Record, environment
+from rbd.suite.replay import Eager, Ready, reproducible, schedule
+
+Turns = Generator[Ready, None, Record]  # a run that stops between chunks of steps, where others may have their turn
 
 SAMPLE = 50  # steps between two cosines of update and gradient: often enough for a mean, too rare to cost anything
 
@@ -107,18 +111,40 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         OSError: a checkpoint cannot be written.
         RuntimeError: a worker died, hung, or differs from the others.
     """
-    _check_place(config, device, threads)
+    check_place(config, device, threads)
     if config.workers and not distributed.is_launched():
         each = max(1, threads // config.workers) if threads else None
         given = (config, checkpoints, data_dir, device, each, bar, timeout)
         return distributed.launch(train, config.workers, *given, timeout=timeout)
     threads = threads or torch.get_num_threads()
     group = distributed.join(config.workers, timeout, device) if config.workers else nullcontext()
-    with _cores(config, threads), group:
-        return _train(config, checkpoints, data_dir, device, threads, bar)
+    with settings(config, device, threads), group:
+        return _finish(begin(config, checkpoints, data_dir, device, threads, bar))
 
 
-def _check_place(config: RunConfig, device: str, threads: int | None) -> None:
+def _finish(turns: Turns) -> Record:
+    """Go on with a run until it ends, or Ctrl-C does."""
+    try:
+        while True:
+            is_ready = next(turns)
+            while not is_ready():
+                time.sleep(5e-5)
+    except StopIteration as ended:
+        return ended.value
+    except KeyboardInterrupt:  # between two turns
+        return interrupt(turns)
+
+
+def interrupt(turns: Turns) -> Record:
+    """What a run has come to, as if Ctrl-C had ended its present turn."""
+    try:
+        turns.throw(KeyboardInterrupt)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("the run goes on")
+
+
+def check_place(config: RunConfig, device: str, threads: int | None) -> None:
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is available)"
         raise ValueError(f"device: got {device!r}, allowed {there}")
@@ -127,53 +153,63 @@ def _check_place(config: RunConfig, device: str, threads: int | None) -> None:
 
 
 @contextmanager
-def _cores(config: RunConfig, threads: int) -> Iterator[None]:
+def settings(config: RunConfig, device: str, threads: int) -> Iterator[None]:
     """Threads for the basis kernels, and for torch: one for the FC nets, whose operations are too small to share.
 
-    OpenMP's idle threads spin for milliseconds on cores that the kernels need.
+    OpenMP's idle threads spin for milliseconds on cores that the kernels need. On a GPU also replay.reproducible.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1 if config.model in models.DENSE else threads)
     cpu.set_threads(threads)
     try:
-        yield
+        with reproducible(device):
+            yield
     finally:
         torch.set_num_threads(before)
         cpu.set_threads(None)
 
 
-def _train(config: RunConfig, checkpoints, data_dir, device: str, threads: int, bar: bool | None) -> Record:
-    here, sets = environment(device), datasets.load(config.data, data_dir)
-    training, held_out = sets.train.to(device), sets.validation.to(device)
-    allowed = budget(config, len(training))
+def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, bar: bool | None = False,
+          lanes: int | None = None) -> Turns:  # fmt: skip
+    """`train` in turns, within its `settings`; lanes: of the runs that have turns, if there are others."""
+    here, sets = environment(device) | ({"lanes": lanes} if lanes else {}), _load(config.data, data_dir, device)
+    allowed = budget(config, len(sets.train))
     workers = Workers(config.variant) if config.variant else Alone()
     workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # each was started by a command of its own
-    model = build_network(config, tuple(training.images.shape[1:]), device)
-    path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints else None
+    model = build_network(config, tuple(sets.train.images.shape[1:]), device)
+    path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints and workers.rank == 0 else None
     full = not config.data.endswith("-embedded")  # records of the small sets were made without
     if device == "cpu" and full and config.model not in models.DENSE:
         model.register_forward_pre_hook(_put_channels_last)
-    optimizer, progress = _begin(path, config, model, workers)
+    runner = replay.choose(device, bool(config.workers) or config.method.startswith("subspace"))
+    build = partial(build_optimizer, queues=runner.queues)
+    with runner.device():
+        optimizer, progress = _begin(path, config, model, workers, build)
+        stream = _supply(sets.train, config, allowed, progress.step, workers, runner)
     network = _replicate(model, workers) if config.variant == "ddp" else model
-    own_batch, done, sent, outcome = config.variant in OWN_BATCH, progress.step, 0.0, "finished"
-    start, every = done * allowed.batches + workers.rank * own_batch, allowed.batches if own_batch else 1
-    stream = _stream(training, config, start, allowed.per_epoch, every)
+    keeper, done, sent, outcome = Keeper(path, config, runner.pause), progress.step, 0.0, "finished"
     began = time.perf_counter() - (progress.seconds[-1] if progress.seconds else 0)
     try:
-        with _show(config, progress.step, allowed.steps, bar if workers.rank == 0 else False) as shown:
-            for steps in allowed.stretches(progress.step):
+        with keeper, _show(config, done, allowed.steps, bar if workers.rank == 0 else False) as shown:
+            for steps in allowed.stretches(done):
                 if progress.diverged:
                     raise FloatingPointError
                 before = _count_sent(workers)
-                losses, cosines = _descend(config, network, optimizer, stream, steps, allowed, shown)
+                losses, cosines = yield from _descend(config, network, optimizer, stream, steps, allowed, runner, shown)
                 sent += _count_sent(workers) - before
-                point = _measure(config, steps[-1], allowed, losses, cosines, model, held_out, workers)
+                right, finite = runner.run("validate", partial(_validate, model, sets.validation, workers))
+                loss, cosine, right, finite = yield from runner.read(losses, cosines, [right], [finite])
+                point = _measure(config, steps[-1], allowed, loss, cosine, right, len(sets.validation), workers)
+                if runner.queues:
+                    _look_back(optimizer, point, bool(finite))
                 progress = progress.add(point, time.perf_counter() - began, _commit(here), threads)
-                workers.agree({"step": point.step, "parameters": digest(model.parameters())})
-                if point.epoch == config.switch:
-                    optimizer = build_optimizer(config.at(point.epoch), model)
-                if path and workers.rank == 0:
-                    checkpoint.save(path, config, model, optimizer, progress)
+                if workers.size > 1:
+                    workers.agree({"step": point.step, "parameters": digest(model.parameters())})
+                with runner.device():
+                    if point.epoch == config.switch:
+                        optimizer = build(config.at(point.epoch), model)
+                        runner.forget()
+                    keeper.take(model, optimizer, progress)
     except FloatingPointError:
         outcome = "diverged"
     except KeyboardInterrupt:
@@ -184,6 +220,28 @@ def _train(config: RunConfig, checkpoints, data_dir, device: str, threads: int, 
     if config.workers and progress.step > done:
         here |= {"bytes_per_step": _mean_bytes(workers, sent / (progress.step - done))}
     return Record(config, "diverged" if progress.diverged else outcome, progress.curve, progress.seconds, here)
+
+
+def _load(name: str, data_dir, device: str) -> datasets.Dataset:
+    """A data set on a device; on a GPU, runs share it."""
+    return datasets.load(name, data_dir) if device == "cpu" else _load_once(name, data_dir, device)
+
+
+@lru_cache(maxsize=4)
+def _load_once(name: str, data_dir, device: str) -> datasets.Dataset:
+    found = datasets.load(name, data_dir)
+    return datasets.Dataset(name, found.train.to(device), found.validation.to(device))
+
+
+def _supply(split: datasets.Split, config: RunConfig, allowed: Budget, done: int, workers: Workers | Alone,
+            runner: Eager) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """The training batches after a number of steps."""
+    if runner.queues:
+        most = (allowed.per_epoch // allowed.batches + 1) * allowed.batches  # of a stretch
+        return batches.Table(split, config.batch_size, config.seed, config.augment, most)
+    own_batch = config.variant in OWN_BATCH
+    start, every = done * allowed.batches + workers.rank * own_batch, allowed.batches if own_batch else 1
+    return _stream(split, config, start, allowed.per_epoch, every)
 
 
 def _put_channels_last(model: nn.Module, inputs: tuple[Tensor]) -> Tensor:
@@ -205,12 +263,13 @@ def _describe_past(progress: Progress, commit: str, threads: int) -> dict[str, s
             **({"earlier_threads": counts} if counts else {})}  # fmt: skip
 
 
-def _begin(path: Path | None, config: RunConfig, model: nn.Module,
-           workers: Workers | Alone) -> tuple[torch.optim.Optimizer, Progress]:  # fmt: skip
+def _begin(path: Path | None, config: RunConfig, model: nn.Module, workers: Workers | Alone,
+           build: Callable[[RunConfig, nn.Module], torch.optim.Optimizer],
+           ) -> tuple[torch.optim.Optimizer, Progress]:  # fmt: skip
     """Where the checkpoint left off, or the start; worker 0 reads it and tells the others, who need not see the file."""
-    optimizer, progress = build_optimizer(config.at(0), model), Progress()
-    if path and path.exists() and workers.rank == 0:
-        optimizer, progress = checkpoint.load(path, config, model, build_optimizer)
+    optimizer, progress = build(config.at(0), model), Progress()
+    if path and path.exists():
+        optimizer, progress = checkpoint.load(path, config, model, build)
     if workers.size > 1:
         progress = workers.tell(progress)
         workers.copy(model.state_dict().values())
@@ -219,28 +278,40 @@ def _begin(path: Path | None, config: RunConfig, model: nn.Module,
 
 
 def _descend(config: RunConfig, network: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator, steps: range,
-             allowed: Budget, shown: tqdm) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+             allowed: Budget, runner: Eager, shown: tqdm,
+             ) -> Generator[Ready, None, tuple[list[Tensor], list[Tensor]]]:  # fmt: skip
     """Do some steps; returns their losses, and the cosines of update and gradient of those that are sampled."""
-    losses, cosines = [], []
-    for step in steps:
-        if config.method in ("sgd", "rbd", "fpd") and allowed.is_sampled(step):
-            loss, cosine = _update_and_compare(config, network, optimizer, stream)
+    if isinstance(stream, batches.Table):
+        with runner.device():
+            stream.fill((steps[0] - 1) * allowed.batches, len(steps) * allowed.batches)
+    given, losses, cosines = (config, network, optimizer, stream), [], []
+    has_gradient, longest = config.method in ("sgd", "rbd", "fpd"), 1 if "nes" in config.method else replay.LONGEST
+    for chunk in schedule(steps, lambda step: has_gradient and allowed.is_sampled(step), longest):
+        if chunk.is_sampled:
+            loss, cosine = runner.run("compare", lambda: _update_and_compare(*given))
             cosines.append(cosine)
         else:
-            loss = _update(config, network, optimizer, stream)
+            (loss,) = runner.run("update", lambda: (_update(*given),), len(chunk.steps))
         losses.append(loss)
-        shown.update()
+        shown.update(len(chunk.steps))
+        yield runner.is_ready
     return losses, cosines
 
 
-def _measure(config: RunConfig, step: int, allowed: Budget, losses: list[Tensor], cosines: list[Tensor], model: nn.Module,
-             held_out: datasets.Split, workers: Workers | Alone) -> Point:  # fmt: skip
+def _measure(config: RunConfig, step: int, allowed: Budget, losses: Tensor, cosines: Tensor, right: Tensor, held_out: int,
+             workers: Workers | Alone) -> Point:  # fmt: skip
     """The point of the curve after a step, with the means over the steps since the last one."""
     among = workers if config.variant in OWN_BATCH else Alone()  # those who have losses of their own
     return Point(
         allowed.epoch(step), step, step * allowed.batches * config.batch_size, step * allowed.passes,
-        _mean(losses, among), accuracy(model, held_out, workers), _mean(cosines, among) if cosines else None,
+        _mean(losses, among), _share(right, held_out, workers), _mean(cosines, among) if len(cosines) else None,
     )  # fmt: skip
+
+
+def _look_back(optimizer: torch.optim.Optimizer, point: Point, finite: bool) -> None:
+    """After an epoch in which nothing was read: raise what the steps of RBD, FPD or NES would have raised in it."""
+    if not isinstance(optimizer, torch.optim.SGD) and (math.isnan(point.loss) or not finite):
+        raise FloatingPointError
 
 
 def _replicate(model: nn.Module, workers: Workers | Alone) -> nn.Module:
@@ -250,9 +321,9 @@ def _replicate(model: nn.Module, workers: Workers | Alone) -> nn.Module:
     return replica
 
 
-def _mean(values: list[Tensor], among: Workers | Alone) -> float:
+def _mean(values: Tensor, among: Workers | Alone) -> float:
     """Over an epoch's steps, and over the workers where each has values of its own."""
-    return float(among.mean(torch.stack(values).double().mean()[None]))  # (1,)
+    return float(among.mean(values.double().mean()[None]))  # (1,)
 
 
 def _count_sent(workers: Workers | Alone) -> float:
@@ -283,8 +354,8 @@ def build_network(config: RunConfig, shape: tuple[int, int, int], device: str) -
     return Subspace(model, seed=config.seed, **{name: getattr(config, name) for name in DEFAULTS[config.method]})
 
 
-def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer a configuration names: torch's SGD or Adam, or one that moves in random bases."""
+def build_optimizer(config: RunConfig, model: nn.Module, queues: bool = False) -> torch.optim.Optimizer:
+    """The optimizer a configuration names: torch's SGD or Adam, or one that moves in random bases; queues: without reads."""
     named, methods = list(model.named_parameters()), {"rbd": RBD, "fpd": FPD, "nes": NES, "rbd-nes": NES}
     if config.method in ("sgd", "subspace-sgd"):
         return torch.optim.SGD(named, config.lr)
@@ -293,6 +364,8 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
     used = {name: getattr(config, name) for name in DEFAULTS[config.method]}
     if config.workers:
         used["variant"] = config.variant
+    if queues:
+        used["capturable"] = True
     return methods[config.method](named, config.lr, seed=config.seed, **used)
 
 
@@ -333,13 +406,31 @@ def _stream(split: datasets.Split, config: RunConfig, start: int, per_epoch: int
 
 def accuracy(model: nn.Module, split: datasets.Split, workers: Workers | Alone = Alone()) -> float:  # noqa: B008
     """Share of right answers, %; workers share out the batches, and take batch norm's buffers from worker 0."""
+    return _share(_count_right(model, split, workers), len(split), workers)
+
+
+def _share(right: Tensor, images: int, workers: Workers | Alone) -> float:
+    """Right answers of all workers, % of the images."""
+    return 100 * int(workers.sum(right.reshape(1).double())) / images
+
+
+def _count_right(model: nn.Module, split: datasets.Split, workers: Workers | Alone) -> Tensor:
+    """How many of this worker's share of the images, ()."""
     workers.copy(model.buffers())
     model.eval()
     with torch.no_grad():
         parts = islice(batches.evaluation(split), workers.rank, None, workers.size)
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in parts)
+        right = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+        for x, y in parts:
+            right += (model(x).argmax(1) == y).sum()
     model.train()
-    return 100 * int(workers.sum(torch.tensor([right], dtype=torch.float64))) / len(split)
+    return right
+
+
+def _validate(model: nn.Module, split: datasets.Split, workers: Workers | Alone) -> tuple[Tensor, Tensor]:
+    """Right answers, and whether all parameters are finite."""
+    finite = torch.stack([p.detach().isfinite().all() for p in model.parameters()]).all()
+    return _count_right(model, split, workers), finite
 
 
 def _vector(tensors) -> Tensor:

@@ -47,6 +47,19 @@ if INTERPRETED and importlib.util.find_spec("triton"):
     _fuse_multiply_add()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cases of the gpu backend, or of the device cuda, are tests for a GPU: `-m gpu` selects them."""
+    for item in items:
+        values = getattr(item, "callspec", None)
+        if values and {"gpu", "cuda"} & {value for value in values.params.values() if isinstance(value, str)}:
+            item.add_marker(pytest.mark.gpu)
+
+
+def on_a_gpu(test: Callable) -> Callable:
+    """Mark a test that only a GPU can run."""
+    return pytest.mark.gpu(pytest.mark.skipif(INTERPRETED, reason="no GPU")(test))
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
     return request.param

@@ -104,7 +104,7 @@ def ranks(change: Callable[[Tensor], Tensor]) -> Plant:
 
 def ignored_lr(patch: pytest.MonkeyPatch) -> None:
     real = loop.build_optimizer
-    patch.setattr(loop, "build_optimizer", lambda config, model: real(replace(config, lr=1.0), model))
+    patch.setattr(loop, "build_optimizer", lambda config, model, **given: real(replace(config, lr=1.0), model, **given))
 
 
 def other_batch(patch: pytest.MonkeyPatch) -> None:

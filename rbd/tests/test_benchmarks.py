@@ -477,6 +477,22 @@ def test_a_commit_is_asked_for_where_git_is_missing(benchmarks):
         run._commit("abc")
 
 
+def test_a_stated_commit_is_taken_where_git_is_missing(benchmarks, monkeypatch, tmp_path):
+    run = benchmarks("run")
+    monkeypatch.setattr(run, "HERE", tmp_path / "benchmarks")
+    with pytest.raises(SystemExit, match="put that into RBD_COMMIT, or a file COMMIT here"):
+        run._commit(None)
+    (tmp_path / "COMMIT").write_text(f"{COMMIT} 1600000000\n")
+    assert run._commit(None) == (COMMIT, 1_600_000_000)
+    assert run.main(["--check-commit"]) == 0
+
+
+def test_what_answers_most_is_measured_first(benchmarks):
+    modules = [b.module.__name__.rpartition(".")[2] for b in benchmarks("run").benchmarks()]
+    assert list(dict.fromkeys(modules))[:3] == ["ratios", "step", "generation"]
+    assert list(dict.fromkeys(modules))[3:] == sorted({*modules} - {"ratios", "step", "generation"})
+
+
 def test_the_planted_slowdown_finds_its_line():
     script = (ROOT / "benchmarks" / "planted_slowdown").read_text("utf-8")
     line = "    images = split.images.index_select(0, draws.order[part])"
@@ -497,10 +513,44 @@ def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name):
     """And every one is timed once, the constant among them or beside them."""
     tiles, law = benchmarks("tiles"), DISTRIBUTIONS[name]
     found = list(tiles.tiles(law, 3, 300, lambda call: float(call().isfinite().all())))
-    assert [count for product, count, *_ in found if product == "project"] == list(tiles.ROWS)
-    parts = [count for product, count, *_ in found if product == "expand"]
+    assert [count for what, count, *_ in found if what == "rows"] == list(tiles.ROWS)
+    assert [count for what, count, *_ in found if what == "programs"] == list(tiles.PROGRAMS)
+    parts = [count for what, count, *_ in found if what == "parts"]
     assert parts == [n for n in tiles.PARTS if law.per_word % n == 0]
     assert all(seconds == 1.0 for *_, seconds in found)
+
+
+def test_archives_of_the_campaign_are_cut_between_files(benchmarks, tmp_path):
+    campaign, files = benchmarks("gpu_campaign"), []
+    for number, size in enumerate((5, 5, 1, 30, 2, 8, 1)):
+        files.append(tmp_path / str(number))
+        files[-1].write_bytes(bytes(size))
+    parts = [[path.name for path in part] for part in campaign.split(files, 10)]
+    assert parts == [["0", "1"], ["2"], ["3"], ["4", "5"], ["6"]]
+
+
+def test_a_part_of_the_campaign_is_ended_in_time(benchmarks, tmp_path, monkeypatch):
+    """With all that it has started, and what it has said is kept."""
+    campaign = benchmarks("gpu_campaign")
+    (tmp_path / "benchmarks").mkdir()
+    script = tmp_path / "benchmarks" / "on_gpu"
+    script.write_text("#!/bin/sh\necho begun $PARTS $1\nsleep 60 & sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    plan = campaign.Plan(tmp_path)
+    assert not campaign.check(plan, "tests", 1.0, ["option"])
+    assert (tmp_path / "tests.log").read_text() == "begun tests option\n"
+    assert campaign.load(campaign.dump(plan)) == plan
+
+
+def test_training_starts_again_after_a_fault(benchmarks, tmp_path, monkeypatch):
+    """A process that fails is followed by another, until one says that all is done."""
+    campaign, statuses = benchmarks("gpu_campaign"), [1, 1, 0]
+    (tmp_path / "end").write_text("9e9")
+    monkeypatch.setattr(campaign.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(campaign.time, "sleep", lambda _: None)
+    monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda _: statuses.pop(0)))
+    assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses
 
 
 def test_readme_says_what_is_pinned_and_what_to_do_where_an_index_lacks_it():

@@ -58,6 +58,9 @@ class Workers:
             future.set_result({"done": made(config), "busy": None, "raise": failure}[fate])
         return future
 
+    def is_over(self) -> bool:
+        return False
+
     def stop(self) -> None:
         self.stopped = True
 

@@ -26,10 +26,11 @@ LAYERS = {  # modules may import what stands in their own layer or a lower one, 
     "rbd.suite": 7, "rbd.suite.paper": 7, "rbd.suite.looks": 7, "rbd.suite.config": 7, "rbd.suite.record": 7,
     "rbd.suite.store": 7, "rbd.suite.wire": 7, "rbd.suite.verdicts": 7, "rbd.suite.bootstrap": 7,
     "rbd.suite.models": 7, "rbd.suite.datasets": 7, "rbd.suite.batches": 7, "rbd.suite.tables": 8, "rbd.suite.findings": 9,
-    "rbd.suite.train": 8, "rbd.suite.checkpoint": 8, "rbd.suite.report": 8,
+    "rbd.suite.replay": 7, "rbd.suite.train": 8, "rbd.suite.checkpoint": 8, "rbd.suite.report": 8,
     "rbd.suite.intrinsic": 8,
     "rbd.suite.rates": 9, "rbd.suite.cost": 9, "rbd.suite.experiment": 9, "rbd.suite.figures": 9,
-    "rbd.suite.job": 10, "rbd.suite.cluster": 10, "rbd.suite.executor": 10, "rbd.suite.experiments": 10,
+    "rbd.suite.job": 10, "rbd.suite.cluster": 10, "rbd.suite.streams": 10, "rbd.suite.executor": 10,
+    "rbd.suite.experiments": 10,
     "rbd.suite.dimension": 11, "rbd.suite.cli": 11, "rbd.__main__": 11,
 }  # fmt: skip
 LIBRARY = {name for name, layer in LAYERS.items() if layer <= 6}

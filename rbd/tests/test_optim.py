@@ -20,6 +20,7 @@ from rbd import FPD, NES, RBD, Basis
 from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import _as_loss, centred_ranks, rbd_direction
 from rbd.partition import partition
+from rbd.tests.conftest import on_a_gpu
 
 NAMES = tuple(DISTRIBUTIONS)
 FORMS = ("whole", "by_layer", "by_tensor", "even:5", "by_ratio:4")
@@ -1176,7 +1177,7 @@ def test_capturable_needs_all_gradients():
         optimizer.step()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@on_a_gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_training_in_a_cuda_graph(name):
     """Forward, backward and step captured once and replayed: bit for bit as without a graph."""

@@ -17,6 +17,7 @@ from rbd import philox
 from rbd.suite import record
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record, find, load, save
+from rbd.tests.conftest import on_a_gpu
 
 ROOT = Path(record.__file__).parents[2]
 POINTS = (
@@ -251,7 +252,7 @@ def test_environment_of_this_machine(tmp_path):
     assert load(save(kept, tmp_path)) == kept
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@on_a_gpu
 def test_environment_of_a_gpu():
     assert record.environment("cuda")["device"] == torch.cuda.get_device_name()
 
@@ -292,6 +293,25 @@ def test_commit_is_that_of_the_package(tmp_path, monkeypatch):
     assert record._checkout(package) == {"commit": head, "dirty": True}
     monkeypatch.setenv("PATH", str(tmp_path))
     assert record._checkout(package) == outside  # no git
+
+
+def test_commit_may_be_stated_where_git_is_missing(tmp_path, monkeypatch):
+    """By RBD_COMMIT, else by a file COMMIT beside the package; a checkout knows better."""
+    package, (a, b) = tmp_path / "rbd", ("0123456789abcdef0123456789abcdef01234567", "f" * 40)
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (tmp_path / "COMMIT").write_text(f"{a} 1600000000\n")
+    assert record._checkout(package) == {"commit": a, "dirty": None}
+    monkeypatch.setenv("RBD_COMMIT", f"{b} 1600000001")
+    assert record._checkout(package) == {"commit": b, "dirty": None}
+    assert record.stated_commit(package) == [b, "1600000001"]
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "rbd")
+    git(tmp_path, "commit", "-qm", "first")
+    assert record._checkout(package)["commit"] == git(tmp_path, "rev-parse", "HEAD")
+    monkeypatch.setenv("RBD_COMMIT", "main")
+    with pytest.raises(ValueError, match="^RBD_COMMIT or .*: got 'main', allowed what `git log -1 --format='%H %ct'` "):
+        record.stated_commit(tmp_path)
 
 
 def test_import_loads_neither_torch_nor_numpy():

@@ -415,14 +415,14 @@ def between_batches(patch: pytest.MonkeyPatch) -> None:
 
 def while_validating(patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the second validation, when all of epoch 2 is trained and nothing of it kept."""
-    real, count = loop.accuracy, itertools.count(1)
+    real, count = loop._count_right, itertools.count(1)
 
-    def accuracy(*args):
+    def count_right(*args):
         if next(count) == 2:
             raise KeyboardInterrupt
         return real(*args)
 
-    patch.setattr(loop, "accuracy", accuracy)
+    patch.setattr(loop, "_count_right", count_right)
 
 
 def while_saving(patch: pytest.MonkeyPatch) -> None:
@@ -510,7 +510,7 @@ def test_other_state_survives_too(changes, few, tmp_path, monkeypatch):
 
 def test_interrupted_in_the_first_epoch_starts_again(few, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "accuracy", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loop, "_count_right", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         broken = train(config("rbd"), tmp_path)
     assert (broken.outcome, broken.curve, list(tmp_path.iterdir())) == ("interrupted", (), [])
     same(train(config("rbd"), tmp_path), train(config("rbd")))
@@ -571,6 +571,27 @@ def test_checkpoint_is_safetensors_of_the_parameters(few, tmp_path):
         assert [(g["seed"], g["step"]) for g in known["optimizer"]["param_groups"]] == [(7, 10)]
         sizes[dim] = path.stat().st_size
     assert abs(sizes[20] - sizes[2000]) < 50  # bytes, of a header with other digits
+
+
+@pytest.mark.parametrize("method", ["rbd", "fpd"])
+def test_checkpoint_of_a_capturable_optimizer(method, few, tmp_path):
+    """Its step is a tensor; the file holds a number, and either kind of optimizer goes on from it."""
+    run, model = config(method), models.build("fc", (1, 28, 28), 7)
+
+    def build(given: RunConfig, net: torch.nn.Module, capturable: bool = True) -> torch.optim.Optimizer:
+        kind = optim.RBD if given.method == "rbd" else optim.FPD
+        return kind(net.parameters(), 1.0, dim=20, capturable=capturable)
+
+    optimizer = build(run, model)
+    optimizer.param_groups[0]["step"] += 12
+    point = Point(1, 12, 384, 12, 2.0, 50.0, 0.1)
+    checkpoints.State.of(run, model, optimizer, checkpoints.Progress(12, (point,), (1.0,))).write(tmp_path / "a")
+    for capturable in (True, False):
+        made, progress = checkpoints.load(tmp_path / "a", run, model, lambda *given, c=capturable: build(*given, c))
+        assert (int(made.param_groups[0]["step"]), progress.step) == (12, 12)
+        assert isinstance(made.param_groups[0]["step"], torch.Tensor) == capturable
+        checkpoints.State.of(run, model, made, progress).write(tmp_path / "b")
+        assert header(tmp_path / "a") == header(tmp_path / "b")  # of the checksum too
 
 
 def damage(path: Path, how: str) -> None:
