@@ -145,16 +145,20 @@ class _RandomBases(torch.optim.Optimizer):
     def _check(self, group: dict) -> None:
         if not (isinstance(group["lr"], (Real, Tensor)) and 0 <= float(group["lr"]) < math.inf):
             raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity")
+        if not isinstance(group["lr"], (Tensor, int)):
+            group["lr"] = float(group["lr"])
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes")
-        group["seed"] = check_word("seed", group["seed"])  # plain integers, which torch.load takes without more rights
+        group["seed"] = check_word("seed", group["seed"])  # plain values, which torch.load takes without more rights
         if group["dim"] is not None:
             group["dim"] = check_word("dim", group["dim"])
         if "redraw" in group:
             group["redraw"] = check_word("redraw", group["redraw"])
-        distribution_of(group["distribution"])
+        group["distribution"] = distribution_of(group["distribution"]).name
         self._cut(group)
+        if "partition" in group:
+            group["partition"] = str(group["partition"])
 
     def partition(self, group: int = 0) -> Partition:
         """The partition of a parameter group; its compartments are numbered on from the groups before."""
@@ -520,11 +524,12 @@ class NES(_RandomBases):
     def __init__(self, params, lr: float, dim: int = 250, distribution: str = "rademacher", seed: int = 0,
                  sigma: float = 0.01, capturable: bool = False):  # fmt: skip
         self._capturable = capturable
-        if not (isinstance(sigma, (int, float)) and 0 < sigma < math.inf):
-            raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
 
     def _check(self, group: dict) -> None:
+        if not (isinstance(sigma := group["sigma"], Real) and 0 < float(sigma) < math.inf):
+            raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
+        group["sigma"] = float(sigma)
         if len(self.param_groups) > 1:
             raise ValueError(f"NES supports one parameter group, got {len(self.param_groups)}")
         super()._check(group)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, groupby
+from numbers import Integral
 
 from rbd.compartment import Compartment
 
@@ -50,8 +51,9 @@ def apportion(dim: int, sizes: Sequence[int]) -> list[int]:
         ValueError: dim is less than the number of compartments or more than the sum of sizes.
     """
     total = sum(sizes)
-    if not isinstance(dim, int):
+    if not isinstance(dim, Integral):
         raise TypeError(f"dim: got {dim!r}, allowed an integer")
+    dim = int(dim)  # NumPy's might overflow
     if not len(sizes) <= dim <= total:
         limits = "at least 1 per compartment, at most 1 per parameter"
         raise ValueError(f"dim: got {dim}, allowed {len(sizes)} ... {total} ({limits})")
@@ -126,7 +128,7 @@ def parse(form: str) -> tuple[str, float]:
     name, _, number = form.partition(":") if isinstance(form, str) else (None, "", "")
     if form in ("whole", "by_layer", "by_tensor"):
         return form, 1
-    if name == "even" and re.fullmatch(r"\d+", number) and int(number) >= 1:
+    if name == "even" and re.fullmatch(r"\d{1,18}", number) and int(number) >= 1:
         return name, int(number)
     if name == "by_ratio" and re.fullmatch(r"\d+(\.\d+)?", number) and 1 <= float(number) < math.inf:
         return name, float(number)

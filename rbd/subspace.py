@@ -83,7 +83,7 @@ class Subspace(nn.Module):
         cut = partition_of(partition, layout, dim if dim is None else check_word("dim", dim))
         self._spec = BasisSpec(cut.compartments, distribution_of(distribution), check_word("seed", seed), 0, 0)
         self._paths = [[(tuple(n.split(".")[:-1]), n.rpartition(".")[2]) for n in names] for names in self._names]
-        self._partition, self._shapes = partition, [p.shape for p in start]
+        self._partition, self._shapes = str(partition), [p.shape for p in start]
         self.model, self.training = model.requires_grad_(False), model.training
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in start) else torch.float32
         self.coordinates = nn.Parameter(torch.zeros(cut.dim, dtype=dtype, device=start[0].device))

@@ -11,6 +11,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from hashlib import sha256
+from numbers import Real
 from sys import float_info
 from typing import Any
 
@@ -186,6 +187,8 @@ def check_keys(what: str, d: Any, names: Collection[str]) -> None:
 def _check(f: Field[Any], value: Any) -> Any:
     """`value` as the field keeps it (1 -> 1.0 for a float), or ValueError saying what is allowed."""
     kind, choices, low = f.metadata["kind"], f.metadata["choices"], f.metadata["low"]
+    if isinstance(value, Real) and hasattr(value, "item"):
+        value = value.item()  # NumPy's number as a plain one
     if choices:
         allowed, good = ", ".join(choices), isinstance(value, str) and value in choices
     elif kind is int:

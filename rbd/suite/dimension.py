@@ -22,6 +22,7 @@ from numbers import Real
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -29,6 +30,9 @@ from rbd.suite import cost, looks, record, store, tables
 from rbd.suite.bootstrap import check, summary
 from rbd.suite.executor import Processes
 from rbd.suite.intrinsic import SHARE, Dimension, find_dimension
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FORMAT = 1
 
@@ -337,11 +341,19 @@ def conclude(runs: Mapping[int, list[float]], dims: Iterable[int], baseline: flo
 def draw(target: Target, runs: Mapping[int, list[float]], found: Dimension | None) -> Path:
     """The metric against d with its intervals, every run, and d90 with its interval, as <folder>/dimension.png."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # nothing of the user's own settings, such as text.usetex
+        figure = Figure(figsize=(5.5, 3.5), layout="constrained")
+        _draw_metric(figure.subplots(), runs, found)
+        figure.axes[0].set_title(f"{target.script.name}:{target.function}")
+        path = target.folder / "dimension.png"
+        figure.savefig(path, dpi=200)
+    return path
 
-    figure, ax = plt.subplots(figsize=(5.5, 3.5), layout="constrained")
+
+def _draw_metric(ax: Axes, runs: Mapping[int, list[float]], found: Dimension | None) -> None:
     for dim, metrics in runs.items():
         ax.plot([dim] * len(metrics), metrics, ".", color=looks.GREY, markersize=4)
     x, made = list(runs), [summary(metrics) for metrics in runs.values()]
@@ -354,9 +366,5 @@ def draw(target: Target, runs: Mapping[int, list[float]], found: Dimension | Non
             ax.axvline(found.value, color=looks.VERMILION, linewidth=1, label=f"d90 = {found}")
         if math.isfinite(found.low):
             ax.axvspan(found.low, min(found.high, x[-1]), color=looks.VERMILION, alpha=0.15, linewidth=0)
-    ax.set(xscale="log", xlabel="dimension d", ylabel="metric", title=f"{target.script.name}:{target.function}")
+    ax.set(xscale="log", xlabel="dimension d", ylabel="metric")
     ax.legend(frameon=False, fontsize=7)
-    path = target.folder / "dimension.png"
-    figure.savefig(path, dpi=200)
-    plt.close(figure)
-    return path

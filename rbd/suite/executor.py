@@ -153,7 +153,8 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
 
 def run_missing(plan: Plan, missing: tuple[RunConfig, ...], results: Path, resources: Resources, alone: bool = False,
                 ) -> list[Failure]:  # fmt: skip
-    """Run what a plan lacks, with a line on stdout for each run that ends and a bar on stderr if that is a terminal.
+    """Run what a plan lacks, with a line on stdout for each run that ends, and a bar on stderr if that is a terminal, else
+    a line on stdout for each run that begins.
 
     Args:
         missing: the runs, of the plan's.
@@ -173,7 +174,8 @@ def run_missing(plan: Plan, missing: tuple[RunConfig, ...], results: Path, resou
     options = {"data_dir": resources.data_dir, "device": resources.device, "threads": crew.threads}
     try:
         with show_progress(plan, missing, results, crew.jobs) as progress:
-            return run_all(missing, plan.directory(results), results, crew.jobs, crew.workers, options, progress.tell)
+            return run_all(missing, plan.directory(results), results, crew.jobs, crew.workers, options, progress.tell,
+                           progress.begin)  # fmt: skip
     finally:
         crew.workers.stop()
 
@@ -331,7 +333,8 @@ def _end_with_parent() -> None:
 
 
 def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: int, workers: Workers, options: dict,
-            tell: Callable[[RunConfig, Record | Failure], None]) -> list[Failure]:  # fmt: skip
+            tell: Callable[[RunConfig, Record | Failure], None], begin: Callable[[RunConfig], None] = lambda config: None,
+            ) -> list[Failure]:  # fmt: skip
     """Run what is to be run, `jobs` at a time; those that another process is at come last, when it may have ended them.
 
     Args:
@@ -339,6 +342,7 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
         workers: submit(config, directory, results, wait, options) gives a Future of what `attempt` returns.
         options: for train.
         tell: called with every run that ended.
+        begin: called with every run that is about to begin, or to wait for another process that is at it.
 
     Returns:
         The failures, each also noted under <results>/failures/.
@@ -351,6 +355,8 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
         while todo and len(running) < jobs:
             config = todo.popleft()
             patience = PATIENCE if config in busy else 0.0
+            if config not in busy:
+                begin(config)
             running[workers.submit(config, directory, results, patience, options)] = config
         done = wait(running, return_when=FIRST_COMPLETED).done if running else set()
         for future in [future for future in running if future in done]:  # in the order in which they began
@@ -410,16 +416,24 @@ class Progress:
         pace = (now - self.began) / self.done if self.done else 1 / self.jobs
         return max(self.left, 0.0) * pace
 
+    def begin(self, config: RunConfig) -> None:
+        """A run begins: a line where no bar shows that something is under way, as in the log of a batch job."""
+        if self.bar.disable:
+            left = cost.format_duration(self.remaining(perf_counter()))
+            print(f"{self._name(config)}: begun; {left} left", flush=True)
+
     def tell(self, config: RunConfig, ended: Record | Failure) -> None:
         """A run has ended."""
         self.done, self.left = self.done + self.seconds(config), self.left - self.seconds(config)
         what = f"failed: {ended.message}" if isinstance(ended, Failure) else record.summary(ended)
         left = cost.format_duration(self.remaining(perf_counter()))
-        title = f"[{self.names[config.id]}/{len(self.names)}] {describe(config)}"
-        self.bar.write(f"{title}: {what}; {left} left", file=sys.stdout)
+        self.bar.write(f"{self._name(config)}: {what}; {left} left", file=sys.stdout)
         sys.stdout.flush()
         self.bar.update()
         self.show()
+
+    def _name(self, config: RunConfig) -> str:
+        return f"[{self.names[config.id]}/{len(self.names)}] {describe(config)}"
 
     def show(self) -> None:
         """Runs under way, runs that wait for them, and the time left, behind the bar."""

@@ -5,10 +5,13 @@ No torch: `rbd sweep --list` looks at every experiment.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,8 @@ class Experiment:
     alone: bool = False
 
     def __post_init__(self) -> None:
+        if self.question is None:  # __doc__ under python -OO
+            object.__setattr__(self, "question", _read_docstring(self.runs or self.measure))
         if not self.question:
             raise ValueError(f"experiment {self.name}: it needs a question")
         if (self.runs is None) == (self.measure is None):
@@ -67,6 +72,13 @@ class Experiment:
         wanted = self.runs(profile) if self.runs else ()
         found = rates.resolve(wanted, rates.load(profile, results))
         return Plan(f"{self.name}-{profile}", found.configs, self.question, found.waiting, found.untuned)
+
+
+def _read_docstring(function: Callable | None) -> str | None:
+    """The docstring of the script that defines a function; None where there is none."""
+    with suppress(TypeError, OSError):
+        return ast.get_docstring(ast.parse(Path(inspect.getfile(function)).read_bytes()), clean=False)  # type: ignore[arg-type]
+    return None
 
 
 def _check(profile: str) -> None:

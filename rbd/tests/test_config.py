@@ -8,6 +8,7 @@ import sys
 from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rbd import distributed, distribution
@@ -71,6 +72,17 @@ def test_every_combination_has_a_rate():
     assert len(ids) == 6 * 5 * 7
 
 
+def test_numbers_of_numpy_become_plain_ones():
+    """The same run under the same id; json would refuse NumPy's integers."""
+    plain = RunConfig(dim=9, redraw=2, epochs=3, batch_size=8, seed=1, lr=0.5)
+    made = RunConfig(dim=np.int64(9), redraw=np.uint8(2), epochs=np.int16(3), batch_size=np.uint64(8), seed=np.int32(1),
+                     lr=np.float32(0.5))  # fmt: skip
+    assert made == plain
+    assert made.canonical() == plain.canonical()
+    assert RunConfig(method="nes", sigma=np.float64(0.5)).id == RunConfig(method="nes", sigma=0.5).id
+    assert [type(value) for value in asdict(made).values()] == [type(value) for value in asdict(plain).values()]
+
+
 BAD = [
     ({"model": "vgg"}, ("model: got 'vgg'", "fc, cnn, resnet8, resnet32, fc200, lenet")),
     ({"model": None}, ("model: got None", "fc, cnn")),
@@ -83,6 +95,9 @@ BAD = [
     ({"dim": 0}, ("dim: got 0", "an integer 1 ... 4294967295")),
     ({"dim": -3}, ("dim: got -3", "an integer 1 ...")),
     ({"dim": True}, ("dim: got True", "an integer")),
+    ({"dim": np.True_}, ("dim: got ", "an integer")),
+    ({"dim": np.float64(250)}, ("dim: got 250.0", "an integer")),
+    ({"lr": np.float32("inf")}, ("lr: got inf", "finite")),
     ({"dim": 250.0}, ("dim: got 250.0", "an integer")),
     ({"dim": "250"}, ("dim: got '250'", "an integer")),
     ({"dim": 2**32}, ("dim: got 4294967296", "4294967295")),

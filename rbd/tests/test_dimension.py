@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 import rbd
@@ -96,6 +97,15 @@ def test_as_typed_then_more_then_again(here, capsys):
     assert "90 % of the baseline given" in said.out and "| 100 |" not in said.out
     assert main(["dimension", "mine.py:accuracy", "--dims", "10", "--baseline", "9"]) == 0
     assert "d90 > 10: d at 8.1, 90 % of the baseline given; no d tried reaches it" in capsys.readouterr().out
+
+
+def test_it_is_drawn_without_the_users_settings(here, monkeypatch, capsys):
+    """text.usetex needs TeX, which this machine may lack."""
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setenv("PATH", "")
+    assert main(["dimension", "mine.py:accuracy", "--dims", "10", "100", "--seeds", "0", "1"]) == 0
+    assert "could not be drawn" not in capsys.readouterr().err
+    assert (folder(here) / "dimension.png").exists() and matplotlib.rcParams["text.usetex"]
 
 
 def test_as_a_user_types_it_with_jobs(here):

@@ -308,6 +308,21 @@ def test_time_left_is_in_proportion_to_cost(capsys):
     assert re.match(r"\[2/2\] .* seed=1: failed: ValueError: no; 0 s left", lines[1])
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_that_begins_has_a_line_where_there_is_no_bar(terminal, tmp_path, monkeypatch, capsys):
+    """In a log, a long run would else be silence."""
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(executor, "Processes", Here)
+    planned = Plan("demo-quick", (RUN, replace(RUN, seed=1)))
+    executor.run_missing(planned, planned.configs, tmp_path, executor.Resources(jobs=1))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    states = [re.match(r"\[(\d/2)\] .*?: (begun|finished).* left$", line).groups() for line in lines]
+    begun = [] if terminal else ["begun"]
+    assert states == [(f"{i}/2", state) for i in (1, 2) for state in (*begun, "finished")]
+
+
 def test_bar_shows_runs_done_running_and_to_come_and_the_time_left(tmp_path, monkeypatch):
     """Of five runs one is there, and two are done at a time."""
     planned = Plan("demo-quick", tuple(replace(RUN, seed=seed) for seed in range(5)))

@@ -408,6 +408,23 @@ def test_integers_of_other_libraries(name, integer):
     assert torch.equal(*(flat(model.parameters()) for model in models))
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])
+def test_numbers_and_names_of_numpy_stay_out_of_the_state(number):
+    """torch.load with weights_only refuses them; so of groups that are added, and of a state that was saved with them."""
+    options = {"lr": number(2), "dim": 5, "distribution": np.str_("uniform")}
+    made = [RBD(network().parameters(), **options, partition=np.str_("even:2")), FPD(network().parameters(), **options),
+            NES(network().parameters(), **options, sigma=number(1)), RBD(network().parameters(), 0.5, 5)]  # fmt: skip
+    made[0].add_param_group({"params": [parameter(normal(30), normal(30))], "lr": number(3)})
+    state = made[3].state_dict()
+    state["param_groups"][0]["lr"] = number(4)
+    made[3].load_state_dict(state)
+    assert [o.param_groups[-1]["lr"] for o in made] == [3, 2, 2, 4]
+    for optimizer in made:
+        torch.save(optimizer.state_dict(), saved := io.BytesIO())
+        saved.seek(0)
+        assert torch.load(saved, weights_only=True) == optimizer.state_dict()
+
+
 def test_add_param_group():
     """A group that joins later counts its own steps from 0; a bad one leaves no trace."""
     a, b = parameter(normal(30), normal(30, seed=1)), parameter(normal(20), normal(20, seed=2))

@@ -6,6 +6,7 @@ import math
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -93,6 +94,15 @@ def test_share_refuses(dim, sizes):
     allowed = rf"{len(sizes)} ... {sum(sizes)} \(at least 1 per compartment, at most 1 per parameter\)"
     with pytest.raises(ValueError, match=rf"^dim: got {dim}, allowed {allowed}$"):
         apportion(dim, sizes)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8])
+def test_dim_may_be_an_integer_of_numpy(integer):
+    """Whether or not an equal plain one was asked for before."""
+    partition.cache_clear()
+    cut = partition("even:2", LAYOUT, integer(7))
+    assert [type(k.dim) for k in cut.compartments] == [int, int]
+    assert cut == partition("even:2", LAYOUT, 7)
 
 
 @pytest.mark.timeout(10)
@@ -221,7 +231,7 @@ def test_parse(form, parsed):
 @pytest.mark.parametrize("form", [
     "", "Whole", "whole ", "whole:1", "by_layer:", "even", "even:", "even:0", "even:-1", "even:2.5", "even:x",
     "even: 2", "even:2\n", "by_ratio", "by_ratio:", "by_ratio:0.5", "by_ratio:0", "by_ratio:-3", "by_ratio:nan",
-    "by_ratio:inf", "by_ratio:1e3", "by_ratio:" + "9" * 309, "layers", None, 3, 2.5, True,
+    "by_ratio:inf", "by_ratio:1e3", "by_ratio:" + "9" * 309, "even:" + "9" * 5000, "layers", None, 3, 2.5, True,
 ])  # fmt: skip
 def test_bad_forms(form):
     message = r"^partition: got .*, allowed whole, by_layer, by_tensor, even:K, by_ratio:R with K >= 1 whole, R >= 1$"

@@ -13,6 +13,7 @@ import threading
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -391,7 +392,7 @@ def test_to_half_keeps_the_coordinates_in_float32():
 
 
 def test_a_state_dict_is_a_few_numbers():
-    sub = make()
+    sub = make(dim=np.int64(DIM), seed=np.uint8(0), partition=np.str_("whole"))  # of which plain values are kept
     state = sub.state_dict()
     assert list(state) == ["coordinates", "_extra_state"]
     file = io.BytesIO()
