@@ -524,7 +524,7 @@ def test_reproduce_fills_the_gaps(here, tiny, capsys):
     capsys.readouterr()
     assert main(["reproduce"]) == 0
     out = capsys.readouterr().out
-    assert "3 runs, 1 to do" in out and re.findall(r"^\[\d/3\]", out, re.MULTILINE) == ["[2/3]"]
+    assert "3 runs, 1 to do" in out and re.findall(r"^\[\d/3\]", out, re.MULTILINE) == ["[2/3]", "[2/3]"]  # begun, ended
     for path, content in kept.items():
         assert path.read_bytes() == content or path == gone
     was, now = (json.loads(content) for content in (kept[gone], gone.read_bytes()))
