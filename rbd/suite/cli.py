@@ -278,8 +278,8 @@ def _train(given: argparse.Namespace) -> int:
     run = job.run_together if started > 1 else job.run
     there = experiment.find(wanted, directory, given.results_dir)
     done = "already done: " if there and there.outcome != "interrupted" else ""
-    _show_log()
-    made = run(wanted, directory, given.results_dir, **options, timeout=given.timeout)
+    with _show_log():
+        made = run(wanted, directory, given.results_dir, **options, timeout=given.timeout)
     if made is None:  # worker 0 tells
         return 0
     print(f"{experiment.place(made, directory, given.results_dir)}: {done}{record.summary(made)}")
@@ -288,8 +288,9 @@ def _train(given: argparse.Namespace) -> int:
     return int(made.outcome == "diverged")
 
 
-def _show_log() -> None:
-    """What the library tells its log goes to stderr, beside a bar if there is one."""
+@contextmanager
+def _show_log() -> Iterator[None]:
+    """Meanwhile, what the library tells its log goes to stderr, beside a bar if there is one."""
     import logging
 
     from tqdm import tqdm
@@ -298,9 +299,15 @@ def _show_log() -> None:
         def emit(self, told: logging.LogRecord) -> None:
             tqdm.write(f"rbd: {told.getMessage()}", file=sys.stderr)
 
-    log = logging.getLogger("rbd")
+    log, beside = logging.getLogger("rbd"), Beside()
+    before = log.level
     log.setLevel(logging.INFO)
-    log.handlers = [Beside()]  # one, however often `main` is called
+    log.addHandler(beside)
+    try:
+        yield
+    finally:
+        log.removeHandler(beside)
+        log.setLevel(before)
 
 
 def _reproduce(given: argparse.Namespace) -> int:

@@ -541,11 +541,12 @@ def test_reproduce_interrupted_goes_on(here, tiny, capsys, monkeypatch):
     assert main(["reproduce", "--threads", str(cost.count_cores())]) == 130  # one run at a time
     said = capsys.readouterr()
     assert "the same command goes on" in said.err and "curves:" not in said.out
-    assert re.findall(r"^\[\d/3\]", said.out, re.MULTILINE) == ["[1/3]"]
+    assert re.findall(r"^(\[\d/3\]).* (?:finished|diverged) after", said.out, re.MULTILINE) == ["[1/3]"]
     monkeypatch.setattr(executor, "Processes", Here)
     assert main(["reproduce"]) == 0
     out = capsys.readouterr().out
-    assert "3 runs, 2 to do" in out and re.findall(r"^\[\d/3\]", out, re.MULTILINE) == ["[2/3]", "[3/3]"]
+    assert "3 runs, 2 to do" in out
+    assert re.findall(r"^(\[\d/3\]).* (?:finished|diverged) after", out, re.MULTILINE) == ["[2/3]", "[3/3]"]
 
 
 def test_reproduce_goes_on_after_a_failure_and_says_so(here, tiny, capsys, monkeypatch):
