@@ -21,6 +21,7 @@ from rbd.suite import findings, report, store, tables
 ANALYSIS = Path(__file__).resolve().parents[2] / "analysis"
 NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas", "seaborn")
 ONE = ("schematic", "speed", "memory")  # these know no profiles
+LONG = 300  # characters of a line of evidence
 INDEX = "index"  # the name that stands for the index alone
 QUIET = "--log-level=40"
 TIMEOUT = 600  # seconds a cell may take
@@ -209,11 +210,17 @@ def _fold(root: Path, stem: str, evidence: dict[str, Any]) -> str:
     lines = [STALE] * evidence.get("stale", False) + evidence["evidence"]
     records = ", ".join(f"[{r}]({r})" for r in evidence["records"])
     pictures = [f"![{p.stem}]({p.relative_to(root).as_posix()})" for p in _find_files(root, stem, "figures", "png")]
+    made = [f"Command: `{evidence['command']}`.", f"Records: {records}.", f"Commits: {', '.join(evidence['commits'])}."]
     return "\n\n".join([
         f"<details>\n<summary><b>{stem}</b>: {evidence['claim']}{runs}</summary>", *pictures,
-        "\n".join(f"- {line}" for line in lines),
-        f"Command: `{evidence['command']}`. Records: {records}. Commits: {', '.join(evidence['commits'])}.", "</details>",
+        "\n".join(map(_itemize, lines)),
+        (" " if len(records) <= LONG else "\n").join(made), "</details>",
     ])  # fmt: skip
+
+
+def _itemize(line: str) -> str:
+    """A line of evidence as an item of a list; a long one as a list of its own."""
+    return f"- {line}" if len(line) <= LONG else "- " + line.replace(": ", ":\n  - ", 1).replace("; ", "\n  - ")
 
 
 def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path | None:

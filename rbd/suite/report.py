@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 5.5, 1.9  # inches: the text of a page, a row of panels
 RC: Any = {"font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
       "axes.linewidth": 0.6, "lines.linewidth": 1.2, "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
 BUDGET = "full data, 100 epochs"  # of the paper's table 1
-DRAWN = {"table1-paper": "table1-verdicts-paper", "claims": "claims-paper"}  # mark -> table, by analysis/verdicts.ipynb
+DRAWN = {"table1-paper": "table1-verdicts-paper", "claims": "claims-short-paper"}  # of verdicts.ipynb
 
 
 def _group(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:

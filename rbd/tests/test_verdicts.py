@@ -257,7 +257,7 @@ def test_report_fills_every_mark_that_a_file_has(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "curves", lambda *given: None)  # no picture
     assert main(["report", "--into", str(readme)]) == 0
     text = readme.read_text("utf-8")
-    for name in ("claims-paper", "table1-verdicts-paper"):
+    for name in ("claims-short-paper", "table1-verdicts-paper"):
         assert (root / "results" / "tables" / f"{name}.md").read_text("utf-8") in text
     assert "| FC, MNIST | quick: 5,000 images" in text and text.startswith("a\n<!-- claims -->\n| claim |")
     assert main(["report", "--into", str(readme)]) == 0 and readme.read_text("utf-8") == text
