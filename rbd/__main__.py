@@ -1,4 +1,4 @@
-"""The command `rbd`, which belongs to the experiment suite: says what to install where only the library is there."""
+"""The command `rbd` of the experiment suite; where only the library is installed, it says what to install."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Basis: the name of a random basis Φ (d, D), and the products with it. A Basis owns no memory."""
+"""Basis: names a random basis Φ (d, D) and multiplies by it. Φ itself is never stored."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Basis:
             raise ValueError(f"row: got {self.row}, allowed 0 ... {self.size - self.dim} (size - dim)")
         distribution_of(self.distribution)
 
-    @lru_cache(maxsize=256)  # noqa: B019  # a name, and small
+    @lru_cache(maxsize=256)  # noqa: B019  # a Basis is small: a cache may keep it
     def _spec(self) -> BasisSpec:
         total = self.row + self.dim if self.total is None else self.total
         one = Compartment(self.compartment, 0, self.size, self.dim, self.row, total=total)
@@ -86,7 +86,7 @@ class Basis:
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """c = Φ g, (D,) -> (d,): float64 for float64 g, else float32. NaN and infinities pass through.
 
-        Differentiable any number of times: the gradient is expanded (``expand`` by the same basis).
+        Differentiable any number of times; the gradient of ``project`` is ``expand`` with the same basis.
 
         Raises:
             TypeError, ValueError: g is not a real floating-point tensor of shape (D,), or out does not fit.
@@ -102,18 +102,18 @@ class Basis:
     def add_(self, params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float = 1.0, first: int | None = None) -> None:
         """params += alpha Φᵀ c, in place and without a graph, the params being the vector of length D cut into tensors.
 
-        Entries belong to places in the whole vector, so neither the cuts nor who has which part of it matter. Every value is
-        summed in float32 (float64 if it or c is) and rounded once. Adding and subtracting therefore drifts, by a rounding of
-        each value every time; to restore exactly, copy the base weights back, and add Φᵀ c anew to get a perturbation again.
+        Entries depend on the place in the whole vector, not on how it is cut or which worker holds which part. Every value
+        is summed in float32 (float64 if it or c is) and rounded once. So adding and then subtracting restores the parameters
+        up to rounding only, and errors add up; to restore them exactly, copy the saved values back.
 
         Args:
             params: real floating-point tensors on c's device.
             c: (d,) coordinates.
-            first: place of the params' first value, if they are a part of the vector: those of this worker, say.
+            first: index in the vector of the params' first value, if they are only a part of it (such as one worker's part).
 
         Raises:
-            TypeError, ValueError: params or c are other tensors than that, or do not fit the basis.
-            RuntimeError: there are no kernels for the device, or a tensor of autograd's is overwritten (as by torch).
+            TypeError, ValueError: params or c are not such tensors, or do not fit the basis.
+            RuntimeError: there are no kernels for the device, or autograd forbids a change in place (as in torch).
         """
         params, spec = list(params), self._spec()
         bad = [p for p in params if not isinstance(p, torch.Tensor) or not p.is_floating_point() or hasattr(p, "to_local")]
@@ -139,7 +139,7 @@ class Basis:
         return replace(self._spec(), compartments=(part,))
 
     def dense(self) -> torch.Tensor:
-        """Φ itself, (d, D) float32: for looking at it; training never makes one."""
+        """Φ itself, (d, D) float32, for inspection; training never builds it."""
         from rbd.kernels.reference import rows
 
         spec = self._spec()
@@ -148,7 +148,7 @@ class Basis:
 
 
 def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
-    """Whether autograd has to know of a product of x."""
+    """Whether autograd has to record a product with x."""
     tracked = torch.is_grad_enabled() and isinstance(x, torch.Tensor) and x.requires_grad
     if tracked and out is not None:
         raise RuntimeError("out= does not support automatic differentiation, but the argument requires a gradient")

@@ -15,7 +15,8 @@ _FIELDS_BEFORE_TOTAL = 7
 
 @dataclass(frozen=True, slots=True)
 class Compartment:
-    """dim random directions over the values start ... stop - 1 of a vector; its number tells its basis from the others'.
+    """dim random directions over the values start ... stop - 1 of a vector; compartments of different number have different
+    bases.
 
     Attributes:
         number: of the compartment, a word of the generator's counter.
@@ -35,10 +36,10 @@ class Compartment:
     before: int = 0
     after: int = 0
     total: int = None  # type: ignore[assignment]  # an integer once made
-    _hash: int | None = field(default=None, init=False, repr=False, compare=False)  # kept: plans are looked up every step
+    _hash: int | None = field(default=None, init=False, repr=False, compare=False)  # cached: every step looks plans up
 
     def __new__(cls, *fields: int, **named: int) -> Compartment:
-        """Pickles of rbd 0.1, where this was a tuple of seven fields, call nothing else."""
+        """Pickles of rbd 0.1, where this was a tuple of seven fields, call ``__new__`` and not ``__init__``."""
         made = object.__new__(cls)
         if len(fields) == _FIELDS_BEFORE_TOTAL:
             made.__init__(*fields)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""RBD, FPD and NES as torch optimizers. The update is a pure function; the optimizers only carry (seed, step)."""
+"""RBD, FPD and NES as torch optimizers. The update is a pure function; the optimizers only store (seed, step)."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def centred_ranks(losses: Tensor) -> Tensor:
 
 
 class _NoState(defaultdict):
-    """``Optimizer.state`` of an optimizer that keeps none for its parameters: true, though it is empty.
+    """The empty ``Optimizer.state`` of an optimizer that keeps nothing for a parameter; it counts as true all the same.
 
-    ``torch.distributed.checkpoint.state_dict`` makes a step to fill a state that is false.
+    ``torch.distributed.checkpoint.state_dict`` makes a step to fill a state that counts as false.
     """
 
     def __bool__(self) -> bool:
@@ -66,16 +66,16 @@ class _NoState(defaultdict):
 
 
 class _RandomBases(torch.optim.Optimizer):
-    """Parameter groups as vectors with partitions, and their bases counted by steps, in device memory if capturable.
+    """Base class: parameter groups as vectors with partitions, and a step number (in device memory if capturable).
 
     A group's "size" is a list, the number of values of each of its parameters (states of rbd 0.1 have the sum).
     """
 
     _capturable = False
-    _frozen: tuple[tuple[str, Tensor], ...] = ()  # parameters that were left out of groups, until they are told of
+    _frozen: tuple[tuple[str, Tensor], ...] = ()  # parameters left out of the groups; empty after the warning
 
     def __init__(self, params, defaults: dict):
-        check_ordered(params)  # of which torch would make a list
+        check_ordered(params)  # torch would turn a set into a list, in arbitrary order
         super().__init__(params, defaults | {"step": 0, "stream_version": STREAM_VERSION})
         self.state = _NoState(dict)
 
@@ -86,7 +86,7 @@ class _RandomBases(torch.optim.Optimizer):
         """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved.
 
         Raises:
-            TypeError, ValueError: an option is out of its range, or is none of this optimizer's and asks for something.
+            TypeError, ValueError: a setting is out of its range, or belongs to another optimizer and is switched on.
         """
         given = param_group["params"]
         check_ordered(given)
@@ -116,14 +116,14 @@ class _RandomBases(torch.optim.Optimizer):
         group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
 
     def _check_keys(self, group: dict) -> None:
-        """An option of another optimizer would be ignored: that is well only where it is switched off."""
+        """Refuse a setting of another optimizer, such as weight_decay, unless it is switched off: it would be ignored."""
         known = self.defaults.keys() | OF_TORCH | {"size"}
         if unknown := [name for name, value in group.items() if name not in known and value not in (None, 0)]:
             own = [name for name in self.defaults if name not in ("step", "stream_version", "differentiable")]
             raise ValueError(f"parameter group: got {', '.join(unknown)}, allowed params, {', '.join(own)}")
 
     def _warn_of_unfrozen(self) -> None:
-        """Once, if parameters that were left out of the groups need a gradient by now."""
+        """Warn, once, if parameters that were left out of the groups now need a gradient."""
         if names := [name for name, p in self._frozen if p.requires_grad]:
             self._frozen = ()
             warnings.warn(f"{type(self).__name__} does not move {len(names)} parameters ({', '.join(names[:5])}"
@@ -135,7 +135,7 @@ class _RandomBases(torch.optim.Optimizer):
         return any(float(group["lr"]) for group in self.param_groups)
 
     def _is_moving_there(self) -> bool | Tensor:
-        """``_is_moving`` without a look at what is in device memory."""
+        """``_is_moving`` without reading a learning rate from device memory."""
         rates = [group["lr"] for group in self.param_groups]
         if any(rate for rate in rates if not isinstance(rate, Tensor)):
             return True
@@ -150,7 +150,7 @@ class _RandomBases(torch.optim.Optimizer):
         for p in group["params"]:
             if not p.is_floating_point():
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes")
-        group["seed"] = check_word("seed", group["seed"])  # plain values, which torch.load takes without more rights
+        group["seed"] = check_word("seed", group["seed"])  # plain, so that torch.load accepts it with weights_only
         if group["dim"] is not None:
             group["dim"] = check_word("dim", group["dim"])
         if "redraw" in group:
@@ -161,7 +161,7 @@ class _RandomBases(torch.optim.Optimizer):
             group["partition"] = str(group["partition"])
 
     def partition(self, group: int = 0) -> Partition:
-        """The partition of a parameter group; its compartments are numbered on from the groups before."""
+        """The partition of a parameter group; the numbers of its compartments continue those of the groups before."""
         first = sum(len(self._cut(g).compartments) for g in self.param_groups[:group])
         return self._cut(self.param_groups[group]).renumber(first)
 
@@ -172,9 +172,9 @@ class _RandomBases(torch.optim.Optimizer):
         return partition_of(group.get("partition", "whole"), layout, group["dim"])
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a ``state_dict()``: the next step uses the very bases that the saved optimizer would have used.
+        """Resume from a ``state_dict()``: the next step uses the bases that the saved optimizer would have used.
 
-        Hooks of ``register_load_state_dict_pre_hook`` may adapt the state before it is looked at.
+        Hooks of ``register_load_state_dict_pre_hook`` may adapt the state before it is checked.
 
         Raises:
             ValueError: it was saved with another version of the random stream, by another optimizer, or for other groups,
@@ -185,7 +185,8 @@ class _RandomBases(torch.optim.Optimizer):
             self._place_step(group)
 
     def __setstate__(self, state: dict) -> None:
-        """Called to unpickle, to copy, and by ``load_state_dict`` after its hooks: then nothing changes unless all fits."""
+        """Called to unpickle, to copy, and by ``load_state_dict`` after its hooks: there, a state that does not fit changes
+        nothing."""
         if "param_groups" in self.__dict__:
             for group, saved in zip(self.param_groups, state["param_groups"]):
                 self._check_saved(group, saved)
@@ -193,7 +194,7 @@ class _RandomBases(torch.optim.Optimizer):
         self.state = _NoState(dict, self.state)
 
     def _check_saved(self, group: dict, saved: dict) -> None:
-        """Does a saved group, which has this one's params, fit?"""
+        """Raise ValueError unless a saved group, which has this one's params, fits."""
         if (got := saved.get("stream_version")) != STREAM_VERSION:
             raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
         own = self.defaults.keys() - {"differentiable"} | {"size"}  # which torch adds to the defaults when it loads a state
@@ -218,7 +219,7 @@ class _RandomBases(torch.optim.Optimizer):
 
     @staticmethod
     def _basis_step(group: dict) -> int:
-        """Which basis the present step uses: one in every redraw steps, 0 for ever if redraw is 0."""
+        """Number of the basis that the present step uses: it goes up every ``redraw`` steps; always 0 if redraw is 0."""
         redraw, step = group.get("redraw", 1), group["step"]
         if isinstance(step, Tensor) and redraw:  # the kernels take its lowest 32 bits
             return step if redraw == 1 else step // redraw
@@ -248,7 +249,7 @@ class _Vectors:
     are not kept: a group may have others of the same shapes by the next step.
     """
 
-    @torch.inference_mode(False)  # where these may be made, but later steps must be able to write to them
+    @torch.inference_mode(False)  # made in inference mode, later steps could not write to them
     def __init__(self, params: list[Tensor], partition: Partition):
         wide = any(p.dtype == torch.float64 for p in params)
         self.partition = partition
@@ -291,29 +292,31 @@ class RBD(_RandomBases):
         distribution: of the entries, "normal", "uniform" or "rademacher" (dense; signs cost least, and are no less
             accurate), or "countsketch" (sparse, one nonzero in every column: a step costs the same for every dim).
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
-        redraw: steps between draws of a new basis; 0 keeps the first one for ever (FPD).
+        redraw: a new basis is drawn every so many steps; 0: it is drawn once (FPD).
         variant: what workers share, "common", "bases", "directions" or "shares" (the table in rbd.distributed); None: this
             process works alone, or "common" where there is a process_group. For parameters under fully_shard: None.
         process_group: of torch.distributed, whose processes are the workers; None: the default group if there is a variant.
         capturable: keep the step number in device memory and never wait for the device, as CUDA graphs need: a replayed
             step then draws new bases. Coordinates go straight into the parameters, which all need gradients, without a
-            temporary of length D; NaN and infinities in the gradient are not looked for.
+            temporary of length D; the gradient is not checked for NaN and infinities.
 
     The arguments before variant may differ between parameter groups. The state is (seed, step), kept in the groups: a
-    ``state_dict`` is a few numbers, resuming is bit-exact, with as many workers as you like. Parameters without a gradient
-    count as zeros and stay where they are; those that need none when the optimizer is made are left out for good (a warning
-    tells if they need one later). A step with lr = 0 in all groups changes nothing and is not counted. Parameters of 16 bits
-    are updated in float32 and rounded once. If a ``GradScaler`` finds an overflow on one worker, all skip that step.
+    ``state_dict`` is a few numbers, resuming is bit-exact, and any number of workers can load it. A parameter without a
+    gradient counts as zeros and is not moved; one with requires_grad=False when the optimizer is made is left out for good
+    (a warning says so if it needs a gradient later). A step with lr = 0 in all groups changes nothing and is not counted.
+    Parameters of 16 bits are updated in float32 and rounded once. If a ``GradScaler`` finds an overflow on one worker, all
+    skip that step.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
         FloatingPointError: at ``step``, if the gradient has NaN or infinity; the parameters are left unchanged.
         RuntimeError: torch.distributed is not initialised; at ``step``, on all workers, if their settings or parameters
-            differ (looked at in the first step and every CHECK steps), or if one died or hung beyond the group's timeout.
+            differ (compared in the first step and every 100 steps), or if one died or did not answer within the group's
+            timeout.
     """
 
     _workers: Workers | None = None
-    _agreed = False  # since the state was last set
+    _agreed = False  # whether workers were compared since the state was set
     _kept: tuple[list, list[_Vectors]] | None = None  # with the settings and shapes that they were made for
 
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "rademacher",
@@ -343,12 +346,12 @@ class RBD(_RandomBases):
 
     load_state_dict.__doc__ = _RandomBases.load_state_dict.__doc__
 
-    @torch.compiler.disable  # it reads coordinates: a graph would break there
+    @torch.compiler.disable  # it reads coordinates, which would break a compiled graph
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update; returns what the closure, if given, returns (it is run with gradients on).
 
-        With a rate of 0 in all groups nothing changes, the number of the step neither.
+        If lr is 0 in all groups, neither the parameters nor the step number change.
         """
         with torch.enable_grad():
             loss = closure() if closure else None
@@ -377,7 +380,7 @@ class RBD(_RandomBases):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether a GradScaler leaves it to ``step`` to skip: where workers would wait for one that it made skip."""
+        """With workers, a GradScaler calls ``step`` after an overflow too, and ``step`` skips: no worker may stay away."""
         return self._workers is not None
 
     def _queue(self) -> None:
@@ -394,7 +397,7 @@ class RBD(_RandomBases):
             group["step"] += counted
 
     def _vectors(self) -> list[_Vectors]:
-        """Of every group; made anew when a setting, a shape, a dtype or a device is not what it was in the step before."""
+        """Those of every group, made anew when a setting, shape, dtype or device has changed since the last step."""
         facts = [(group.get("partition"), group["dim"], [(p.shape, p.dtype, p.device) for p in group["params"]])
                  for group in self.param_groups]  # fmt: skip
         if self._kept is None or self._kept[0] != facts:
@@ -423,7 +426,7 @@ class RBD(_RandomBases):
     def _check_finite(self, found: list[tuple[Tensor, list[Tensor]]]) -> list[Tensor]:
         """The updates of all groups, if their coordinates are finite.
 
-        Every column of a basis has an entry that is not 0, so nothing non-finite in g stays hidden.
+        Every column of a basis has an entry that is not 0, so a NaN or infinity in g always shows in the coordinates.
         """
         for group, (_, coordinates) in zip(self.param_groups, found):
             bad = [r for r, c in enumerate(coordinates) if not math.isfinite(float(c.sum()))]
@@ -439,7 +442,7 @@ class RBD(_RandomBases):
         return Part(self._unscale(g), self._spec(index))
 
     def _unscale(self, g: Tensor) -> Tensor:
-        """g, in place, without the scale of a GradScaler that left it to this step; all NaN if it found an overflow."""
+        """g, divided in place by the scale of a GradScaler that left this to the step; all NaN if it found an overflow."""
         if (scale := getattr(self, "grad_scale", None)) is not None:
             g *= scale.double().reciprocal().float().to(g.device)  # as GradScaler.unscale_ does
         return g.fill_(math.nan) if float(getattr(self, "found_inf", 0)) else g
@@ -453,7 +456,7 @@ class RBD(_RandomBases):
         return columns(part.spec.compartments, pieces)
 
     def _agree(self) -> None:
-        """Once in a while: do all workers have the same settings, step and parameters?"""
+        """In the first step and every CHECK steps, compare settings, step and parameters of all workers."""
         workers, first = self._workers, self.param_groups[0]
         if workers is None or (self._agreed and first["step"] % CHECK):
             return
@@ -464,7 +467,7 @@ class RBD(_RandomBases):
             facts |= {f"size{of}": sum(group["size"])}
             facts |= {f"shapes{of}": [tuple(p.shape) for p in group["params"]]}
             facts |= {f"parameters with a gradient{of}": [i for i, p in enumerate(group["params"]) if p.grad is not None]}
-            if workers.variant != "sharded":  # there, every worker has values of its own
+            if workers.variant != "sharded":  # where every worker holds other values
                 facts |= {f"parameters{of}": digest(group["params"])}
         workers.agree(facts)
         self._agreed = True
@@ -481,7 +484,7 @@ def _culprit(group: dict, bad: list[int], workers: Workers | None) -> str:
     if found:
         return f"NaN or infinity in {', '.join(found)}"
     if workers is not None and workers.size > 1:
-        is_sum = workers.variant in ("common", "sharded")  # then nobody can tell
+        is_sum = workers.variant in ("common", "sharded")  # only the sum is known
         return "NaN or infinity from another worker" if is_sum else f"NaN or infinity from worker {', '.join(map(str, bad))}"
     return "finite values whose projections overflow"
 
@@ -517,8 +520,8 @@ class NES(_RandomBases):
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
         sigma: σ > 0, length of a perturbation.
-        capturable: keep the step number in device memory and never wait for the device, as CUDA graphs need; NaN among the
-            losses is not looked for.
+        capturable: keep the step number in device memory and never wait for the device, as CUDA graphs need; losses are not
+            checked for NaN.
     """
 
     def __init__(self, params, lr: float, dim: int = 250, distribution: str = "rademacher", seed: int = 0,
@@ -547,12 +550,12 @@ class NES(_RandomBases):
             The mean of the d losses, () float32 on the parameters' device.
 
         Raises:
-            TypeError: there is no closure, or its first loss is no number; the parameters are put back first.
-            FloatingPointError: a loss is NaN; the parameters are put back first.
+            TypeError: there is no closure, or its first loss is not a number; the parameters are restored first.
+            FloatingPointError: a loss is NaN; the parameters are restored first.
         """
         (group,) = self.param_groups
         if closure is None:
-            if not self._is_moving():  # as libraries initialise an optimizer
+            if not self._is_moving():  # a library initialises an optimizer so
                 return None
             raise TypeError("NES.step needs a closure that returns the loss")
         self._warn_of_unfrozen()
@@ -591,7 +594,7 @@ def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
     """What a closure returned as a real tensor of shape (), on a device.
 
     Raises:
-        TypeError: it is none, or has more values than one.
+        TypeError: it is not a number, or has more than one value.
     """
     loss = torch.as_tensor(value, device=device) if hasattr(value, "__float__") else None  # as numbers and arrays have
     if loss is not None and loss.numel() == 1 and not loss.is_complex():

@@ -36,15 +36,15 @@ class Partition:
     def renumber(self, first: int) -> Partition:
         """The same cuts, with the numbers counted from first on."""
         if all(k.number == first + i for i, k in enumerate(self.compartments)):
-            return self  # the very same, so that looking up plans compares no fields
+            return self  # the same object, so that looking up a plan compares no fields
         return Partition(tuple(replace(k, number=first + i) for i, k in enumerate(self.compartments)))
 
 
 def apportion(dim: int, sizes: Sequence[int]) -> list[int]:
     """Parts of dim in proportion to sizes: d_k nearest to dim D_k / D, with 1 <= d_k <= D_k and the sum dim exactly.
 
-    Every part starts at its quota rounded down (at least 1); what is over or under goes, one by one, to the compartment
-    furthest from its quota, the first of equals.
+    Every part starts at its quota rounded down (at least 1). The rest is added (or taken) one by one, each time at the
+    compartment furthest from its quota; in a tie, at the first.
 
     Raises:
         TypeError: dim is not an integer.
@@ -62,7 +62,7 @@ def apportion(dim: int, sizes: Sequence[int]) -> list[int]:
     while (left := dim - sum(parts)) != 0:
         sign = 1 if left > 0 else -1
         free = [k for k, size in enumerate(sizes) if (parts[k] < size if sign > 0 else parts[k] > 1)]
-        free.sort(key=lambda k: sign * (parts[k] - quotas[k]))  # stable: the first of equals stays first
+        free.sort(key=lambda k: sign * (parts[k] - quotas[k]))  # stable: in a tie, the first stays first
         for k in free[: abs(left)]:
             parts[k] += sign
     return parts

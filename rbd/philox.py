@@ -10,14 +10,15 @@ so 16 consecutive words come from 16 counters that run in the lanes of one vecto
     counter = (16 * chunk + b, row, step, compartment)
 
 The sparse distribution has no words for each row. It reads row 0, in two parts of the range of the counter's first word:
-signs from SIGNS on, offsets from OFFSETS on. Dense rows never come so far: 2**32 columns of 16 bits take 2**29 blocks.
+signs from SIGNS on, offsets from OFFSETS on. Dense rows never reach these numbers: 2**32 columns of 16 bits take 2**29
+blocks.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-STREAM_VERSION = 1  # changes whenever any entry of any basis does; stands in every Record
+STREAM_VERSION = 1  # raised whenever any entry of any basis changes; stored in every Record
 
 BLOCKS = 16  # Philox blocks in a chunk
 WORDS = 4 * BLOCKS  # words in a chunk

@@ -29,7 +29,7 @@ from rbd.kernels.compiled import sum_dtype
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
-OUTSIDE = -1  # what torch calls the backward pass where there is none
+OUTSIDE = -1  # torch's id of the backward pass when none is running
 METADATA = "rbd.Subspace"  # key in the header of a file
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}  # names that safetensors gives them
 _CHANGED = ("{}: got {}, allowed {}: the model was changed without the Subspace; move both by sub.to(...), shard both by "
@@ -48,8 +48,8 @@ class Subspace(nn.Module):
     Φ is the basis of FPD with the same arguments, never stored but made anew for every product; its rows have unit expected
     norm, so θ moves about as far as c. The model is not copied: its parameters are θ0, frozen, and exchanged for θ during a
     forward pass and the backward pass through it (in which gradient checkpoints run parts of the model again). Several
-    Subspaces may share a model, as adapters of d numbers each. Buffers, as batch norm's, stay the model's: they change in
-    training mode as ever, and are not saved with the coordinates. One thread at a time may train.
+    Subspaces may share a model, as adapters of d numbers each. Buffers such as batch norm's stay the model's: training
+    changes them as usual, and they are not saved with the coordinates. One thread at a time may train.
 
     With many workers: ``DistributedDataParallel(sub)`` exchanges d gradients, where all have the same θ0, and
     ``fully_shard(sub)`` works on the whole (not layer by layer). torch.compile(sub) works; torch.func's transforms and
@@ -221,7 +221,7 @@ class Subspace(nn.Module):
                 "checksum": self._checksum}  # fmt: skip
 
     def set_extra_state(self, state: dict) -> None:
-        """Nothing: it has been compared before the coordinates were loaded."""
+        """Does nothing: the state was compared before the coordinates were loaded."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self._prefix = prefix
@@ -431,7 +431,7 @@ def _keep_own(sub: Subspace, state_dict: dict, prefix: str, local_metadata: dict
 
 
 def _expect_own(sub: Subspace, incompatible) -> None:
-    """Nor miss them when one is loaded."""
+    """Do not report them as missing when one is loaded."""
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if not key.startswith(f"{sub._prefix}model.")]
 

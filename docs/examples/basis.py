@@ -5,7 +5,7 @@ import torch
 from rbd import Basis
 
 g = torch.randn(101_770)
-basis = Basis(dim=250, size=101_770, seed=7, step=3)  # the name of a basis; it owns no memory
+basis = Basis(dim=250, size=101_770, seed=7, step=3)  # names a basis; no matrix is stored
 c = basis.project(g)  # Φ g, (101770,) -> (250,)
 u = basis.expand(c)  # Φᵀ c, (250,) -> (101770,)
 

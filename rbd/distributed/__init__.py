@@ -1,4 +1,4 @@
-"""Workers that share seeds: any worker regenerates any other's basis, so only coordinates cross the wire.
+"""Workers that share seeds: any worker can regenerate the basis of any other, so only coordinates are sent.
 
 The fourth claim of arXiv 2011.04720 on torch.distributed (gloo on CPUs, NCCL on GPUs). W workers, d directions over D
 parameters; Φ_r and g_r are worker r's basis and the gradient on its batch:
@@ -8,7 +8,7 @@ parameters; Φ_r and g_r are worker r's basis and the gradient on its batch:
     bases        own    own, Φ_r            u = Σ_r Φ_rᵀ Φ_r g_r       d (W-1)
     directions   one    own, Φ_r            u = Σ_r Φ_rᵀ Φ_r g         d (W-1)
     shares       one    rows R_r of one, Φ  u = Σ_r Φ[R_r]ᵀ Φ[R_r] g   ⌈d/W⌉ (W-1)
-    sharded      own    columns of one, Φ   u = Φᵀ Σ_r Φ[:, r] g[r]    2 d (W-1)/W, beside what FSDP2 sends
+    sharded      own    columns of one, Φ   u = Φᵀ Σ_r Φ[:, r] g[r]    2 d (W-1)/W, and what FSDP2 sends
     ddp          own    none                u = (1/W) Σ_r g_r          2 D (W-1)/W
 
 Own bases differ in the word `stream` of their names, the worker's number; shares and columns are parts of one basis. Every

@@ -28,12 +28,12 @@ class CoordinatesState:
         process_group: the one given to DistributedDataParallel; None: the default one.
 
     Attributes:
-        step: number of the next step, which names its bases. Keep it in your checkpoints, and set it to go on from one.
+        step: number of the next step, on which its bases depend. Save it in your checkpoints, and set it when you resume.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
         RuntimeError: torch.distributed is not initialised, or the workers were given different arguments; from a backward
-            pass, on all workers, if their steps or parameters differ (looked at in the first step and every CHECK).
+            pass, on all workers, if their steps or parameters differ (compared in the first step and every 100 steps).
     """
 
     def __init__(self, params: Iterable[Tensor], dim: int = 250, distribution: str = "rademacher", seed: int = 0,
@@ -50,7 +50,7 @@ class CoordinatesState:
                             "redraw": self.redraw, "shapes": [tuple(p.shape) for p in kept]})  # fmt: skip
 
     def advance(self) -> None:
-        """The next step; once in a while, are all workers at the same one, with the same parameters?"""
+        """Go on to the next step; in the first and every CHECK steps, compare step and parameters of all workers."""
         if self._calls % CHECK == 0:
             self.workers.agree({"step": self.step, "parameters": digest(self.params)})
         self._calls, self.step = self._calls + 1, self.step + 1

@@ -1,4 +1,4 @@
-"""What workers tell each other: one object for a worker among others, one for a process alone."""
+"""Exchanges between workers: ``Workers`` for one of several processes, ``Alone`` for a process without others."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def gather_single(everything: Tensor, mine: Tensor, group: dist.ProcessGroup | N
 
 
 class Workers:
-    """This process among the workers of a group, and what they tell each other.
+    """This process as one of the workers of a group, and its exchanges with the others.
 
     Args:
-        variant: one of VARIANTS, or "sharded" or "ddp" for what they need of it.
+        variant: one of VARIANTS, or "sharded" or "ddp", which use some of the methods.
         group: a torch.distributed process group; None: the default one.
 
     Raises:
@@ -53,7 +53,8 @@ class Workers:
     def directions(self, parts: Sequence[Part]) -> list[tuple[Tensor, list[Tensor]]]:
         """u (D,) and the coordinates it is made of, the same on all workers, for every parameter group.
 
-        The coordinates of all groups travel together. With own bases, a worker expands its own while the others' come.
+        The coordinates of all groups travel together. With own bases, a worker expands its own coordinates while those of
+        the others arrive.
         """
         mine = [project(part, self.variant, self.rank, self.size) for part in parts]
         if self.variant == "common":
@@ -74,7 +75,7 @@ class Workers:
         return (worker + 1) * d // self.size - worker * d // self.size if self.variant == "shares" else d
 
     def _update(self, part: Part, c: list[Tensor], own: Tensor | None) -> Tensor:
-        """``update`` with this worker's own summand, if there is one, at hand."""
+        """``update``, given this worker's own summand if it has been computed."""
         if own is None:
             return update(part, self.variant, c)
         return ordered_sum(own if r == self.rank else expand(part, c_r, r) for r, c_r in enumerate(c))
@@ -97,7 +98,7 @@ class Workers:
     def sum(self, x: Tensor) -> Tensor:
         """Σ_r x_r, (n,), in the order of the workers: every worker adds up its part of the places and sends the sums.
 
-        No all-reduce, whose order of summation is the backend's own; it sends as many bytes as the best of them.
+        Not an all-reduce, whose order of summation is up to the backend; it sends as many bytes as the best all-reduce.
         """
         if self.size == 1:
             return x
@@ -150,7 +151,7 @@ class Workers:
 
 
 class Alone:
-    """One process without a process group: the methods of ``Workers`` with nobody to wait for."""
+    """One process without a process group: the methods of ``Workers``, with nothing to exchange."""
 
     rank, size, variant = 0, 1, None
 
@@ -174,7 +175,7 @@ class Alone:
         """Leave the tensors as they are."""
 
     def agree(self, facts: dict[str, Any]) -> None:
-        """Return: there is nobody to differ from."""
+        """Return: one process always agrees with itself."""
 
 
 def _numbers(workers: list[int]) -> str:
@@ -187,7 +188,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """16 hex digits that tell tensors apart by their bits."""
+    """Checksum of the bits of tensors, 16 hexadecimal digits."""
     sum = blake2b(digest_size=8)
     for tensor in tensors:
         sum.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 60.0  # seconds that workers started by ``launch`` or ``join`` wait for each other
+TIMEOUT = 60.0  # seconds, timeout of exchanges between workers of ``launch`` and ``join``
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterato
             torch.cuda.set_device(_own_gpu())
         backend, limit = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=limit))
-        # torchrun's store outlives its workers, and those of a restart would call at the addresses of the dead
+        # torchrun keeps its store over a restart; without the prefix new workers would connect to addresses of dead ones
         ours_alone = dist.PrefixStore(f"rbd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joins)}", store)
         dist.init_process_group(backend, store=ours_alone, rank=rank, world_size=size, timeout=limit)
     try:
@@ -67,7 +67,7 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
 
     Args:
         function: importable by name, as are all its arguments (they are pickled).
-        timeout: seconds that workers wait for each other.
+        timeout: of exchanges between workers, seconds.
 
     Raises:
         RuntimeError: a worker failed or was killed; the others are stopped, and its traceback is shown.
@@ -92,7 +92,7 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
 
 
 def _work(rank: int, function: Callable, workers: int, port: int, timeout: float, answer: Path, args: tuple) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to tell of
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent process reports Ctrl-C
     limit = timedelta(seconds=timeout)
     store = dist.TCPStore("localhost", port, None, False, limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=workers, timeout=limit)

@@ -19,7 +19,7 @@ OWN_BASIS = ("bases", "directions")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a parameter group brings to a step.
+    """Gradient and bases of a parameter group in a step.
 
     Attributes:
         g: (D,) gradient, float32 or float64.
@@ -32,7 +32,7 @@ class Part:
 
 @lru_cache(maxsize=256)  # looked up every step
 def worker_rows(compartments: tuple[Compartment, ...], worker: int, workers: int) -> tuple[Compartment, ...]:
-    """Worker r's rows of all compartments together: numbers ⌊r d / W⌋ ... ⌊(r+1) d / W⌋ - 1, so one more or less."""
+    """Worker r's rows of all compartments together: numbers ⌊r d / W⌋ ... ⌊(r+1) d / W⌋ - 1, equal to within one."""
     d, at, mine = sum(k.dim for k in compartments), 0, []
     low, high = worker * d // workers, (worker + 1) * d // workers
     for k in compartments:

@@ -1,4 +1,4 @@
-"""project, expand and add on the backend of a tensor's device; a missing one raises, none replaces another."""
+"""project, expand and add on the backend of a tensor's device; a missing backend is an error, there is no fallback."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
         params: contiguous tensors of one floating-point dtype on c's device, D values in all, updated in place.
 
     Raises:
-        TypeError, ValueError: params are other tensors than that, or what ``expand`` raises.
+        TypeError, ValueError: params are not such tensors, or what ``expand`` raises.
     """
     x = _check_operand("c", c, spec.dim)
     _check_params(params, spec.size, x.device)

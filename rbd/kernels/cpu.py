@@ -67,7 +67,7 @@ SEGMENT = 8192  # least columns of a unit of project
 SEGMENTS = 64  # at most so many along a compartment, so that partial sums take O(64 d)
 STRIPE = 4096  # columns of a unit of expand
 SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 256 + 4096 of them
-INLINE = 2**21  # random bits; below this a second thread costs more than it brings
+INLINE = 2**21  # random bits; below this, a second thread does not pay
 
 _jit = jit(philox, distribution, simd)
 _inline = njit(forceinline=True, error_model="numpy")  # pieces of a kernel: vectors must not leave the registers

@@ -2,7 +2,7 @@
 
 Numba raises where it finds no directory that it can write, where a file is damaged and where the disk is full. And its
 index of a kernel's files is read and written back without a lock: of two processes that compile at once, one may enter
-the code of one signature under another. Here each signature has a file of its own, checked by a sum.
+the code of one signature under another. Here each signature has a file of its own, with a checksum.
 """
 
 from __future__ import annotations
