@@ -162,7 +162,7 @@ def _read_list(root: Path, name: str, profile: str, allow_missing: bool) -> dict
 
 
 def _read_waiting(path: Path, content: dict) -> dict[str, dict]:
-    """Runs without a learning rate yet: name -> config without one; lists of before there was "waiting" tell keys alone."""
+    """Runs without a learning rate yet: name -> config without one; older lists have keys only."""
     if "waiting" not in content:
         return {f"{key}, no learning rate yet": {} for key in content.get("untuned", ())}
     configs = _get(path, content, "waiting", list)

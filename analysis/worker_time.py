@@ -26,7 +26,7 @@ class Machine:
 
 def messages(variant: str, workers: int, dim: int, size: int) -> tuple[int, float]:
     """How many messages a worker sends one after another in a step, and of how many bytes each."""
-    if variant in ("common", "ddp"):  # every worker means its W-th of the values, then hands it to all
+    if variant in ("common", "ddp"):  # every worker averages a W-th of the values, then sends it to all
         return 2 * (workers - 1), FLOAT * (dim if variant == "common" else size) / workers
     return workers - 1, FLOAT * (-(-dim // workers) if variant == "shares" else dim)
 

@@ -29,7 +29,7 @@ BLOCKS = 1 if SET == "quick" else 3  # of a side that is compared with nothing
 CALLS = 1 if SET == "quick" else 3  # least number of timed calls in a block, if they are short
 DEVICES = ("cpu", "gpu")
 ONLY = os.environ.get("RBD_BENCH_DEVICE")  # one of DEVICES: cells of the other are n/a
-NOT_YET = ("device: no kernels for", "distribution: got 'countsketch'")  # what an rbd says that has none: an older one
+NOT_YET = ("device: no kernels for", "distribution: got 'countsketch'")  # messages of an older rbd that has none
 
 Call = Callable[[], object]
 
@@ -175,7 +175,7 @@ def on_device(name: str) -> str:
 
 
 def available_mib(device: str = "cpu") -> float:
-    """Memory that can be had now: on Linux what the kernel says, elsewhere all there is; on a GPU what is free."""
+    """Available memory: on Linux what the kernel reports, elsewhere all of it; on a GPU what is free."""
     if device != "cpu":
         import torch
 
@@ -190,13 +190,13 @@ def available_mib(device: str = "cpu") -> float:
 
 
 def fits(what: str, mib: float, device: str = "cpu") -> None:
-    """NotImplementedError with the sizes if `mib` is more than 80 % of the memory that can be had."""
+    """NotImplementedError with the sizes if `mib` is more than 80 % of the available memory."""
     if mib > 0.8 * (there := available_mib(device)):
         raise NotImplementedError(f"does not fit: {what} takes {mib:,.0f} MiB, {there:,.0f} MiB are available")
 
 
 def attempt(measure: Callable[..., object], *arguments) -> object:
-    """What a measurement gives, or the exception that tells why it gave nothing: one cell must not end the others."""
+    """The result of a measurement, or the exception that it raised: one cell must not end the others."""
     try:
         return measure(*arguments)
     except NotImplementedError as reason:
@@ -208,7 +208,7 @@ def attempt(measure: Callable[..., object], *arguments) -> object:
 
 
 def lacks(error: Exception) -> bool:
-    """Whether this rbd, an older one, does not have what was asked for."""
+    """Whether this rbd is an older one, without what was asked for."""
     return any(text in str(error) for text in NOT_YET)
 
 

@@ -37,7 +37,7 @@ def _seconds(function: Callable[[], object], times: int, group: dist.ProcessGrou
 
 
 def _bytes(function: Callable[[], object], times: int) -> float:
-    """What this worker sends in a call; NaN, which is n/a, where the system does not tell."""
+    """What this worker sends in a call; NaN, which is n/a, where the system does not count them."""
     if sys.platform != "linux":
         return math.nan
     function()

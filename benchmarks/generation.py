@@ -1,4 +1,4 @@
-"""Random numbers alone: ten million words or entries, ours and other libraries', in milliseconds (a rise is a loss)."""
+"""Random numbers alone: ten million words or entries, ours and other libraries', in milliseconds (higher is worse)."""
 
 from __future__ import annotations
 

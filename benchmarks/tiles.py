@@ -1,4 +1,4 @@
-"""Which tile of the GPU kernels is fastest here, for each law: rows and programs of project, parts of a word of expand.
+"""The fastest tiles of the GPU kernels, by distribution: rows and programs of project, parts of a word of expand.
 
     python -m benchmarks.tiles        # on a GPU; prints milliseconds, and marks the constants of rbd/kernels/gpu.py
 

@@ -1,7 +1,7 @@
 """What a step of W workers costs: time as a multiple of one process's RBD step in the same run, and bytes as they went out.
 
-All workers are processes of this machine: on fewer cores than workers they take turns, and a step tells that too. Each has
-its share of the cores, by the largest W: so has the one process alone.
+All workers are processes of this machine: on fewer cores than workers they take turns, which a step's time includes. Each
+has its share of the cores, by the largest W: so has the one process alone.
 """
 
 from __future__ import annotations

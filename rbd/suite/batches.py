@@ -58,7 +58,7 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0
 
 
 class Table:
-    """Training batches made on the split's device from a table of draws there, without a word from the host.
+    """Training batches made on the split's device from a table of draws there, without the host.
 
     A CUDA graph that asks for the next batch gets another one at every replay. The batches are those of `batches`, bit for
     bit, one epoch after another.
@@ -149,7 +149,7 @@ def _draws(split: Split, seed: int, epoch: int) -> _Draws:
 
 
 def _kept(draws: _Draws, part: str | None, padding: int) -> _Draws:
-    """The draws with those of all other parts of the augmentation at rest; None keeps all."""
+    """The draws, with all parts of the augmentation but one switched off; None keeps all."""
     centre = torch.full_like(draws.row, padding)
     at_rest = {"crop": {"row": centre, "column": centre}, "mirror": {"mirror": torch.zeros_like(draws.mirror)},
                "brightness": {"brightness": torch.zeros_like(draws.brightness)}}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where a run stands, kept in a file between epochs: parameters, optimizer and curve, from which it goes on bit for bit."""
+"""The state of a run between epochs, in a file: parameters, optimizer and curve. A run resumes from it bit for bit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OF_OPTIMIZER = "optimizer"  # begins the names of its tensors; no network here h
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, the curve and its wall seconds so far.
+    """How far a run is: optimizer steps done, the curve and its wall seconds so far.
 
     Attributes:
         commits, threads: of the code, and the numbers of CPU threads, that made the curve; each once, in their order.
@@ -40,7 +40,7 @@ class Progress:
     threads: tuple[int, ...] = ()
 
     def add(self, point: Point, seconds: float, commit: str, threads: int) -> Progress:
-        """One point further, made by that commit on so many threads."""
+        """With one more point, made by that commit on so many threads."""
         made = tuple(dict.fromkeys((*self.commits, commit))), tuple(dict.fromkeys((*self.threads, threads)))
         return Progress(point.step, (*self.curve, point), (*self.seconds, seconds), *made)
 
@@ -51,7 +51,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """A run between two epochs, on the host: what its file has."""
+    """The content of a checkpoint, on the host: a run between two epochs."""
 
     tensors: dict[str, Tensor]
     texts: dict[str, str]
@@ -78,7 +78,8 @@ class State:
 
 
 class Keeper:
-    """Keeps a run's checkpoint: writes it at the end of every epoch or, where epochs are short, now and then by a thread.
+    """Keeps a run's checkpoint: writes it at the end of every epoch or, where epochs are short, from time to time in a
+    thread.
 
     At the end of its block it writes the last one.
 

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _has_left(stream: TextIO) -> bool:
-    """Whether nobody reads what is written there; a broken pipe may also be that to a worker process."""
+    """Whether the reader of a stream has gone; a broken pipe may also be one to a worker process."""
     try:
         poll = select.poll()  # not on Windows
         poll.register(stream.fileno(), 0)
@@ -62,7 +62,7 @@ def _has_left(stream: TextIO) -> bool:
 
 
 def _open_streams() -> None:
-    """Output goes nowhere where a stream is closed; a character that it cannot encode becomes a question mark."""
+    """Discard output to a closed stream, and print a question mark for a character that a stream cannot encode."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
@@ -127,7 +127,8 @@ def _shape_help(commands: Any) -> None:
     """Give every command the short help, and its examples."""
     for name, command in commands.choices.items():
         command.formatter_class = _Help
-        words = [a.metavar if a.required else f"[{a.metavar}]" for a in command._get_positional_actions() if a.metavar]
+        places = [a for a in command._get_positional_actions() if a.metavar]
+        words = [f"[{a.metavar}{' ...' * (a.nargs == '*')}]" if a.nargs else str(a.metavar) for a in places]
         words += [f"{a.option_strings[0]} {a.metavar}" for a in command._get_optional_actions() if a.required]
         command.usage = " ".join(["rbd", name, *words, "[OPTION ...]"])
         if name in EXAMPLES:
@@ -136,20 +137,20 @@ def _shape_help(commands: Any) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Train neural networks in random bases that are never stored."
-    parser = argparse.ArgumentParser(prog="rbd", description=about, formatter_class=_Help,
-                                     epilog="examples:\n  rbd sweep --list\n  rbd train --help")  # fmt: skip
+    examples = "examples:\n  rbd reproduce --results-dir my-results\n  rbd sweep --list\n  rbd train --help"
+    parser = argparse.ArgumentParser(prog="rbd", description=about, formatter_class=_Help, epilog=examples)
     parser.add_argument("--version", action="version", version=f"rbd {__version__}")
     parser.set_defaults(kept="the last full epoch")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    reproduce = commands.add_parser("reproduce", help="run the paper's table 1; what is done already is not run again")
+    reproduce = commands.add_parser("reproduce", help="run the paper's table 1; runs that are done are skipped")
     profiles = "quick: images in the package, minutes on two cores; paper: full data, 100 epochs, days (default: quick)"
     reproduce.add_argument("--profile", choices=("quick", "paper"), default="quick", help=profiles)
     reproduce.set_defaults(run=_reproduce, into=None, json=False)
 
-    train = commands.add_parser("train", help="train one network, and keep a record of it")
+    train = commands.add_parser("train", help="train one network and write its record")
     config.add_arguments(train)
-    wait = "seconds that workers wait for each other (default: 60)"
+    wait = "seconds that an exchange between workers may take (default: 60)"
     train.add_argument("--timeout", type=_parse_positive, default=60, help=wait)
     train.set_defaults(run=_train)
 
@@ -158,10 +159,11 @@ def _parser() -> argparse.ArgumentParser:
     for command in (reproduce, train, sweep):
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
     for command in (reproduce, train):
-        command.add_argument("--threads", type=_parse_positive, help="CPU threads of a run (default: as torch decides)")
+        command.add_argument("--threads", type=_parse_positive, help="CPU threads of a run (default: torch's)")
 
-    report = commands.add_parser("report", help="print the table and draw the curves of the records that are there")
-    report.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose records (default: quick)")
+    report = commands.add_parser("report", help="print table 1 and draw the learning curves, from the records")
+    profile = "profile of the records (default: quick)"
+    report.add_argument("--profile", choices=("quick", "paper"), default="quick", help=profile)
     report.add_argument("--into", type=Path, metavar="README", help="write the tables between this file's <!-- marks -->")
     report.set_defaults(run=_report)
 
@@ -183,17 +185,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_sweep(commands: Any) -> argparse.ArgumentParser:
-    sweep = commands.add_parser("sweep", help="do the missing runs of an experiment, several at a time")
+    sweep = commands.add_parser("sweep", help="run what is missing of an experiment, several runs at a time")
     sweep.add_argument("name", nargs="?", metavar="NAME", help="an experiment that --list names, or all")
     sweep.add_argument("--list", action="store_true", help="show every experiment: runs done, missing, time left")
     profiles = "quick: 5,000 images, few epochs; paper: full data, 100 epochs (default: quick; with --list both)"
     sweep.add_argument("--profile", choices=("quick", "paper"), help=profiles)
-    each = "runs at a time (default: one a core; 1 to compare times)"
+    each = "runs at a time (default: one per core; 1 to compare times)"
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
     sweep.add_argument("--lanes", type=_parse_positive, help="runs at a time in one process, taking turns on a GPU")
-    deadline = "with --lanes: stop then, at each run's last full epoch"
+    deadline = "with --lanes: stop after so long, at each run's last full epoch"
     sweep.add_argument("--deadline", type=_parse_seconds, metavar="SECONDS", help=deadline)
-    seeds = "seeds in place of the experiment's own; figures leave such runs out"
+    seeds = "seeds in place of the experiment's own; figures do not use such runs"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
     sweep.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to run on, as auto or ray://host:10001")
@@ -205,18 +207,19 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
 
 
 def _add_figures(commands: Any) -> argparse.ArgumentParser:
-    figures = commands.add_parser("figures", help="draw the figures and tables of the results, and index the evidence")
-    which = "notebooks of analysis/ to run, or index for the index of the evidence alone (default: all)"
+    figures = commands.add_parser("figures", help="draw figures and tables from the results, and index the verdicts")
+    which = "notebooks of analysis/ to run, or index to write only the index of the verdicts (default: all)"
     figures.add_argument("names", nargs="*", metavar="NAME", help=which)
-    figures.add_argument("--profile", choices=("quick", "paper"), default="quick", help="whose runs (default: quick)")
-    figures.add_argument("--allow-missing", action="store_true", help="draw what is there, and say so in the figure")
+    profile = "profile of the runs (default: quick)"
+    figures.add_argument("--profile", choices=("quick", "paper"), default="quick", help=profile)
+    figures.add_argument("--allow-missing", action="store_true", help="draw although runs are missing; the figure says so")
     figures.set_defaults(run=_figures)
     return figures
 
 
 def _add_data(commands: Any) -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="show which data sets are present, or download one")
-    lacks = "fetch what this set lacks: mnist, fmnist or cifar10"
+    lacks = "download the missing files of mnist, fmnist or cifar10"
     data.add_argument("--download", choices=("mnist", "fmnist", "cifar10"), metavar="NAME", help=lacks)
     data.set_defaults(run=_data)
     return data
@@ -226,7 +229,7 @@ def _add_dimension(commands: Any) -> argparse.ArgumentParser:
     dimension = commands.add_parser("dimension", help="measure how many dimensions a task of your own needs")
     target = "function(dim, seed) in your script: returns a positive number, larger where better; as train.py:evaluate"
     dimension.add_argument("target", metavar="SCRIPT:FUNCTION", help=target)
-    dims = "dimensions to try; runs that are done are not run again"
+    dims = "dimensions to try; runs that are done are skipped"
     dimension.add_argument("--dims", type=_parse_positive, nargs="+", required=True, metavar="D", help=dims)
     seeds = "seeds to run at each dimension (default: 0 1 2)"
     dimension.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help=seeds)
@@ -280,7 +283,7 @@ def _train(given: argparse.Namespace) -> int:
     done = "already done: " if there and there.outcome != "interrupted" else ""
     with _show_log():
         made = run(wanted, directory, given.results_dir, **options, timeout=given.timeout)
-    if made is None:  # worker 0 tells
+    if made is None:  # worker 0 reports
         return 0
     print(f"{experiment.place(made, directory, given.results_dir)}: {done}{record.summary(made)}")
     if made.outcome == "interrupted":
@@ -290,7 +293,7 @@ def _train(given: argparse.Namespace) -> int:
 
 @contextmanager
 def _show_log() -> Iterator[None]:
-    """Meanwhile, what the library tells its log goes to stderr, beside a bar if there is one."""
+    """Within the block, show the library's log on stderr, above a progress bar if there is one."""
     import logging
 
     from tqdm import tqdm
@@ -322,7 +325,7 @@ def _reproduce(given: argparse.Namespace) -> int:
     else:  # the picture stays as it is: in a clone it is under version control
         _print_table(given, plan)
         print(f"curves: {picture} (drawn before; `rbd report` draws it again)")
-        print("All runs were there already. To run them yourself, give a new directory: --results-dir my-results")
+        print("All runs were done before. To repeat them, give a new directory: --results-dir my-results")
     return int(bool(plan.missing(plan.records(given.results_dir))))
 
 
@@ -348,7 +351,7 @@ def _sweep(given: argparse.Namespace) -> int:
 
 
 def _tell(problems: Iterable[str]) -> int:
-    """Show on stderr, at the end, what was not as it should be, each line once; returns the exit status."""
+    """Print the problems on stderr, at the end and each once; returns the exit status."""
     lines: dict[str, None] = {}
     try:
         for line in problems:
@@ -380,7 +383,7 @@ def _show_picture(what: str, draw: Callable[[], Path]) -> None:
     """Draw and say where it is; a warning where that fails."""
     try:
         print(f"{what}: {draw()}")
-    except Exception as error:  # whatever matplotlib, its settings or the folder have against it
+    except Exception as error:  # any failure of matplotlib, its settings or the folder
         print(f"rbd: warning: the {what} could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a training run, as one frozen value with a name. No torch.
+"""RunConfig: everything that determines a training run, as one frozen value with an id. No torch.
 
 The paper's learning rates (arXiv 2011.04720) hold for one compartment and directions scaled by 1/√D. With K > 1
 compartments, each scaled by 1/√D_k, the best rate is another one: give `lr` then.
@@ -126,7 +126,7 @@ class RunConfig:
 
     @staticmethod
     def complete(d: Any) -> Any:
-        """d with None for the fields that do not apply, so that records outlive fields that come later."""
+        """d with None for the fields that it lacks, so that old records stay readable when fields are added."""
         return dict.fromkeys(sorted(OPTIONAL)) | dict(d) if isinstance(d, Mapping) else d
 
 

@@ -61,7 +61,7 @@ class Split:
         labels: (N,) int64.
 
     Raises:
-        ValueError: a shape or dtype is another one.
+        ValueError: a shape or dtype differs.
     """
 
     images: Tensor
@@ -103,7 +103,7 @@ class FileStatus:
     Attributes:
         dataset: one of `NAMES`.
         path: where the file is, or should be.
-        state: "ok", "missing", or "damaged" (its md5 is another one).
+        state: "ok", "missing", or "damaged" (its md5 differs).
     """
 
     dataset: str
@@ -123,7 +123,7 @@ def data_dir(explicit: str | Path | None = None) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
     try:
         return Path(chosen or Path(cache, "rbd", "data")).expanduser()
-    except RuntimeError as error:  # a container with an arbitrary uid, as a rule
+    except RuntimeError as error:  # usually in a container with an arbitrary uid
         raise RuntimeError(f"{error}; set RBD_DATA_DIR to the directory of the full data sets") from error
 
 
@@ -171,7 +171,7 @@ def download(name: str, data_dir: str | Path | None = None) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{name}: download into {root} failed: {error}") from error
-    with store.lock(root / f".{name}.lock", f"{name}: another process downloads it"):
+    with store.lock(root / f".{name}.lock", f"{name}: another process is downloading it"):
         _remove_damaged(name, root)
         lacking = {file.path.name for file in _files(name, root) if file.state == "missing"}
         if lacking:
@@ -225,7 +225,7 @@ def _read_full(name: str, root: Path) -> tuple[Tensor, Tensor]:
 
 def _source(name: str, **attributes: Any) -> Any:
     """torchvision's class with some class attributes replaced; its name, part of the files' paths, stays."""
-    import torchvision.datasets  # takes a second, and the embedded sets do without
+    import torchvision.datasets  # takes a second to import; the embedded sets do without
 
     base = getattr(torchvision.datasets, _FULL[name])
     # Without processed_folder it cannot prefer the .pt files of old versions to the raw files that _verify checked.

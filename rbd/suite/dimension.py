@@ -69,7 +69,7 @@ class Target:
     """A function in a script, and the folder of its records.
 
     Attributes:
-        text: the script's. The folder's name depends on it, so that runs of different texts never meet in one table.
+        text: of the script. The folder's name depends on it, so that a table never mixes runs of different versions.
         folder: <results>/dimension/<script>-<function>-<8 hex digits of place, function and text>.
     """
 
@@ -216,7 +216,7 @@ def save(target: Target, run: Run, outcome: Outcome, environment: Mapping[str, s
 
 
 def count_earlier(target: Target) -> int:
-    """Records of the same function in another text of the script, which do not count."""
+    """Records of the same function in another version of the script, which are not used."""
     folders = target.folder.parent.glob(f"{target.script.stem}-{target.function}-{'[0-9a-f]' * 8}")
     return sum(len(list(folder.glob("dim*-seed*.json"))) for folder in folders if folder != target.folder)
 
@@ -231,14 +231,14 @@ def perform(target: Target, dims: Sequence[int], seeds: Sequence[int], results: 
         A line for every run that failed.
 
     Raises:
-        ValueError: a record is damaged, or the script cannot be loaded. store.Busy: another process is at these runs.
+        ValueError: a record is damaged, or the script cannot be loaded. store.Busy: another process is doing these runs.
     """
     runs = [Run(dim, seed) for seed in seeds for dim in dims]
     missing = [run for run in runs if load(target, run) is None]
     name = f"{target.script}:{target.function}"
     print(f"{name}: {len(runs)} runs, {len(missing)} to do, records in {target.folder}", flush=True)
     if earlier := count_earlier(target):
-        print(f"the script has changed: {earlier} runs of other texts of it stay in {target.folder.parent} and do not count")
+        print(f"the script has changed: {earlier} runs of other versions of it are not used, see {target.folder.parent}")
     if not missing:
         return []
     store.check_writable(target.folder)
@@ -246,7 +246,7 @@ def perform(target: Target, dims: Sequence[int], seeds: Sequence[int], results: 
     store.check_writable(path.parent)
     workers = Processes(attempt)
     try:
-        with store.lock(path, f"{target.folder}: another process is at these runs", wait=0):
+        with store.lock(path, f"{target.folder}: another process is doing these runs", wait=0):
             return list(_run_missing(target, missing, min(jobs, len(missing)), workers))
     finally:
         workers.stop()

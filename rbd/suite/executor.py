@@ -1,4 +1,4 @@
-"""Many runs side by side: worker processes, what fails, how long it will all take, and what follows from the records."""
+"""Many runs side by side: worker processes, failures, the time left, and what is concluded from the records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rbd.suite.experiment import Experiment, Plan
 from rbd.suite.job import Ended, Failure, attempt
 from rbd.suite.record import Record
 
-PATIENCE = 5.0  # s that a worker waits for a run of another process; then other runs have their turn, and it can be stopped
+PATIENCE = 5.0  # s that a worker waits for a run that another process is doing, before it goes on to other runs
 
 
 # ---------------------------------------------------------------- experiments
@@ -87,17 +87,18 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
             dry: bool = False) -> Iterator[str]:  # fmt: skip
     """Do the runs that an experiment lacks, or its measurement, with lines on stdout, and conclude from what is there.
 
-    The list of its runs is written first. Runs of other seeds are in no list, and nothing is concluded from them.
+    The list of its runs is written first. Runs with other seeds are not in that list, and conclusions do not use them.
 
     Args:
-        seeds: these instead of the experiment's own.
-        dry: show what is missing, and do none of it.
+        seeds: other seeds than the experiment's own.
+        dry: show what is missing, and run nothing.
 
     Yields:
-        A line for everything that is wrong: learning rates not chosen yet, runs that failed, records that are damaged.
+        A line for each problem: learning rates not chosen yet, runs that failed, records that are damaged.
 
     Raises:
-        ValueError, OSError: there is nothing to run with: a data set, a learning rate file, a cluster or a directory.
+        ValueError, OSError: what it needs is missing or damaged: a data set, a file of learning rates, a cluster or a
+            directory.
     """
     if wanted.measure:
         print(measure(wanted, profile, results, resources.data_dir, dry), flush=True)
@@ -116,7 +117,7 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
         return
     try:
         failures = run_missing(asked, missing, results, resources, wanted.alone)
-    finally:  # also when interrupted: what has ended may be enough for some of it
+    finally:  # also when interrupted: the runs that ended may be enough for a part
         conclude(wanted, profile, plan, results)
     left = len(asked.missing(asked.look(results)[0])) if resources.deadline else 0
     if left > len(failures):
@@ -142,7 +143,7 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
     name = f"{wanted.name}-{profile}"
     path = store.measurement_path(name, results)
     if path.exists():
-        return f"{path}: is there; remove it to measure again"
+        return f"{path}: measured before; remove the file to measure again"
     if dry:
         return f"{path}: to be measured"
     began, values = perf_counter(), wanted.measure(profile, data_dir)
@@ -168,7 +169,7 @@ def run_missing(plan: Plan, missing: tuple[RunConfig, ...], results: Path, resou
     """
     if not missing:
         return []
-    if not resources.ray:  # the nodes have data sets of their own
+    if not resources.ray:  # each node has its own data sets
         _require_data(missing, resources.data_dir)
     crew = hire(resources, len(missing), alone)
     options = {"data_dir": resources.data_dir, "device": resources.device, "threads": crew.threads}
@@ -201,12 +202,12 @@ class Workers(Protocol):
         """Whether no other run is to begin."""
 
     def stop(self) -> None:
-        """End now, whatever is under way."""
+        """End now, also what is under way."""
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does the runs: workers, how many runs at a time, and the threads of each."""
+    """What runs are done with: workers, how many at a time, and the threads of each."""
 
     workers: Workers
     jobs: int
@@ -232,7 +233,7 @@ def hire(resources: Resources, missing: int, alone: bool = False) -> Crew:
 
 
 class Processes:
-    """Worker processes, each with a run at a time; one that dies takes only its own run along.
+    """Worker processes, each doing one run at a time; if one dies, only its run fails.
 
     Args:
         task: what they do, a function of a module.
@@ -265,7 +266,7 @@ class Processes:
         return False
 
     def stop(self) -> None:
-        """End the workers, whatever they are at: checkpoints keep all but the epoch in flight."""
+        """End the workers at once: checkpoints keep all epochs that were finished."""
         if not all(future.done() for future in self.at_work):
             for process in set(active_children()) - self.before:
                 process.kill()
@@ -275,7 +276,7 @@ class Processes:
 
 _SHARED_MEMORY = "semaphores stand in /dev/shm: it must be writable and not full"
 _START_HINTS = {
-    errno.EPIPE: "it ended at once, and may have said above why",
+    errno.EPIPE: "it ended at once; its output above may say why",
     **dict.fromkeys((errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOENT), _SHARED_MEMORY),
 }
 _DEATH_HINTS = {
@@ -288,7 +289,7 @@ class Worker:
     """A process that does one run after another."""
 
     def __init__(self) -> None:
-        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _obey)  # fork mixes ill with threads
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _obey)  # fork is unsafe with threads
         self.process: BaseProcess | None = None
 
     def submit(self, future: Future, task: Callable, *arguments) -> None:
@@ -318,7 +319,7 @@ class Worker:
 
 
 def _obey() -> None:
-    """In a worker: leave Ctrl-C and SIGTERM to the parent, and end when that is gone, killed or not."""
+    """Loop of a worker: ignore Ctrl-C and SIGTERM, which the parent handles, and end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a worker that is killed would leave behind
@@ -335,14 +336,14 @@ def _end_with_parent() -> None:
 def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: int, workers: Workers, options: dict,
             tell: Callable[[RunConfig, Record | Failure], None], begin: Callable[[RunConfig], None] = lambda config: None,
             ) -> list[Failure]:  # fmt: skip
-    """Run what is to be run, `jobs` at a time; those that another process is at come last, when it may have ended them.
+    """Do the runs, `jobs` at a time; runs that another process is doing come last, as they may have ended by then.
 
     Args:
         configs: the runs, in their order.
         workers: submit(config, directory, results, wait, options) gives a Future of what `attempt` returns.
         options: for train.
         tell: called with every run that ended.
-        begin: called with every run that is about to begin, or to wait for another process that is at it.
+        begin: called with every run that is about to begin, or to wait for another process that is doing it.
 
     Returns:
         The failures, each also noted under <results>/failures/.
@@ -401,7 +402,7 @@ def _note(config: RunConfig, ended: Record | Failure, results: Path) -> Record |
 
 @dataclass
 class Progress:
-    """Tells of runs as they end, with the time left, in proportion to what they cost."""
+    """Reports runs as they end, with the time left, which is estimated from what they cost."""
 
     names: dict[str, int]  # id -> number in the sweep
     seconds: Callable[[RunConfig], float]  # what a run costs on a core
@@ -412,12 +413,13 @@ class Progress:
     began: float = 0.0
 
     def remaining(self, now: float) -> float:
-        """Wall seconds left: as many for a second of cost as up to now; before the first run has ended, 1 / jobs."""
+        """Wall seconds left: the cost that is left times wall seconds per cost so far; before the first run has ended, over
+        jobs."""
         pace = (now - self.began) / self.done if self.done else 1 / self.jobs
         return max(self.left, 0.0) * pace
 
     def begin(self, config: RunConfig) -> None:
-        """A run begins: a line where no bar shows that something is under way, as in the log of a batch job."""
+        """A run begins: a line, where no bar shows it, as in the log of a batch job."""
         if self.bar.disable:
             left = cost.format_duration(self.remaining(perf_counter()))
             print(f"{self._name(config)}: begun; {left} left", flush=True)

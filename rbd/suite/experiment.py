@@ -1,4 +1,4 @@
-"""Experiments: a question, and the runs or the measurement that answer it. What has been done already stands in records.
+"""Experiments: a question, and the runs or the measurement that answer it. Records hold what has been done.
 
 No torch: `rbd sweep --list` looks at every experiment.
 """
@@ -36,11 +36,11 @@ class Experiment:
     Attributes:
         name: also the name of its script.
         question: in one sentence.
-        runs: profile -> the runs, at learning rates of their own or at those that have been chosen (rates.tuned).
+        runs: profile -> the runs, with a given learning rate or a request for the chosen one (rates.tuned).
         measure: (profile, directory of the full data sets) -> values for JSON.
         conclude: (profile, configs, records, results directory) -> warnings; called when its runs have ended or stopped.
         cost: profile -> about how many seconds `measure` takes.
-        alone: whether it has one run at a time, because the seconds of its runs count.
+        alone: whether its runs are done one at a time, because their seconds are a result.
 
     Raises:
         ValueError: there is no question, or not exactly one of runs and measure.
@@ -149,7 +149,7 @@ class Plan:
     untuned: tuple[str, ...] = ()
 
     def directory(self, results: str | os.PathLike[str]) -> Path:
-        """Where new records go."""
+        """Folder of new records."""
         return Path(results) / "runs" / self.name
 
     def records(self, results: str | os.PathLike[str]) -> list[Record]:

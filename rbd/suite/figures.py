@@ -20,7 +20,7 @@ from rbd.suite import findings, report, store, tables
 
 ANALYSIS = Path(__file__).resolve().parents[2] / "analysis"
 NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas", "seaborn")
-ONE = ("schematic", "speed", "memory")  # these know no profiles
+ONE = ("schematic", "speed", "memory")  # these do not depend on the profile
 LONG = 300  # characters of a line of evidence
 INDEX = "index"  # the name that stands for the index alone
 QUIET = "--log-level=40"
@@ -72,7 +72,7 @@ def choose(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
 
 def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing: bool = False,
          analysis: Path = ANALYSIS) -> Drawn:  # fmt: skip
-    """Run one notebook. What fails is told about, not raised; evidence that it left earlier is marked as stale."""
+    """Run one notebook. A failure is returned, not raised; evidence of an earlier time is then marked as stale."""
     from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 
     start, state, message = time.perf_counter(), "drawn", ""
@@ -192,7 +192,7 @@ def _cells(root: Path, stem: str, evidence: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _find_files(root: Path, stem: str, folder: str, kind: str) -> list[Path]:
-    """Figures or tables of an experiment in its profile, and those that know no profile."""
+    """Figures or tables of an experiment in its profile, and those without a profile."""
     name, other = name_experiment(stem), {"quick": "-paper", "paper": "-quick"}.get(stem.rpartition("-")[2], "?")
     paths = sorted((root / folder).glob(f"{name}*.{kind}"), key=lambda p: (len(p.stem), p.stem))
     return [p for p in paths if (p.stem + "-").startswith(f"{name}-") and not p.stem.endswith(other)]

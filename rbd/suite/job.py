@@ -27,10 +27,10 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
     runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
 
     Args:
-        wait: seconds to wait for another process that is at the run; below 0 as long as it takes.
+        wait: seconds to wait for another process that is doing the run; below 0: as long as it takes.
 
     Raises:
-        store.Busy: another process is at it, still after these seconds.
+        store.Busy: another process is doing it, still after these seconds.
         ValueError, OSError: what train, record.find and record.save raise; a directory that cannot be written is found
             out before the run.
     """
@@ -50,7 +50,7 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
 
 
 def _import_train() -> Train:
-    from rbd.suite import train  # torch: not to be waited for by those who only read records
+    from rbd.suite import train  # it imports torch, which readers of records need not wait for
 
     return train.train
 
@@ -91,7 +91,7 @@ class Failure:
         return store.write(store.failure_path(self.config, results), text, "a failure")
 
 
-Ended = Record | Failure | None  # None: another process is at it
+Ended = Record | Failure | None  # None: another process is doing it
 
 
 def attempt(

@@ -1,4 +1,5 @@
-"""Learning rates: chosen by a search, kept as data in <results>/learning_rate-<profile>.json, put into the runs that ask."""
+"""Learning rates: chosen by a search, stored in <results>/learning_rate-<profile>.json, filled into the runs that request
+them."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def choose_adam(model: str, data: str, dim: int) -> float:
 
 
 def choose(records: Iterable[Record], ends: tuple[Any, ...] = (min, max)) -> dict[str, dict[str, Any]]:
-    """The rate with the highest validation accuracy, mean over the seeds, for each key; the smaller one of equals.
+    """The rate with the highest validation accuracy, mean over the seeds, for each key; in a tie, the smaller one.
 
     Returns:
         key -> lr, accuracy (%), n (seeds), at_edge (whether it is at one of these ends of the rates that were tried).
@@ -75,7 +76,7 @@ def path(profile: str, results: str | os.PathLike[str]) -> Path:
 def conclude(
     profile: str, configs: Iterable[RunConfig], records: Iterable[Record], results: str | os.PathLike[str], ending: str = ""
 ) -> list[str]:
-    """Write the choice for every key whose runs have all ended; the others keep the one that they have, if any.
+    """Write the choice for every key whose runs have all ended; other keys keep their earlier choice, if there is one.
 
     Nothing is written where nothing is chosen.
 

@@ -27,7 +27,7 @@ FORMAT = 2
 OUTCOMES = ("finished", "diverged", "interrupted")
 CHANCE = 10.0  # accuracy of a run that diverged, whatever it had reached, %; ten classes
 SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for these
-PACKAGE = Path(__file__).resolve().parents[1]  # all of rbd: edits of the kernels are edits too
+PACKAGE = Path(__file__).resolve().parents[1]  # all of rbd: a change of the kernels counts too
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Record:
-    """One run. The curve of a config is reproducible bit for bit, the wall times are not and so stand apart.
+    """One run. The curve of a config is reproducible bit for bit, the wall times are not, so they are kept apart.
 
     Raises ValueError naming the field, what was got and what is allowed.
     """
@@ -62,7 +62,7 @@ class Record:
     outcome: str  # one of OUTCOMES
     curve: tuple[Point, ...]  # one point per epoch
     seconds: tuple[float, ...]  # wall seconds since the start, at each point of the curve
-    environment: dict[str, str | int | bool | None]  # see environment(); earlier_commits of a run that was taken up again
+    environment: dict[str, str | int | bool | None]  # see environment(); earlier_commits of a run that was resumed
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curve", tuple(self.curve))
@@ -73,7 +73,7 @@ class Record:
         if len(self.seconds) != n or not all(0 <= s < math.inf for s in self.seconds):
             raise ValueError(f"seconds: got {self.seconds}, allowed {n} finite numbers >= 0, one per point")
         for name, value in self.environment.items():
-            if type(value) not in (str, int, bool, type(None)):  # what JSON gives back as it was
+            if type(value) not in (str, int, bool, type(None)):  # JSON keeps these types
                 raise ValueError(f"environment: got {name} = {value!r}, allowed str, int, bool, None")
 
 
@@ -241,7 +241,7 @@ def stated_commit(folder: Path) -> list[str]:
     For a copy without .git, as on a rented machine. Empty where nothing is stated.
 
     Raises:
-        ValueError: what is stated is something else.
+        ValueError: what is stated has another form.
     """
     path = folder / "COMMIT"
     text = os.environ.get("RBD_COMMIT") or (path.read_text("utf-8") if path.is_file() else "")

@@ -21,7 +21,7 @@ PAUSE = 20.0  # s, at least, between two checkpoints: an epoch may be a tenth of
 AHEAD = 2  # chunks of a run that may wait on the device: enough to keep it busy while other runs have their turn
 
 Work = Callable[[], tuple[Tensor, ...]]  # a step; gives () tensors
-Ready = Callable[[], bool]  # whether it is worth going on with a run
+Ready = Callable[[], bool]  # whether a run can go on without waiting
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Eager:
         yield
 
     def forget(self) -> None:
-        """The work has changed."""
+        """Drop what was captured, as the work has changed."""
 
     @contextmanager
     def device(self) -> Iterator[None]:

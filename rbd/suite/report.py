@@ -1,4 +1,4 @@
-"""Records to a table beside the paper's and a picture of the learning curves. No torch, pandas or seaborn."""
+"""From records, a table beside the paper's and a picture of the learning curves. No torch, pandas or seaborn."""
 
 from __future__ import annotations
 

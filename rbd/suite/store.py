@@ -1,4 +1,4 @@
-"""Files of the results directory: where each one stands, who may work on a run, written whole or not at all. No torch."""
+"""Files of the results directory: where each one is, locks of runs, writing whole or not at all. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record_paths(config: RunConfig, directory: str | os.PathLike[str], results: 
 
 
 def checkpoint_path(config: RunConfig, results: str | os.PathLike[str]) -> Path:
-    """Where a run stands until it has ended."""
+    """The checkpoint of a run, until it has ended."""
     return Path(results) / "checkpoints" / f"{config.id}.safetensors"
 
 
@@ -43,7 +43,7 @@ def measurement_path(name: str, results: str | os.PathLike[str]) -> Path:
 
 
 class Busy(RuntimeError):
-    """Another process is at this run."""
+    """Another process is doing this run."""
 
 
 @contextmanager
@@ -54,21 +54,21 @@ def claim(config: RunConfig, results: str | os.PathLike[str], wait: float = -1) 
         wait: seconds to wait for another process; below 0 as long as it takes.
 
     Raises:
-        Busy: another process is at it, still after these seconds.
+        Busy: another process is doing it, still after these seconds.
     """
     path = lock_path(config, results)
-    with lock(path, f"{config.id}: another process is at this run", wait):
+    with lock(path, f"{config.id}: another process is doing this run", wait):
         try:
             yield
         finally:
-            with suppress(OSError):  # Windows removes no open file; who waits for this one looks whether it is gone
+            with suppress(OSError):  # Windows cannot remove an open file; who waits for this one checks if it is gone
                 path.unlink()
 
 
 @contextmanager
 def lock(path: Path, told: str, wait: float = -1) -> Iterator[None]:
-    """Be the only process in this block, as in `claim`; raises Busy, which says what is told."""
-    from filelock import FileLock, Timeout  # of the extra `suite`: `rbd --help`, and who only reads, do without
+    """Be the only process in this block, as in `claim`; raises Busy with this message."""
+    from filelock import FileLock, Timeout  # of the extra `suite`: `rbd --help` and readers do without
 
     held = FileLock(path, timeout=wait)
     try:

@@ -1,4 +1,4 @@
-"""train(RunConfig) -> Record: the whole loop on one screen, with checkpoints from which it goes on bit for bit."""
+"""train(RunConfig) -> Record: the whole loop on one screen, with checkpoints from which a run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.record import Point, Record, environment
 from rbd.suite.replay import Eager, Ready, reproducible, schedule
 
-Turns = Generator[Ready, None, Record]  # a run that stops between chunks of steps, where others may have their turn
+Turns = Generator[Ready, None, Record]  # pauses between chunks of steps, so that other runs can go on
 
 SAMPLE = 50  # steps between two cosines of update and gradient: often enough for a mean, too rare to cost anything
 
@@ -60,8 +60,8 @@ class Budget:
                 first = step + 1
 
     def is_sampled(self, step: int) -> bool:
-        """Whether the step's cosine of update and gradient is taken."""
-        every = min(SAMPLE, max(self.per_epoch // self.batches, 1))  # so that no epoch is without
+        """Whether the cosine of update and gradient is computed in a step."""
+        every = min(SAMPLE, max(self.per_epoch // self.batches, 1))  # so that every epoch has one
         return step % every == 1 % every
 
 
@@ -69,7 +69,7 @@ def budget(config: RunConfig, images: int) -> Budget:
     """The budget of a run on a number of training images.
 
     Raises:
-        ValueError: a batch does not fit into the images, or not a single step into the epochs.
+        ValueError: there are fewer images than in one batch, or too few epochs for one step.
     """
     d, per_epoch, workers = config.dim or 1, images // config.batch_size, config.workers or 1
     if per_epoch == 0:
@@ -97,19 +97,19 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         checkpoints: directory for <config.id>.safetensors, written at the end of every epoch; None: no checkpoints.
         data_dir: root of the full data sets, see rbd.suite.datasets.data_dir.
         device: where tensors live, "cpu" or "cuda".
-        threads: CPU threads for the run, shared out over the workers started here, or of this one of torchrun's; None: as
-            many as torch uses now, or the workers' shares of the cores.
+        threads: CPU threads for the run, divided among the workers that are started here; with torchrun, threads of this
+            worker. None: as many as torch uses now, or each worker's share of the cores.
         bar: show a progress bar on stderr; None: only on a terminal.
-        timeout: seconds that workers wait for each other.
+        timeout: of exchanges between workers, seconds.
 
     Returns:
         The Record. Its curve is the same, bit for bit, however often the run was interrupted on one kind of machine.
 
     Raises:
         FileNotFoundError, ValueError: the data set is missing or damaged, or the checkpoint is; the configuration does
-            not fit the data; device or threads are not to be had.
+            not fit the data; the device or the number of threads is not available.
         OSError: a checkpoint cannot be written.
-        RuntimeError: a worker died, hung, or differs from the others.
+        RuntimeError: a worker died, did not answer in time, or differs from the others.
     """
     check_place(config, device, threads)
     if config.workers and not distributed.is_launched():
@@ -136,12 +136,12 @@ def _finish(turns: Turns) -> Record:
 
 
 def interrupt(turns: Turns) -> Record:
-    """What a run has come to, as if Ctrl-C had ended its present turn."""
+    """The record of a paused run, as if Ctrl-C had interrupted it now."""
     try:
         turns.throw(KeyboardInterrupt)
     except StopIteration as ended:
         return ended.value
-    raise AssertionError("the run goes on")
+    raise AssertionError("the run did not end")
 
 
 def check_place(config: RunConfig, device: str, threads: int | None) -> None:
@@ -171,14 +171,14 @@ def settings(config: RunConfig, device: str, threads: int) -> Iterator[None]:
 
 def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, bar: bool | None = False,
           lanes: int | None = None) -> Turns:  # fmt: skip
-    """`train` in turns, within its `settings`; lanes: of the runs that have turns, if there are others."""
+    """`train` as a generator that pauses between chunks of steps; lanes: how many runs take turns, if several do."""
     here, sets = environment(device) | ({"lanes": lanes} if lanes else {}), _load(config.data, data_dir, device)
     allowed = budget(config, len(sets.train))
     workers = Workers(config.variant) if config.variant else Alone()
-    workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # each was started by a command of its own
+    workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # torchrun's workers may have been given others
     model = build_network(config, tuple(sets.train.images.shape[1:]), device)
     path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints and workers.rank == 0 else None
-    full = not config.data.endswith("-embedded")  # records of the small sets were made without
+    full = not config.data.endswith("-embedded")  # the records of the embedded sets were made without channels-last
     if device == "cpu" and full and config.model not in models.DENSE:
         model.register_forward_pre_hook(_put_channels_last)
     runner = replay.choose(device, bool(config.workers) or config.method.startswith("subspace"))
@@ -214,7 +214,7 @@ def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, b
         outcome = "diverged"
     except KeyboardInterrupt:
         if config.workers:
-            raise  # the others may wait for this one for ever
+            raise  # or the other workers might wait for this one without end
         outcome = "interrupted"
     here |= _describe_past(progress, _commit(here), threads)
     if config.workers and progress.step > done:
@@ -266,7 +266,8 @@ def _describe_past(progress: Progress, commit: str, threads: int) -> dict[str, s
 def _begin(path: Path | None, config: RunConfig, model: nn.Module, workers: Workers | Alone,
            build: Callable[[RunConfig, nn.Module], torch.optim.Optimizer],
            ) -> tuple[torch.optim.Optimizer, Progress]:  # fmt: skip
-    """Where the checkpoint left off, or the start; worker 0 reads it and tells the others, who need not see the file."""
+    """The state of the checkpoint, or the start; worker 0 reads the file and sends it to the others, which need not see
+    it."""
     optimizer, progress = build(config.at(0), model), Progress()
     if path and path.exists():
         optimizer, progress = checkpoint.load(path, config, model, build)
@@ -301,7 +302,7 @@ def _descend(config: RunConfig, network: nn.Module, optimizer: torch.optim.Optim
 def _measure(config: RunConfig, step: int, allowed: Budget, losses: Tensor, cosines: Tensor, right: Tensor, held_out: int,
              workers: Workers | Alone) -> Point:  # fmt: skip
     """The point of the curve after a step, with the means over the steps since the last one."""
-    among = workers if config.variant in OWN_BATCH else Alone()  # those who have losses of their own
+    among = workers if config.variant in OWN_BATCH else Alone()  # workers whose losses differ
     return Point(
         allowed.epoch(step), step, step * allowed.batches * config.batch_size, step * allowed.passes,
         _mean(losses, among), _share(right, held_out, workers), _mean(cosines, among) if len(cosines) else None,
@@ -309,25 +310,25 @@ def _measure(config: RunConfig, step: int, allowed: Budget, losses: Tensor, cosi
 
 
 def _look_back(optimizer: torch.optim.Optimizer, point: Point, finite: bool) -> None:
-    """After an epoch in which nothing was read: raise what the steps of RBD, FPD or NES would have raised in it."""
+    """After an epoch whose steps read nothing from the device: raise what steps of RBD, FPD or NES raise."""
     if not isinstance(optimizer, torch.optim.SGD) and (math.isnan(point.loss) or not finite):
         raise FloatingPointError
 
 
 def _replicate(model: nn.Module, workers: Workers | Alone) -> nn.Module:
-    """DDP, which means the gradients of all workers, in their order."""
+    """DDP, which averages the gradients of all workers, summed in their order."""
     replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     replica.register_comm_hook(workers, distributed.ordered_hook)
     return replica
 
 
 def _mean(values: Tensor, among: Workers | Alone) -> float:
-    """Over an epoch's steps, and over the workers where each has values of its own."""
+    """Mean over an epoch's steps, and over the workers where each has values of its own."""
     return float(among.mean(values.double().mean()[None]))  # (1,)
 
 
 def _count_sent(workers: Workers | Alone) -> float:
-    """Bytes that this worker has put on the wire; NaN where the system does not tell."""
+    """Bytes that this worker has sent; NaN where the system does not count them."""
     try:
         return wire.count_bytes().sent if workers.size > 1 else 0.0
     except OSError:
@@ -405,12 +406,12 @@ def _stream(split: datasets.Split, config: RunConfig, start: int, per_epoch: int
 
 
 def accuracy(model: nn.Module, split: datasets.Split, workers: Workers | Alone = Alone()) -> float:  # noqa: B008
-    """Share of right answers, %; workers share out the batches, and take batch norm's buffers from worker 0."""
+    """Correct predictions, %; workers divide the batches among them, and use worker 0's buffers of batch norm."""
     return _share(_count_right(model, split, workers), len(split), workers)
 
 
 def _share(right: Tensor, images: int, workers: Workers | Alone) -> float:
-    """Right answers of all workers, % of the images."""
+    """Correct predictions of all workers, % of the images."""
     return 100 * int(workers.sum(right.reshape(1).double())) / images
 
 
@@ -428,7 +429,7 @@ def _count_right(model: nn.Module, split: datasets.Split, workers: Workers | Alo
 
 
 def _validate(model: nn.Module, split: datasets.Split, workers: Workers | Alone) -> tuple[Tensor, Tensor]:
-    """Right answers, and whether all parameters are finite."""
+    """Number of correct predictions, and whether all parameters are finite."""
     finite = torch.stack([p.detach().isfinite().all() for p in model.parameters()]).all()
     return _count_right(model, split, workers), finite
 

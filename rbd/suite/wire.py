@@ -23,7 +23,7 @@ def count_bytes() -> Wire:
     """What the TCP connections open now have carried, headers of TCP not counted (Linux: TCP_INFO).
 
     Raises:
-        OSError: the system does not tell.
+        OSError: the system does not count them.
     """
     if sys.platform != "linux":
         raise OSError(f"bytes on the wire are read from TCP_INFO, which {sys.platform} does not have")

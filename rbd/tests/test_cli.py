@@ -78,7 +78,7 @@ def refused(arguments: list[str], capsys) -> str:
     (["--help"], ["reproduce", "train", "report", "data", "--version"]),
     (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "--threads"]),
     (["report", "--help"], ["--profile NAME", "quick, paper", "--into README", "default: results"]),
-    (["sweep", "--help"], ["or all", "--jobs", "--seeds", "figures leave such runs out", "--dry-run", "--ray ADDRESS"]),
+    (["sweep", "--help"], ["or all", "--jobs", "--seeds", "figures do not use such runs", "--dry-run", "--ray ADDRESS"]),
     (["dimension", "--help"], ["SCRIPT:FUNCTION", "--dims D", "default: 0 1 2", "--jobs", "--baseline VALUE", "90 %"]),
     (["data", "--help"], ["--download", "mnist, fmnist or cifar10", "RBD_DATA_DIR"]),
 ])  # fmt: skip
@@ -907,7 +907,7 @@ def test_sweep_measures_once(scripts, capsys):
     assert made["environment"]["rbd"] == rbd.__version__
     before = path.stat()
     assert main(["sweep", "depth"]) == 0 and path.stat() == before
-    assert "is there; remove it to measure again" in capsys.readouterr().out
+    assert "measured before; remove the file to measure again" in capsys.readouterr().out
     assert main(["sweep", "--list"]) == 0 and "    quick: done\n" in capsys.readouterr().out
 
 

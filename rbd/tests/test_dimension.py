@@ -124,7 +124,7 @@ def test_a_changed_script_runs_anew_and_says_so(here, capsys):
     capsys.readouterr()
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "the script has changed: 1 runs of other texts of it stay in results/dimension and do not count" in said
+    assert "the script has changed: 1 runs of other versions of it are not used, see results/dimension" in said
     assert "1 runs, 1 to do" in said and "| 10 | 0.750 (n = 1) | no interval |" in said
     Path("mine.py").write_text(SCRIPT)  # and back: the first one counts again
     assert main(words) == 0
@@ -216,7 +216,7 @@ def test_interrupted_it_keeps_what_ended_and_goes_on(here, capsys):
     while len(calls(here)) < 2 and time.monotonic() < limit:
         time.sleep(0.1)
     assert main(words) == 2
-    assert "another process is at these runs" in capsys.readouterr().err
+    assert "another process is doing these runs" in capsys.readouterr().err
     run.send_signal(signal.SIGINT)
     said = run.communicate(timeout=60)
     assert run.returncode == 130 and said[1] == "\nrbd: interrupted; the same command goes on from the last run that ended\n"

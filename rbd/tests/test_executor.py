@@ -159,7 +159,7 @@ def test_as_many_at_a_time_as_there_are_jobs(tmp_path):
 @pytest.mark.parametrize(("error", "told"), [
     (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; semaphores stand in /dev/shm: it must be"),
     (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; semaphores stand in /dev/shm: it must be"),
-    (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe; it ended at once, and may have said above why"),
+    (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe; it ended at once; its output above may say why"),
     (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "temporarily unavailable; see `ulimit -a` and the limits"),
     (RuntimeError("can't start new thread"), "can't start new thread; see `ulimit -a`"),
     (ImportError("no sem_open"), "no sem_open; see `ulimit -a`"),

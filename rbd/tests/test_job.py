@@ -186,7 +186,7 @@ def test_a_claimed_run_is_left_alone_or_waited_for(tmp_path, trained_by):
     trainer = trained_by(Trainer("finished"))
     (tmp_path / "locks").mkdir()
     with store.claim(RUN, tmp_path):
-        with pytest.raises(store.Busy, match=f"{RUN.id}: another process is at this run"):
+        with pytest.raises(store.Busy, match=f"{RUN.id}: another process is doing this run"):
             job.run(RUN, tmp_path / "runs" / "x", tmp_path, wait=0)
         assert trainer.calls == []
         other = replace(RUN, seed=1)

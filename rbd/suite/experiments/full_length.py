@@ -1,4 +1,4 @@
-"""Does the rate of a short search hold for 100 epochs? It, half and a quarter of it, with a seed of no reported run."""
+"""Is the rate that a short search chose still the best one for 100 epochs, or is half or a quarter of it better?"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from rbd.suite.experiment import Experiment, experiments
 from rbd.suite.rates import Request
 
 NAME = "learning_rate"
-SEEDS = (100, 101)  # of no reported run
+SEEDS = (100, 101)  # no run in the results uses these
 OCTAVES = 9
 DENSE = 2500  # largest d for which rates are searched with dense signs, whose cost grows with d
 
@@ -34,7 +34,7 @@ def collect(profile: str) -> list[RunConfig]:
 
 
 def list_requests(profile: str) -> Iterator[RunConfig]:
-    """Whatever the other experiments in this folder want at a chosen rate; full_length wants what table1 and curves do."""
+    """All requests of the other experiments in this folder; full_length requests what table1 and curves do."""
     for other in sorted(experiments(Path(__file__).parent), key=lambda other: other.name):
         if other.runs and other.name not in (NAME, "full_length"):
             yield from (request.config for request in other.runs(profile) if isinstance(request, Request))
@@ -45,7 +45,7 @@ def grid(profile: str, config: RunConfig) -> Iterator[RunConfig]:
     step = 2 if config.model.startswith("resnet") else 1
     low, scale = find_lowest(profile, config), {name: getattr(config, name) for name in rates.SCALE}
     plain = RunConfig(config.model, config.data, config.method, dim=None if config.method == "sgd" else 250)
-    cut = config.partition not in (None, "whole")  # one octave off costs five points there
+    cut = config.partition not in (None, "whole")  # a factor of 2 costs five points there
     main = config.model == "fc" and (cut or rates.key(config) == rates.key(plain))  # the keys of table 1 and compartments
     distribution = "countsketch" if is_sparse(config) else None
     for seed in SEEDS if main and profile == "quick" else SEEDS[:1]:
@@ -61,7 +61,7 @@ def is_sparse(config: RunConfig) -> bool:
 
 def find_lowest(profile: str, config: RunConfig) -> int:
     """Exponent of the smallest rate: 2 ** -2 ... 2 ** 7 for rbd with the FC net and few images, for instance."""
-    long = 2 if profile == "paper" else 0  # the paper's own rates, for a hundred epochs of all images, are well inside
+    long = 2 if profile == "paper" else 0  # so that the paper's rates, for 100 epochs, lie inside
     if "nes" in config.method:
         return -9
     if config.method == "sgd":
