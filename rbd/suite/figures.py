@@ -140,16 +140,18 @@ def index(results: str | os.PathLike[str], names: Iterable[str], analysis: Path 
     asked = [item for item in ordered if name_experiment(item[0]) != CLAIMS]
     parts = [*_quote_claims(root), findings.RULES]
     for profile, heading in PARTS.items():
-        rows = [_cells(root, stem, e) for stem, e in asked if e["profile"] == profile]
+        here = [(stem, e) for stem, e in asked if e["profile"] == profile]
+        rows = [_cells(root, *item) for item in sorted(here, key=lambda item: item[1].get("verdict") == findings.NOT_RUN)]
         parts += [f"### {heading}", tables.markdown(HEAD, rows).removesuffix("\n")] if rows else []
     parts += ["### Details", *(_fold(root, stem, e) for stem, e in ordered if e["evidence"])]
     return "\n\n".join(parts)
 
 
 def _quote_claims(root: Path) -> list[str]:
-    """The table of the paper's claims, of the full-scale runs where there is one, and a link to the one of its numbers."""
+    """The rules and the table of the paper's claims, at full scale where there is one, and a link to that of its numbers."""
     folder = root / "tables"
-    quoted = [p.read_text("utf-8").strip() for n in ("paper", "quick") if (p := folder / f"claims-{n}.md").exists()][:1]
+    texts = [p.read_text("utf-8").strip() for n in ("paper", "quick") if (p := folder / f"claims-{n}.md").exists()]
+    quoted = [part for text in texts[:1] for part in reversed(text.split("\n\n", 1))]  # the note goes above the table
     links = {"verdicts-paper": "Each number of table 1 and figure 1", "sparse-paper": "Countsketch beside signs and SGD"}
     told = [f"{name}: [table](tables/{stem}.md)." for stem, name in links.items() if (folder / f"{stem}.md").exists()]
     return ["### The paper's claims", *quoted, *[" ".join(told)] * bool(told)] if quoted else []

@@ -23,27 +23,28 @@ MET, NOT_MET, SETTINGS = "rule met", "rule not met", "settings"
 VERDICTS = (*verdicts.VERDICTS, PARTLY, *SMALL, HIGHER, LOWER, NONE, FEW, AGREES, PARTLY_AGREES, DIFFERS, MET, NOT_MET,
             SETTINGS)  # fmt: skip
 RULES = f"""\
-`rbd figures` computes each verdict from the records. The rules:
+`rbd figures` computes each verdict from the records, by these rules:
 
-- **A claim of the paper that one method beats another.** A lead counts where its 95 % interval lies above 0 (single runs:
-  where it exceeds {POINTS} points). *{REPRODUCED}*: every lead that was run counts. *{PARTLY}*: some count.
-  *{NOT_REPRODUCED}*: none counts. The quick profile trains on 5,000 images, so there the words are *{SMALL[0]}*,
-  *{SMALL[1]}* and *{SMALL[2]}*. How large a lead is decides nothing: the paper's stands beside it.
-- **Numbers of the paper.** Ours agrees if it is at most {POINTS} points or two standard deviations of the difference away.
-  *{REPRODUCED}*: all numbers agree in the set-up that the paper describes. *{WITHOUT}*: all agree
-  without augmentation. *{PARTLY}*: some agree in either. *{NOT_REPRODUCED}*: none does.
-- **Speed.** *{REPRODUCED}*: in some commit the fastest dense distribution was {FASTER:g} times faster than the stored fp32
+- **Claims of the paper that one method beats another.** A difference holds if its 95 % interval lies above 0 (single runs:
+  if it is above {POINTS} points). *{REPRODUCED}*: every difference that was run holds. *{PARTLY}*: some hold.
+  *{NOT_REPRODUCED}*: none holds. The quick profile trains on 5,000 images, so there the words are *{SMALL[0]}*,
+  *{SMALL[1]}* and *{SMALL[2]}*. The size of the difference does not decide; the paper's stands beside it.
+- **Numbers of the paper.** Ours agrees if it is at most {POINTS} points away, or at most two standard deviations of the
+  difference. *{REPRODUCED}*: all numbers agree in the set-up that the paper describes. *{WITHOUT}*: all
+  agree without augmentation. *{PARTLY}*: some agree in either. *{NOT_REPRODUCED}*: none does.
+- **Speed.** *{REPRODUCED}*: in some commit the fastest dense distribution was {FASTER:g} times as fast as the stored fp32
   basis.
-- **Memory.** *{REPRODUCED}*: on demand it grows with d by at most {100 * NEAR:g} %, and that of a stored basis by more.
+- **Memory.** *{REPRODUCED}*: as d grows, peak memory grows by at most {100 * NEAR:g} % on demand, and by more with a stored
+  basis.
 - **Our own comparisons.** *X {HIGHER}*, *X {LOWER}*: the 95 % interval of the difference excludes 0.
-  *{NONE}*: it holds 0. *{FEW}*: there is no interval.
-- **A theory.** *{AGREES}*: every mean is at most {100 * NEAR:g} % away, or its interval holds the theory's value.
-  *{PARTLY_AGREES}*: some are. *{DIFFERS}*: none is.
-- **A default.** *{MET}* or *{NOT_MET}*: the rule stands in the details.
-- *{NOT_RUN}*: there are no runs that tell. *{SETTINGS}*: nothing to judge.
+  *{NONE}*: it contains 0. *{FEW}*: single runs, so there is no interval.
+- **A theory.** *{AGREES}*: every mean is at most {100 * NEAR:g} % away from the theory's value, or its interval contains
+  that value. *{PARTLY_AGREES}*: this holds for some. *{DIFFERS}*: for none.
+- **A default.** *{MET}* or *{NOT_MET}*: the details give the rule.
+- *{NOT_RUN}*: no run answers the question yet. *{SETTINGS}*: a table of settings, without a verdict.
 
-A verdict rests on the runs that are there, and says where some are missing. With n = 3 a 95 % bootstrap interval covers
-the true mean in about 75 % of cases."""
+A verdict is based on the runs done so far; where some are missing, it says how many are done. With n = 3, a 95 % bootstrap
+interval contains the true mean in about 75 % of cases."""
 
 
 def judge_leads(gaps: Sequence[Summary], profile: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import textwrap
 from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,8 +87,10 @@ def escape(text: str) -> str:
 
 
 def save(results: str | os.PathLike[str], name: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Path:
-    """Write results/tables/<name>.md and .tex; returns the path of the Markdown."""
+    """Write results/tables/<name>.md and .tex, the note in lines of 120 characters; returns the path of the Markdown."""
     folder = Path(results) / "tables"
+    wrap = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False)
+    note = "\n".join(wrap.fill(line) for line in note.split("\n"))
     store.write(folder / f"{name}.tex", latex(head, rows, note), "a table")
     return store.write(folder / f"{name}.md", markdown(head, rows, note), "a table")
 

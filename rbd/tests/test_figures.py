@@ -184,14 +184,21 @@ def test_index_by_hand(tmp_path):
 
 
 def test_the_claims_of_the_paper_open_the_index(tmp_path):
-    """From full-scale runs where there is such a table; the notebook that makes it has no row of its own."""
+    """Their rules first; from full-scale runs where there is such a table; the notebook behind it has no row of its own."""
     put(tmp_path, "verdicts-quick", claim="the claims")
     (tmp_path / "tables" / "claims-quick.md").write_text("| claim |\n\nthe rule\n", "utf-8")
     made = figures.index(tmp_path, ["verdicts"])
-    assert made.startswith("### The paper's claims\n\n| claim |\n\nthe rule\n\n`rbd figures`")
+    assert made.startswith("### The paper's claims\n\nthe rule\n\n| claim |\n\n`rbd figures`")
     assert "| the claims |" not in made and "<b>verdicts-quick</b>: the claims" in made and "verdicts-paper" not in made
     (tmp_path / "tables" / "claims-paper.md").write_text("| claim at full scale |\n", "utf-8")
     assert figures.index(tmp_path, []).startswith("### The paper's claims\n\n| claim at full scale |\n\n`rbd")
+
+
+def test_questions_without_an_answer_come_last(tmp_path):
+    put(tmp_path, "curves-quick", claim="1. Does it?", verdict="not run")
+    put(tmp_path, "nes-quick", claim="2. Does that?", verdict="RBD higher")
+    asked = [row[0] for row in cells(figures.index(tmp_path, []))]
+    assert asked[2:] == ["2. Does that?", "1. Does it?"]
 
 
 def test_evidence_of_before_there_were_verdicts_is_still_read(tmp_path):

@@ -195,7 +195,7 @@ def test_claims_on_made_up_results(tmp_path):
     execute("verdicts", tmp_path)
     found = claims(tmp_path, "quick")
     assert [name[0] for name in found] == ["1", "2", "2", "3", "3", "4", "5"]
-    assert found["1: redraw beats fixed"][0] == SMALL[0] and found["1: redraw beats fixed"][5] == "quick"
+    assert found["1: redraw beats fixed"][0] == SMALL[0] and found["1: redraw beats fixed"][5] == "small scale"
     assert found["2: compartments improve"][0] == SMALL[2]  # all partitions have the same level
     assert found["3: less memory"][0] == REPRODUCED
     told = found["3: up to 10 × faster"][:3]
@@ -215,6 +215,7 @@ def test_claim_5_needs_every_row(tmp_path, augment):
             execute("verdicts", tmp_path, "paper")
             row = claims(tmp_path, "paper")["5: on all networks and data"]
             assert row[0] == (verdict if number == 7 else NOT_RUN)
+            assert augment or row[2] == f"{number} of 7 rows" + " so far" * (number < 7)
     assert claims(tmp_path, "paper")["1: redraw beats fixed"][0] == verdict
     put(tmp_path, (71.0,), "cnn", "mnist", method="fpd", augment=augment)
     execute("verdicts", tmp_path, "paper")
@@ -229,7 +230,7 @@ def test_compartments_and_workers_of_the_full_scale_go_first(tmp_path):
         made_up.experiment(tmp_path, name)
     execute("verdicts", tmp_path, "paper")
     found = claims(tmp_path, "paper")
-    assert {found[name][5] for name in ("2: compartments improve", "4: workers share seeds")} == {"quick"}
+    assert {found[name][5] for name in ("2: compartments improve", "4: workers share seeds")} == {"small scale"}
     put(tmp_path, (97.0, 97.1), method="rbd", partition="even:2", lr=2.0)
     put(tmp_path, (95.0, 95.1), method="rbd", lr=2.0)
     listed = [record.load(path).config for path in sorted((tmp_path / "runs" / "some").glob("*.json"))]
@@ -237,7 +238,7 @@ def test_compartments_and_workers_of_the_full_scale_go_first(tmp_path):
     made_up.manifest(tmp_path, "compartments", "paper", wanted)
     execute("verdicts", tmp_path, "paper", allow_missing=True)
     row = claims(tmp_path, "paper")["2: compartments improve"]
-    assert (row[0], row[2], row[5]) == (REPRODUCED, "+2.0 points", "full")
+    assert (row[0], row[2], row[5]) == (REPRODUCED, "+2.0 points", "full scale")
 
 
 def test_nothing_at_all_is_nothing_to_judge(tmp_path):
