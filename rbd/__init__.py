@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rbd.optim import FPD, NES, RBD
     from rbd.subspace import Subspace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["FPD", "NES", "RBD", "Basis", "Subspace", "__version__"]
 
 _HOME = {"Basis": "rbd.basis", "RBD": "rbd.optim", "FPD": "rbd.optim", "NES": "rbd.optim",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import rbd
 from rbd.suite import experiment
 from rbd.suite.cli import _parser, main
 
@@ -71,6 +72,13 @@ def test_commands_are_accepted(command):
 def test_there_are_commands():
     shown = {shlex.split(command)[1] for command in _commands()}
     assert shown == {"reproduce", "report", "figures", "sweep"}
+
+
+def test_changelog_and_citation_name_the_version():
+    released = re.findall(r"^## \[(\d[\d.]*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    cited = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert (rbd.__version__, *re.findall(r"^date-released: (\S+)$", cited, re.MULTILINE)) == released[0]
+    assert re.findall(r"^version: (\S+)$", cited, re.MULTILINE) == [rbd.__version__]
 
 
 def test_ci_runs_the_test_command():
