@@ -23,8 +23,12 @@ PROFILES = {
     "-paper": "Paper profile (all images, the paper's budget)",
     "": "Figure",
 }
-TABLES = {"claims": ("claims-paper", "claims-quick"), "table1": ("table1-verdicts-paper", "table1-paper"),
-          "table1-quick": ("table1-quick",)}  # fmt: skip
+TABLES = {
+    "claims": ("claims-short-paper", "claims-short-quick"),
+    "claims-measured": ("claims-paper", "claims-quick"),
+    "table1": ("table1-verdicts-paper", "table1-paper"),
+    "table1-quick": ("table1-quick",),
+}
 # ^ a table that a page includes -> the first of these in results/tables
 
 

@@ -1,4 +1,4 @@
-"""Train a small network on the 7,000 MNIST images of the package with RBD, and tell its accuracy."""
+"""Train a small network on the 7,000 MNIST images of the package with RBD, and print its accuracy."""
 
 from importlib.resources import files
 
@@ -17,7 +17,8 @@ torch.manual_seed(0)
 batches = [(images[train][i], labels[train][i]) for _ in range(2) for i in torch.randperm(5000).split(32)]  # two epochs
 
 # ten lines
-model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+layers = torch.nn.Flatten(), torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
+model = torch.nn.Sequential(*layers)
 optimizer = RBD(model.parameters(), lr=4.0, dim=250)  # 250 random directions, new ones at every step
 for x, y in batches:
     optimizer.zero_grad()
