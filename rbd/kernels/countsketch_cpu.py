@@ -25,7 +25,7 @@ from rbd import distribution as distribution_module
 from rbd import philox
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import Distribution
-from rbd.kernels import cpu, simd
+from rbd.kernels import cpu, simd, team
 from rbd.kernels.cpu import _inline, _philox, _rademacher
 from rbd.kernels.jit import jit
 from rbd.kernels.simd import (
@@ -549,7 +549,7 @@ def _scratch(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
     """The kernel over all units; many columns are shared out, each unit taken by the next free thread."""
     count = len(plan.units)
-    threads = 1 if plan.columns < INLINE else min(cpu.thread_count(), count)
+    threads = 1 if plan.columns < INLINE else min(team.thread_count(), count)
     if threads == 1:
         return kernel(plan.address, 0, count, *args, *_scratch(dtype))
     taken = itertools.count()  # next() is atomic
@@ -559,7 +559,7 @@ def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
         while (n := next(taken)) < count:
             kernel(plan.address, n, n + 1, *args, *scratch)
 
-    cpu.share(work, threads)
+    team.share(work, threads)
 
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
