@@ -3,7 +3,7 @@
 After an operation on several threads, torch's OpenMP threads spin for milliseconds in wait of the next one. A pool's threads
 must first get a core from them, and take 25 to 50 µs to wake up; the spinning threads themselves start in 2 µs. So a
 product that follows torch's operations borrows them, where it wants as many as torch has. OpenMP waits for a thread whose
-core another process has, where a pool does not: after such a wait, a hundred times as long passes before the next attempt.
+core another process has, where a pool does not: after three such waits, a hundred times as long passes before the next.
 
 Numba's own threading layers abort on concurrent calls (workqueue), on fork (omp) or need a library that few platforms have
 (tbb).
@@ -38,7 +38,8 @@ def thread_count() -> int:
 
 _pool: ThreadPoolExecutor | None = None
 _forked = False  # OpenMP's threads, and the pool's, stayed in the parent
-_resting = 0.0  # time.perf_counter() until which OpenMP's threads are not asked
+_late = 0  # how often in a row OpenMP's threads came late
+_resting = 0.0  # time.perf_counter() until which they are not asked
 
 LATE = 2e-4  # seconds of waiting that say so; a start takes 2e-6
 
@@ -108,10 +109,17 @@ def _borrow(openmp: ctypes.CDLL, work: Callable[[], None], threads: int) -> None
 
 
 def _rest(wait: float) -> None:
-    """Leave OpenMP's threads alone for a while if they came so late (seconds), or ended so long after a fair share."""
-    global _resting
-    if wait > LATE:
-        _resting = time.perf_counter() + 100 * wait
+    """Leave OpenMP's threads alone for a while if they came late for the third time in a row.
+
+    One that the pool's threads have crowded out is late once or twice, until the system gives it a core of its own.
+
+    Args:
+        wait: for the start, or for the others' end beyond this thread's own time, seconds.
+    """
+    global _late, _resting
+    _late = _late + 1 if wait > LATE else 0
+    if _late == 3:
+        _late, _resting = 0, time.perf_counter() + 100 * wait
 
 
 def _threads() -> ThreadPoolExecutor:
