@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 
 from rbd import Basis
-from rbd.kernels import team
+from rbd.kernels import countsketch_cpu, team
 
+NAMES = ("normal", "uniform", "rademacher", "countsketch")
 borrows = pytest.mark.skipif(team._openmp() is None, reason="this torch does not use GNU OpenMP")
 
 
@@ -150,9 +152,21 @@ def test_a_wait_for_the_others_counts(monkeypatch):
     assert 0.04 < waits[0] < 10
 
 
-@pytest.mark.parametrize("name", ["normal", "uniform", "rademacher"])
+def test_no_scratch_is_made_anew(either, monkeypatch):
+    """Python knows them for the time of a call only: what it keeps by thread would be made every time."""
+    basis, g = Basis(250, 1_200_000, "countsketch"), torch.ones(1_200_000)
+    one, other = (countsketch_cpu._take_scratch(np.dtype("f")) for _ in range(2))
+    monkeypatch.setattr(countsketch_cpu, "_free", {"f": [one, other]})
+    monkeypatch.setattr(countsketch_cpu, "_aligned", None)
+    for _ in range(3):
+        basis.project(g)
+    assert {id(s) for s in countsketch_cpu._free["f"]} == {id(one), id(other)}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_openmp_and_pool_give_the_same_bits(name, monkeypatch):
-    basis, g = Basis(250, 101_770, name, seed=3), torch.sin(torch.arange(101_770.0))
+    size = 1_200_000 if name == "countsketch" else 101_770
+    basis, g = Basis(250, size, name, seed=3), torch.sin(torch.arange(0.0, size))
     torch.set_num_threads(1)
     alone = basis.project(g), basis.expand(torch.ones(250))
     torch.set_num_threads(2)
