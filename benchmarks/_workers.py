@@ -23,7 +23,7 @@ DIM, SIZE = 250, 101_770  # the paper's d, and the D of its FC net
 
 
 def _seconds(function: Callable[[], object], times: int, group: dist.ProcessGroup) -> float:
-    """Median time of a call that all workers begin together; the slowest worker's, as nobody can go on before it."""
+    """Median time of a call that all workers begin together; that of the slowest worker, for which the others wait."""
     function()
     taken = []
     for _ in range(times):

@@ -27,7 +27,7 @@ CACHES = ("L1d", "L2", "L3")  # of one core; L3 of those that share it
 
 
 class Cache:
-    """A size as Linux tells it; n/a elsewhere. Not ours to change: it is kept beside the results that depend on it."""
+    """A size as Linux reports it; n/a elsewhere. A property of the machine, kept with the results that depend on it."""
 
     params = (CACHES,)
     param_names = ("cache",)
@@ -37,7 +37,7 @@ class Cache:
     def setup(self, cache: str) -> None:
         self.sizes = caches()
         if cache not in self.sizes:
-            raise NotImplementedError(f"{cache}: the system does not tell its size")
+            raise NotImplementedError(f"{cache}: the system does not report its size")
 
     def track_size(self, cache: str) -> int:
         return self.sizes[cache]

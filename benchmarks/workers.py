@@ -45,7 +45,7 @@ class Steps:
 
 
 class Regeneration(Steps):
-    """What a worker generates in a step, while no other is at work: constant where the variant allows it."""
+    """What a worker generates in a step, alone on the machine: constant in W where the variant allows it."""
 
     def track_step(self, found: Found, variant: str, workers: int) -> float:
         return found["regeneration", variant, workers] / found["step", "alone", 1]

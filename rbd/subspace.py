@@ -336,8 +336,8 @@ class _Place:
     def enter(self, moved: _Moved, grad: Tensor) -> None:
         """A backward pass begins, in which checkpoints may run parts of the model again: with θ.
 
-        Where it passes through two θ at once, nobody knows which of them they would need: tensors without values then make
-        them fail.
+        Where it passes through two θ at once, it is unknown which of them they need: they then get tensors without values,
+        and fail.
         """
         with self.lock:
             other = self.standing if self.task == torch._C._current_graph_task_id() else None

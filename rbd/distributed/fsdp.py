@@ -97,7 +97,7 @@ def sharded_directions(
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor, as the parameters of a module under fully_shard are."""
-    tensors = sys.modules.get("torch.distributed.tensor")  # two seconds to import, and who has none need not wait
+    tensors = sys.modules.get("torch.distributed.tensor")  # takes two seconds to import, so not imported for this alone
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 

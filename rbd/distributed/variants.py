@@ -1,4 +1,4 @@
-"""What workers compute in each variant, without any communication: equations for any worker, of any number."""
+"""What workers compute in each variant, without any communication: functions of a worker's number and their count."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _shift_to_start(compartments: tuple[Compartment, ...]) -> tuple[Compartment,
 
 
 def project(part: Part, variant: str, worker: int, workers: int) -> Tensor:
-    """c_r, the coordinates that worker r finds and sends: (d,), or as many as it has rows with the variant shares."""
+    """The coordinates that worker r computes and sends: (d,); with the variant shares, one for each of its rows."""
     if variant != "shares":
         return kernels.project(part.g, replace(part.spec, stream=worker if variant in OWN_BASIS else 0))
     mine = worker_rows(part.spec.compartments, worker, workers)

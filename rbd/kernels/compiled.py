@@ -2,7 +2,8 @@
 
 Their integers may change from step to step without another compilation.
 
-The tables of the GPU kernels outlive a call, which Inductor's own CUDA graphs do not allow: it is told to leave them out.
+The tables of the GPU kernels outlive a call, which Inductor's own CUDA graphs do not allow: a tag keeps the operators out of
+these.
 """
 
 from __future__ import annotations

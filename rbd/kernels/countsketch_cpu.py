@@ -216,7 +216,7 @@ def _make_rotations(total, by, words):
 
 @_inline
 def _add_small_segments(g, low, high, total, q0, q1, name, words, x, sums):
-    """sums (total,) = the segments q0 ... q1 - 1 of 2 ... 16 rows; lanes beyond them have what nobody reads."""
+    """sums (total,) = the segments q0 ... q1 - 1 of 2 ... 16 rows; lanes beyond them are not read."""
     number, seed, stream, step = name
     even = odd = load(sums, 0)
     q, have = q0, -1

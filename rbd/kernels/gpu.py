@@ -118,7 +118,8 @@ def _of_level(stack, level):
 def _project(g, owners, table, scales, partial, counters, out, octaves, seed, stream, step, row0,
              DISTRIBUTION: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr,
              N: tl.constexpr):  # fmt: skip
-    """out = scale * (R rows of a compartment) @ g; see _project_plan for the table, NOTES.md for who adds up what."""
+    """out = scale * (R rows of a compartment) @ g; see _project_plan for the table, docs/develop/gpu.md for the order of
+    sums."""
     k = tl.load(owners + tl.program_id(0))
     fields = table + 13 * k
     program = tl.program_id(0) - tl.load(fields)

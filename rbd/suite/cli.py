@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
             return status
     except KeyboardInterrupt:
         how = "terminated" if received else "interrupted"
-        print(f"\nrbd: {how}; the same command goes on from {given.kept}", file=sys.stderr)
+        print(f"\nrbd: {how}; run the same command again to continue from {given.kept}", file=sys.stderr)
         return 143 if received else 130  # 128 + the signal's number
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if isinstance(error, BrokenPipeError) and _has_left(sys.stdout):  # as `head` does: there is nothing to say,
+        if isinstance(error, BrokenPipeError) and _has_left(sys.stdout):  # `head` closes its input early: nothing to report,
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and nothing to flush at exit
             return 141  # 128 + SIGPIPE, as a shell has it
         print(f"rbd: error: {error}", file=sys.stderr)

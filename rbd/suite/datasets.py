@@ -257,7 +257,7 @@ def _fetch(name: str, root: Path, lacking: set[str]) -> None:
         source(root, train=True, download=True)
     except (RuntimeError, OSError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())  # torchvision's runs over several lines
-        hint = "run the same command again to go on; complete files are kept, also those put there by hand: "
+        hint = "run the same command again to continue; complete files are kept, also those put there by hand: "
         hint += ", ".join(str(path) for path in _archives(name, root) if name == "cifar10" or path.stem in lacking)
         raise OSError(f"{name}: download into {root} failed: {reason}; {hint}") from error
 

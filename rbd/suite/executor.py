@@ -122,7 +122,7 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
     left = len(asked.missing(asked.look(results)[0])) if resources.deadline else 0
     if left > len(failures):
         yield (f"rbd: warning: {plan.name}: the deadline came before {left} of {len(asked.configs)} runs had ended; "
-               "the same command goes on")  # fmt: skip
+               "run the same command again to continue")  # fmt: skip
     for failure in failures:
         where = store.failure_path(failure.config, results)
         yield f"failed: {describe(failure.config)}: {failure.message}{f' ({where})' * where.exists()}"

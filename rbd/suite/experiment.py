@@ -186,7 +186,7 @@ class Plan:
         return replace(self, configs=tuple(dict.fromkeys(replace(c, seed=seed) for c in self.configs for seed in seeds)))
 
     def manifest(self) -> str:
-        """The runs as JSON, one a line: what whoever reads the results should find there."""
+        """The runs as JSON, one a line, for readers of the results."""
         about = {"name": self.name, "question": self.question, "untuned": self.untuned}
         lines = [f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in about.items()]
         waiting = ",\n".join(c.canonical() for c in self.waiting)

@@ -53,7 +53,7 @@ class Lane:
 
 
 def take_turns(arriving: SimpleQueue[Lane | None], is_over: Callable[[], bool]) -> None:
-    """Go on with all runs in turn, with those that arrive meanwhile too; until None arrives and all have ended.
+    """Continue all runs in turn, and those that arrive meanwhile; return when None has arrived and all have ended.
 
     Args:
         is_over: whether runs are to end now, at their last full epoch.

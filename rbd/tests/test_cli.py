@@ -416,7 +416,7 @@ def test_interrupted_train_goes_on(here, few, capsys, monkeypatch):
     assert main(arguments) == 130
     said = capsys.readouterr()
     assert "interrupted after 1 epochs" in said.out
-    assert said.err == "\nrbd: interrupted; the same command goes on from the last full epoch\n"
+    assert said.err == "\nrbd: interrupted; run the same command again to continue from the last full epoch\n"
     assert main(arguments) == 0
     assert f"{RunConfig(method='sgd', epochs=3).id}.json: finished after 3 epochs" in capsys.readouterr().out  # only now
     resumed = record.load(next(Path("results/runs/train").iterdir()))
@@ -540,7 +540,7 @@ def test_reproduce_interrupted_goes_on(here, tiny, capsys, monkeypatch):
     monkeypatch.setattr(executor, "Processes", type("Interrupted", (Here,), {"submit": interrupt}))
     assert main(["reproduce", "--threads", str(cost.count_cores())]) == 130  # one run at a time
     said = capsys.readouterr()
-    assert "the same command goes on" in said.err and "curves:" not in said.out
+    assert "run the same command again" in said.err and "curves:" not in said.out
     assert re.findall(r"^(\[\d/3\]).* (?:finished|diverged) after", said.out, re.MULTILINE) == ["[1/3]"]
     monkeypatch.setattr(executor, "Processes", Here)
     assert main(["reproduce"]) == 0

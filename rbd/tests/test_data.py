@@ -576,7 +576,7 @@ def test_interrupted_download_goes_on(small, server, tmp_path, capsys):
 def test_transfer_cut_half_way(small, server, tmp_path):
     name, folder, _ = small
     server.cut = {"train-labels-idx1-ubyte.gz"}
-    with pytest.raises(OSError, match=f"{name}: download into .* failed: .*; run the same command again to go on"):
+    with pytest.raises(OSError, match=f"{name}: download into .* failed: .*; run the same command again to continue"):
         datasets.download(name, tmp_path)
     assert (tmp_path / folder / "raw" / "train-labels-idx1-ubyte.gz").exists()  # the half that came
     server.cut = set()
@@ -623,7 +623,7 @@ def test_server_gone(small, server, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="download") as caught:
         datasets.download(name, tmp_path)
     archives = [str(tmp_path / folder / "raw" / file) for file, _ in getattr(torchvision.datasets, folder).resources]
-    for part in (name, str(tmp_path), gone.url, "run the same command again to go on", f"by hand: {', '.join(archives)}"):
+    for part in (name, str(tmp_path), gone.url, "run the same command again to continue", f"by hand: {', '.join(archives)}"):
         assert part in str(caught.value)
     monkeypatch.setattr(getattr(torchvision.datasets, folder), "mirrors", [gone.url, server.url])
     datasets.download(name, tmp_path)  # the second mirror serves

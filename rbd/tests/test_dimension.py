@@ -219,7 +219,8 @@ def test_interrupted_it_keeps_what_ended_and_goes_on(here, capsys):
     assert "another process is doing these runs" in capsys.readouterr().err
     run.send_signal(signal.SIGINT)
     said = run.communicate(timeout=60)
-    assert run.returncode == 130 and said[1] == "\nrbd: interrupted; the same command goes on from the last run that ended\n"
+    hint = "run the same command again to continue from the last run that ended"
+    assert run.returncode == 130 and said[1] == f"\nrbd: interrupted; {hint}\n"
     assert [p.name for p in folder(here, "waits").glob("*.json")] == ["dim10-seed0.json"]
     Path("go").touch()
     assert main(words) == 0

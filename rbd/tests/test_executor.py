@@ -436,7 +436,7 @@ def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(demo):
         os.kill(running.pid, number)
         out, err = running.communicate(timeout=280)
         assert running.returncode == status
-        assert ("the same command goes on" in err) == (status > 0) and "Traceback" not in err
+        assert ("run the same command again" in err) == (status > 0) and "Traceback" not in err
         assert status < 0 or "leaked" not in err
         wait_for(lambda workers=workers: not any(alive(pid) for pid in workers))
         assert len(checkpoints(here)) == 2 and not list((here / "results" / "runs").rglob("*.json"))

@@ -404,7 +404,7 @@ EXPERIMENT = Experiment("lanes", "Do lanes survive a kill?", runs)
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_lanes_survive_kill_9(tmp_path):
-    """Killed when two runs have checkpoints, the same command goes on from them; the records are those of runs alone."""
+    """Killed when two runs have checkpoints, the same command continues from them; the records are those of runs alone."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "lanes.py").write_text(SWEEP)
     command = [sys.executable, "-m", "rbd", "sweep", "lanes", "--sweeps-dir", "scripts", "--lanes", "2"]
@@ -433,7 +433,7 @@ def test_a_sweep_tells_what_the_deadline_left(tmp_path, monkeypatch, capsys):
     (tmp_path / "scripts" / "lanes.py").write_text(SWEEP)
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", "lanes", "--sweeps-dir", "scripts", "--lanes", "1", "--deadline", "0.01"]) == 1
-    assert "the deadline came before 3 of 3 runs had ended; the same command goes on" in capsys.readouterr().err
+    assert "before 3 of 3 runs had ended; run the same command again to continue" in capsys.readouterr().err
     assert main(["sweep", "lanes", "--sweeps-dir", "scripts", "--deadline", "1"]) == 2
     assert "deadline: needs --lanes" in capsys.readouterr().err
 

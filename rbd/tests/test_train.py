@@ -753,7 +753,7 @@ def test_stopped_command_says_how_to_go_on(sent, status, word, tmp_path, undistu
     """By Ctrl-C, or as docker stop and Slurm do it."""
     found, output, errors = stopped_after_an_epoch(tmp_path, sent)
     assert found == status
-    assert f"{word}; the same command goes on" in errors and "Traceback" not in errors
+    assert f"{word}; run the same command again to continue" in errors and "Traceback" not in errors
     assert "interrupted after" in output
     broken = record.find(OUTSIDE, tmp_path / "results" / "runs" / "train")
     assert broken.outcome == "interrupted" and 1 <= len(broken.curve) < 6
