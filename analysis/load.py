@@ -364,6 +364,13 @@ def newest(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.date == latest]
 
 
+def describe_machine(results: str | Path, name: str) -> str:
+    """A machine of asv in print: "vm (AMD EPYC, 2 cores)"; the name alone where asv's machine.json lacks these."""
+    path = Path(results) / "asv" / name / "machine.json"
+    known = _read_json(path) if path.exists() else {}
+    return f"{name} ({known['cpu']}, {known['num_cpu']} cores)" if {"cpu", "num_cpu"} <= set(known) else name
+
+
 # ---------------------------------------------------------------- JSON
 
 

@@ -1158,6 +1158,13 @@ def test_the_price_of_a_step_as_asv_measured_it(results, tmp_path, notes):
     assert names["count_steps"]((*fc, "countsketch", 2500)) == pytest.approx(1.2)
 
 
+def test_a_machine_is_described_by_its_processor_where_that_is_known(tmp_path):
+    made_up.asv(tmp_path)
+    assert load.describe_machine(tmp_path, "here") == "here" and load.describe_machine(tmp_path, "gone") == "gone"
+    change(tmp_path / "asv" / "here" / "machine.json", lambda m: m.update(cpu="AMD EPYC", num_cpu="2"))
+    assert load.describe_machine(tmp_path, "here") == "here (AMD EPYC, 2 cores)"
+
+
 def test_seconds_of_a_step_by_hand(results, tmp_path, notes):
     """The median of epochs that took 40, 2 and 1 s for 10, 20 and 5 steps; the first one does not count."""
     curves = pd.DataFrame(
