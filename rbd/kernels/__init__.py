@@ -14,7 +14,7 @@ import torch
 
 from rbd.compartment import BasisSpec
 from rbd.kernels import compiled
-from rbd.kernels.compiled import is_plain, sum_dtype
+from rbd.kernels.compiled import sum_dtype
 
 BACKENDS = ("reference", "cpu", "gpu")
 _OF_DEVICE = {"cpu": "cpu", "cuda": "gpu"}
@@ -104,8 +104,10 @@ def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> l
     if (values := sum(p.numel() for p in params)) != spec.size:
         raise ValueError(f"params: got {values} values, allowed {spec.size}")
     module = _module_for(x.device, None, spec)
-    if hasattr(module, "moved") and all(p.dtype == x.dtype and p.is_contiguous() for p in params):
-        return module.moved(x, _spec_for(module, spec), params)
+    if hasattr(module, "Prepared"):
+        made = module.Prepared(_spec_for(module, spec), [p.numel() for p in params]).moved(x, params)
+        if made is not None:
+            return made
     parts = _expand(x, spec, None, None).split([p.numel() for p in params])
     return [torch.empty_like(p).copy_(v.view(p.shape).add_(p)) for p, v in zip(params, parts)]
 
@@ -173,7 +175,7 @@ def _check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
         raise TypeError(f"{name}: got layout {x.layout}, allowed torch.strided")
     if x.shape != (length,):
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, allowed ({length},)")
-    return x if is_plain(x) and not x.requires_grad else x.detach().contiguous().resolve_neg()
+    return x.detach().contiguous().resolve_neg()
 
 
 def _check_params(params: Sequence[torch.Tensor], size: int, device: torch.device) -> None:

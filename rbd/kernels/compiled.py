@@ -24,11 +24,6 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def is_plain(x: torch.Tensor) -> bool:
-    """Whether the values of x stand in memory as they are, one after another."""
-    return x.layout == torch.strided and x.is_contiguous() and not x.is_neg() and not x._is_zerotensor()
-
-
 def register(name: str, product: Product, length: Callable[[Sequence[int]], int], adjoint: str) -> Product:
     """Register a product as the operator rbd::<name>; returns a product that calls the operator.
 

@@ -28,7 +28,6 @@ from rbd import philox
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import Distribution
 from rbd.kernels import cpu, simd, team
-from rbd.kernels.compiled import is_plain
 from rbd.kernels.cpu import _inline, _philox, _rademacher
 from rbd.kernels.jit import jit
 from rbd.kernels.simd import (
@@ -605,17 +604,17 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
 
 def project_parts(parts: Sequence[torch.Tensor], spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project_parts``; the parts are read where they stand."""
-    plan = _project_plan(spec.from_first_row, spec.distribution)
-    _read_from(parts, accumulate([p.numel() for p in parts], initial=0), plan, _words_of(spec), out)
+    bounds, plan = accumulate([p.numel() for p in parts], initial=0), _project_plan(spec.from_first_row, spec.distribution)
+    _read_from([p.data_ptr() for p in parts], bounds, plan, _words_of(spec), out)
 
 
 def _words_of(spec: BasisSpec) -> tuple[int, ...]:
     return spec.seed, spec.stream, spec.step, spec.row
 
 
-def _read_from(parts: Sequence[torch.Tensor], bounds: Iterable[int], plan: _Plan, name: tuple, out: torch.Tensor) -> None:
-    """out = the coordinates of the vector that the parts make up; bounds: of the parts in it."""
-    table = array("q", [*[p.data_ptr() for p in parts], *bounds])
+def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: tuple, out: torch.Tensor) -> None:
+    """out = the coordinates of the vector whose parts are at these addresses and have these bounds in it."""
+    table = array("q", [*parts, *bounds])
     basis, dtype = (table.buffer_info()[0], len(parts), *name, plan.of_scales), _DTYPES[out.dtype]
     if not plan.partials:
         return _run(_project, plan, dtype, *basis, 0, out.data_ptr())
@@ -631,28 +630,26 @@ def _apart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``."""
-    _write_to([out], _plan_for([out], spec), _words_of(spec), _apart(c, out))
+    plan = _expand_plan(spec.from_first_row, spec.distribution, (spec.size,))
+    _write_to([out.data_ptr()], [], plan, _words_of(spec), _apart(c, out))
 
 
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> None:
     """See ``reference.add``; without a vector of length D if params and c have the same dtype."""
+    sizes = [p.numel() for p in params]
     if params[0].dtype == c.dtype:
-        return _write_to(params, _plan_for(params, spec), _words_of(spec), c, params)
+        places, plan = [p.data_ptr() for p in params], _expand_plan(spec.from_first_row, spec.distribution, tuple(sizes))
+        return _write_to(places, places, plan, _words_of(spec), c)
     u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
     expand(c, spec, u)
-    torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])
+    torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split(sizes))])
 
 
-def _plan_for(tensors: Sequence[torch.Tensor], spec: BasisSpec) -> _Plan:
-    return _expand_plan(spec.from_first_row, spec.distribution, tuple([t.numel() for t in tensors]))
-
-
-def _write_to(tensors: Sequence[torch.Tensor], plan: _Plan, name: tuple, c: torch.Tensor,
-              sources: Sequence[torch.Tensor] = ()) -> None:  # fmt: skip
-    """tensors = the vector with coordinates c, added to the sources if there are any."""
-    table = array("q", [t.data_ptr() for of in (tensors, sources) for t in of])
+def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, c: torch.Tensor) -> None:
+    """Write the vector with coordinates c to tensors at these addresses, added to those at the sources if there are any."""
+    table = array("q", targets + sources)
     target = table.buffer_info()[0]
-    source = target + 8 * len(tensors) if sources else target
+    source = target + 8 * len(targets) if sources else target
     _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, target, source, bool(sources))
 
 
@@ -663,31 +660,40 @@ class Prepared:
     """
 
     def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
-        compartments, self._name, self._dim, self._sizes = spec.from_first_row, _words_of(spec), spec.dim, list(sizes)
+        compartments, self._name, self._dim, self._sizes = spec.from_first_row, _words_of(spec), spec.dim, sizes
         self._bounds = list(accumulate(sizes, initial=0))
         self._project_plan = _project_plan(compartments, spec.distribution)
         self._expand_plan = _expand_plan(compartments, spec.distribution, tuple(sizes))
 
     def moved(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """params + the vector with coordinates c, in new tensors: one pass."""
-        dtype = c.dtype
-        if dtype not in _DTYPES or c.shape != (self._dim,) or not c.is_contiguous() or c.is_neg():
-            return None
-        if [p.numel() for p in params] != self._sizes or not all([p.dtype == dtype and p.is_contiguous() for p in params]):
+        sources = _addresses(params, self._sizes, c.dtype)
+        if sources is None or c.shape != (self._dim,) or not c.is_contiguous() or c.is_neg():
             return None
         made = [torch.empty_like(p) for p in params]
-        _write_to(made, self._expand_plan, self._name, c, params)
+        _write_to([p.data_ptr() for p in made], sources, self._expand_plan, self._name, c)
         return made
 
     def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype) -> torch.Tensor | None:
         """Coordinates, of that dtype, of the vector that the parts make up, read where they stand."""
-        if not all([p is not None and p.dtype == dtype and is_plain(p) for p in parts]) or dtype not in _DTYPES:
-            return None
-        if [p.numel() for p in parts] != self._sizes:
+        places = _addresses(parts, self._sizes, dtype)
+        if places is None:
             return None
         out = torch.empty(self._dim, dtype=dtype)
-        _read_from(parts, self._bounds, self._project_plan, self._name, out)
+        _read_from(places, self._bounds, self._project_plan, self._name, out)
         return out
+
+
+def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> list[int] | None:
+    """Of the tensors' values, or None if there is one that has not so many, of that dtype, one after another in memory."""
+    found = []
+    for x, size in zip(tensors, sizes):
+        if x is None or x.dtype != dtype or x.layout != torch.strided or not x.is_contiguous() or x.is_neg():
+            return None
+        if x.numel() != size:
+            return None
+        found.append(x.data_ptr())
+    return found if dtype in _DTYPES and all(found) else None  # torch has tensors of zeros without memory
 
 
 _DTYPES: dict[torch.dtype, np.dtype] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
