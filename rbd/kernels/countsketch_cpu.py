@@ -13,7 +13,6 @@ All fixed by sizes alone, as in ``cpu``: a sum has the order of its segments, in
 from __future__ import annotations
 
 import itertools
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -163,12 +162,14 @@ def _sign_columns(g, low, high, column, first, last, words, x):
 
 @_inline
 def _accumulate(x, at, sums, place, count, fresh):
-    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, as nothing was added before."""
+    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, whatever was there before."""
     i = 0
     if fresh:
         while i + LANES <= count:
             store(sums, place + i, like(load(x, at + i), load(sums, place)))
             i += LANES
+        for left in range(i, count):
+            sums[place + left] = 0
     while i + LANES <= count:
         s = load(sums, place + i)
         store(sums, place + i, s + like(load(x, at + i), s))
@@ -181,7 +182,7 @@ def _accumulate(x, at, sums, place, count, fresh):
 
 @_inline
 def _add_run(vector, low, high, column, place, count, whole, fresh, state, name, words, x, sums):
-    """sums += signed columns, a run of them; whole: others will want the rest of a chunk; fresh: sums are zeros.
+    """sums += signed columns, a run of them; whole: others will want the rest of a chunk; fresh: sums = them.
 
     state: the chunk in the scratch, up to where it has been signed, where its columns are, and their first tensor.
     """
@@ -218,8 +219,8 @@ def _kinds(total):
 
 
 @_inline
-def _add_segments(vector, low, high, total, row, rows, q0, q1, name, words, x, sums):
-    """sums (kinds, rows) += the segments q0 ... q1 - 1 of rows row ... row + rows - 1."""
+def _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, words, x, sums):
+    """sums (kinds, rows) += the segments q0 ... q1 - 1 of rows row ... row + rows - 1; fresh: = them."""
     number, seed, stream, step = name
     span, kinds = CHUNK if total == 1 else total, _kinds(total)  # a single row has no offsets: any cut will do
     state, have, all_rows = (-1, 0, x, 0), -1, total == 1 or rows == total
@@ -235,8 +236,8 @@ def _add_segments(vector, low, high, total, row, rows, q0, q1, name, words, x, s
         else:
             column, place, count, runs = start + first - o, at + first - row, max(row + rows - first, 0), 2
         for _ in range(runs):
-            fresh = q == q0 and kinds == 1 and low <= start and start + span <= high
-            state = _add_run(vector, low, high, column, place, count, all_rows, fresh, state, name, words, x, sums)
+            new = fresh and q == q0
+            state = _add_run(vector, low, high, column, place, count, all_rows, new, state, name, words, x, sums)
             column, place, count = start + span - o + row, at + (rows if kinds > 1 else 0), max(last - row, 0)
 
 
@@ -320,8 +321,9 @@ def _project(units, first, last, tensors, count, seed, stream, step, row0, scale
             kinds = 1
         else:
             kinds = _kinds(total)
-            sums[: CHUNK if total == 1 else kinds * rows + LANES] = 0
-            _add_segments(vector, low, high, total, row, rows, q0, q1, name, pw, px, ps)
+            fresh = kinds == 1 and low <= q0 * total and (q0 + 1) * total <= high  # the first segment has all rows
+            sums[: CHUNK if total == 1 else 0 if fresh else kinds * rows + LANES] = 0
+            _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, pw, px, ps)
         if total == 1:
             all_lanes = load(ps, 0)
             for i in range(LANES, CHUNK, LANES):
@@ -560,7 +562,8 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
     return _make_plan(compartments, distribution, units, bounds[-1], places=np.empty((0, 5), np.int64))
 
 
-_of_thread = threading.local()
+_Scratch = tuple[np.ndarray, np.ndarray, np.ndarray]
+_free: dict[str, list[_Scratch]] = {"f": [], "d": []}  # of each dtype, made once and not in use; kept for the next product
 
 
 def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
@@ -570,15 +573,12 @@ def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
     return room[first : first + count * dtype.itemsize].view(dtype)
 
 
-def _scratch(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Room for what this thread has in hand, the same 0.4 MB whatever the basis, kept."""
-    name = dtype.char
+def _take_scratch(dtype: np.dtype) -> _Scratch:
+    """Room for what one thread has in hand, the same 0.4 MB whatever the basis; it goes back to _free."""
     try:
-        return getattr(_of_thread, name)
-    except AttributeError:
-        made = _aligned(_SCRATCH, dtype), _aligned(_SUMS, np.dtype(np.float64)), _aligned(_WORDS, np.dtype(np.uint32))
-        setattr(_of_thread, name, made)
-        return made
+        return _free[dtype.char].pop()
+    except IndexError:
+        return _aligned(_SCRATCH, dtype), _aligned(_SUMS, np.dtype(np.float64)), _aligned(_WORDS, np.dtype(np.uint32))
 
 
 def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
@@ -586,13 +586,16 @@ def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
     count = len(plan.units)
     threads = 1 if plan.columns < INLINE else min(team.thread_count(), count)
     if threads == 1:
-        return kernel(plan.address, 0, count, *args, *_scratch(dtype))
+        scratch = _take_scratch(dtype)
+        kernel(plan.address, 0, count, *args, *scratch)
+        return _free[dtype.char].append(scratch)
     taken = itertools.count()  # next() is atomic
 
     def work() -> None:
-        scratch = _scratch(dtype)
+        scratch = _take_scratch(dtype)
         while (n := next(taken)) < count:
             kernel(plan.address, n, n + 1, *args, *scratch)
+        _free[dtype.char].append(scratch)
 
     team.share(work, threads)
 

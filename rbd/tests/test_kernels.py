@@ -614,6 +614,7 @@ def test_steps_while_the_process_ends(fresh_python):
 def test_without_more_threads_one_does_it_all(name, monkeypatch, set_threads):
     """A system, or a container, that refuses to start one: at the first, and when one is there already."""
     set_threads(3)
+    monkeypatch.setattr(team, "_openmp", lambda: None)  # whose threads torch has started, or has failed to
     size = 1_200_000 if name == "countsketch" else 101_770
     g, k, law = normal(size, 23), one(250, size), distribution(name)
     expected = project("cpu", g, k, law)
