@@ -117,7 +117,9 @@ def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Any:
 
     It has ``moved(c, params)`` and ``project(parts, dtype)``, both of which may give None: then the general ways are left.
     """
-    module = _module_for(device, None, spec) if device.type in _OF_DEVICE else None
+    if device.type not in _OF_DEVICE:
+        return None
+    module = _module_for(device, None, spec)
     return module.Prepared(_spec_for(module, spec), sizes) if hasattr(module, "Prepared") else None
 
 
