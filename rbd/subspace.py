@@ -7,10 +7,10 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import blake2b
-from operator import is_not
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")} 
 _CHANGED = ("{}: got {}, allowed {}: the model was changed without the Subspace; move both by sub.to(...), shard both by "
             "fully_shard(sub), and wrap a model anew whose parameters are replaced")
 
-Owner = tuple[nn.Module, str, int]  # a module, the name of a parameter in it, and its number among those moved
+Owner = tuple[dict[str, Any], str, int]  # a module's parameters, the name of one, and its number among those moved
 
 
 class Subspace(nn.Module):
@@ -89,12 +89,12 @@ class Subspace(nn.Module):
         self.coordinates = nn.Parameter(torch.zeros(cut.dim, dtype=dtype, device=start[0].device))
         self._checksum = self._sum_up()
         self.register_buffer("_of_first", _words(self._checksum, start[0].device), persistent=False)
-        self._compared, self._seen = False, ()
+        self._compared = False
         self.register_state_dict_post_hook(_keep_own)
         self.register_load_state_dict_post_hook(_expect_own)
 
     _of_first: Tensor
-    _seen: tuple  # the device of θ0 and its tensors, when last checked
+    _found: _Found | None = None  # θ0, when last looked for
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives with the parameters θ.
@@ -108,14 +108,14 @@ class Subspace(nn.Module):
             return self._follow(args, kwargs)
         if not self._compared:
             self._compare()
-        place = _place_of(self.model)
+        place = _place_of(self._modules["model"])
         with place.lock:
             earlier = place.standing if torch._C._current_graph_task_id() != OUTSIDE else None  # a checkpoint around all
             place.restore()
             moved = self._moved()
             place.put(moved)
             try:
-                out = self.model(*args, **kwargs)
+                out = self._modules["model"](*args, **kwargs)
             finally:
                 place.restore()
                 if earlier is not None:
@@ -129,42 +129,49 @@ class Subspace(nn.Module):
         return out
 
     def _moved(self) -> _Moved:
-        (owners, start), c = self._find(), self.coordinates
-        theta = _Theta.apply(c, self._spec, start)
-        return _Moved(owners, start, theta, (id(c), c._version if theta[0].requires_grad else 0))
+        found, c = self._find(), self._parameters["coordinates"]
+        theta = _Theta.apply(c, self._spec, found)
+        return _Moved(found, theta, (id(c), c._version if theta[0].requires_grad else 0))
 
     def _follow(self, args: tuple, kwargs: dict) -> Any:
         """``forward`` by operations that torch.compile can follow."""
-        _, start = self._find()
+        _, start = self._walk()
         u = kernels.differentiable_expand(self.coordinates, self._spec)  # (D,)
         moves = [v.view(p.shape) for p, v in zip(start, u.split([p.numel() for p in start]))]
         theta = {names[0]: (p + v).to(p.dtype) for names, p, v in zip(self._names, start, moves)}
         return torch.func.functional_call(self.model, theta, args, kwargs)
 
-    def _find(self) -> tuple[list[Owner], list[Tensor]]:
-        """Who owns moved parameters, and θ0, as they stand in the model now."""
-        root, owners, start = self._modules["model"], [], []
-        try:
-            for i, paths in enumerate(self._paths):
+    def _find(self) -> _Found:
+        """θ0 as it stands in the model now."""
+        found = self._found
+        if found is None or not found.stands():
+            owners, start = self._walk()
+            sizes, device = [p.numel() for p in start], start[0].device
+            steps = [(self._modules, "model", self.model)]
+            steps += [(m._modules, name, child) for m in self.model.modules() for name, child in m._modules.items()]
+            steps += [(params, name, start[i]) for params, name, i in owners]
+            lists = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
+            found = self._found = _Found(device, start, owners, steps, lists, kernels.prepare(self._spec, sizes, device))
+        return found
+
+    def _walk(self) -> tuple[list[Owner], list[Tensor]]:
+        """Who owns moved parameters, and θ0, whose tensors have to fit the coordinates."""
+        owners, start, device = [], [], self.coordinates.device
+        for i, (paths, names, shape) in enumerate(zip(self._paths, self._names, self._shapes)):
+            p: Any = None
+            try:
                 for path, name in paths:
-                    module: Any = root
+                    module: Any = self._modules["model"]
                     for part in path:
                         module = module._modules[part]
-                    owners.append((module, name, i))
-                start.append(module._parameters[name])
-        except (KeyError, AttributeError) as error:
-            raise RuntimeError(_CHANGED.format(self._names[i][0], "nothing", f"{tuple(self._shapes[i])}")) from error
-        if not self._seen or any(map(is_not, start, self._seen[1:])) or start[0].device != self._seen[0]:
-            self._check_start(start)
-        return owners, start
-
-    def _check_start(self, start: list[Tensor]) -> None:
-        """Do θ0's tensors, some of which are new here, still fit the coordinates?"""
-        device = self.coordinates.device
-        for names, shape, p in zip(self._names, self._shapes, start):
+                    owners.append((module._parameters, name, i))
+                    p = module._parameters[name]
+            except (KeyError, AttributeError):
+                p = None
             if p is None or p.shape != shape or p.device != device or is_sharded(p):
                 raise RuntimeError(_CHANGED.format(names[0], _describe(p), f"{tuple(shape)} on {device}"))
-        self._seen = (device, *start)
+            start.append(p)
+        return owners, start
 
     def _compare(self) -> None:
         """Once: is θ0 that of the first worker, from whom DistributedDataParallel has brought the checksum?"""
@@ -202,7 +209,7 @@ class Subspace(nn.Module):
         if hasattr(self, "unshard"):
             raise RuntimeError("merge is not supported under fully_shard: save the coordinates, and load them elsewhere")
         self.check()
-        _, start = self._find()
+        _, start = self._walk()
         for p, moved in zip(start, kernels.moved(self.coordinates, self._spec, start)):
             p.copy_(moved)
         self.coordinates.zero_()
@@ -280,6 +287,9 @@ class Subspace(nn.Module):
             self._set_checksum()
         return self
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_found": None}  # copies have a model of their own
+
     def extra_repr(self) -> str:
         spec = self._spec
         return (f"dim={spec.dim}, size={spec.size}, seed={spec.seed}, distribution={spec.distribution.name!r}, "
@@ -290,27 +300,64 @@ class _Theta(torch.autograd.Function):
     """θ0 + Φᵀ c as tensors. Backward projects the gradients of all of them at once; no other graph leads to c."""
 
     @staticmethod
-    def forward(ctx: Any, c: Tensor, spec: BasisSpec, start: list[Tensor]) -> tuple[Tensor, ...]:
-        ctx.spec, ctx.sizes, ctx.of = spec, [p.numel() for p in start], {"dtype": c.dtype, "device": c.device}
+    def forward(ctx: Any, c: Tensor, spec: BasisSpec, found: _Found) -> tuple[Tensor, ...]:
+        ctx.of = spec, found, c.dtype
         ctx.set_materialize_grads(False)
-        return tuple(kernels.moved(c, spec, start))
+        made = found.prepared and found.prepared.moved(c, found.start)
+        return tuple(kernels.moved(c, spec, found.start) if made is None else made)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        parts = [torch.zeros(n, **ctx.of) if v is None else (v.to_dense() if v.is_sparse else v).reshape(-1)
-                 for n, v in zip(ctx.sizes, grads)]  # fmt: skip
-        g = parts[0] if len(parts) == 1 else torch.cat(parts)  # (D,)
+        spec, found, dtype = ctx.of
         again = torch.is_grad_enabled()  # create_graph=True
-        return (kernels.differentiable_project if again else kernels.project)(g, ctx.spec).to(ctx.of["dtype"]), None, None
+        c = found.prepared.project(grads, dtype) if found.prepared and not again else None
+        if c is None:
+            g = _join(grads, found.start, dtype)
+            c = (kernels.differentiable_project if again else kernels.project)(g, spec).to(dtype)
+        return c, None, None
+
+
+def _join(grads: Sequence[Tensor | None], start: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Gradients of all parameters as one vector, (D,), zeros where there is none."""
+    parts = [torch.zeros_like(p, dtype=dtype) if v is None else v.to_dense() if v.is_sparse else v
+             for p, v in zip(start, grads)]  # fmt: skip
+    return torch.cat([v.reshape(-1) for v in parts])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """θ0, and where it stands in the model."""
+
+    device: torch.device
+    start: list[Tensor]
+    owners: list[Owner]
+    steps: list[tuple[dict, str, Any]]  # from the model to its parameters: a dictionary, a key, and what is there
+    lists: list[nn.RNNBase]  # modules that keep a list of their parameters
+    prepared: Any  # what kernels.prepare gave
+
+    def stands(self) -> bool:
+        """Is all of it still there?"""
+        for of, name, one in self.steps:
+            if of.get(name) is not one:
+                return False
+        return self.start[0].device == self.device
+
+    def exchange(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+        """Put the new tensors in the place of the old ones, but where others (as FSDP) have put something of their own."""
+        for params, name, i in self.owners:
+            if params.get(name) is old[i]:
+                params[name] = new[i]
+        for module in self.lists:
+            module._flat_weights = [getattr(module, weight, None) for weight in module._flat_weights_names]
 
 
 class _Moved:
     """θ of one forward pass, and where it belongs."""
 
-    __slots__ = ("key", "owners", "start", "theta")
+    __slots__ = ("found", "key", "theta")
 
-    def __init__(self, owners: list[Owner], start: list[Tensor], theta: Sequence[Tensor], key: tuple):
-        self.owners, self.start, self.theta, self.key = owners, start, theta, key
+    def __init__(self, found: _Found, theta: Sequence[Tensor], key: tuple):
+        self.found, self.theta, self.key = found, theta, key
 
 
 class _Place:
@@ -322,15 +369,15 @@ class _Place:
         self.task = OUTSIDE  # the backward pass that put it there
 
     def put(self, moved: _Moved) -> None:
-        """Exchange θ0 for θ, but where others (as FSDP) have put something of their own."""
+        """Exchange θ0 for θ."""
         self.restore()
-        _exchange(moved.owners, moved.start, moved.theta)
+        moved.found.exchange(moved.found.start, moved.theta)
         self.standing, self.task = moved, torch._C._current_graph_task_id()
 
     def restore(self) -> None:
         """Exchange θ for θ0."""
-        if self.standing is not None:
-            _exchange(self.standing.owners, self.standing.theta, self.standing.start)
+        if (moved := self.standing) is not None:
+            moved.found.exchange(moved.theta, moved.found.start)
             self.standing = None
 
     def enter(self, moved: _Moved, grad: Tensor) -> None:
@@ -342,21 +389,13 @@ class _Place:
         with self.lock:
             other = self.standing if self.task == torch._C._current_graph_task_id() else None
             if other is not None and other.key != moved.key:
-                moved = _Moved(moved.owners, moved.start, [t.detach().to("meta") for t in moved.theta], ())
+                moved = _Moved(moved.found, [t.detach().to("meta") for t in moved.theta], ())
             self.put(moved)
         torch.autograd.Variable._execution_engine.queue_callback(self.leave)
 
     def leave(self) -> None:
         with self.lock:
             self.restore()
-
-
-def _exchange(owners: Sequence[Owner], old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
-    for module, name, i in owners:
-        if module._parameters.get(name) is old[i]:
-            module._parameters[name] = new[i]  # type: ignore[assignment]
-            if isinstance(module, nn.RNNBase):  # which keeps a list of its own
-                module._flat_weights = [getattr(module, weight, None) for weight in module._flat_weights_names]
 
 
 def _place_of(model: nn.Module) -> _Place:
@@ -409,7 +448,7 @@ def _fits(name: str, patterns: Iterable[str]) -> bool:
 
 def _refuse_parameters(found: list[Tensor], theta: Sequence[Tensor]) -> None:
     """ValueError if what the model returned shares memory with one of its parameters."""
-    ours = {p.untyped_storage().data_ptr() for p in theta}
+    ours = {p.data_ptr() for p in theta}  # each has a storage of its own
     if any(t.untyped_storage().data_ptr() in ours for t in found if t.layout == torch.strided and t.numel()):
         raise ValueError("the model returns a parameter, or a view of one, which a Subspace makes anew in every forward "
                          "pass: return a clone() of it")  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -103,17 +104,30 @@ def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> l
     if (values := sum(p.numel() for p in params)) != spec.size:
         raise ValueError(f"params: got {values} values, allowed {spec.size}")
     module = _module_for(x.device, None, spec)
-    if hasattr(module, "moved") and all(p.dtype == x.dtype and p.is_contiguous() for p in params):
-        return module.moved(x, _spec_for(module, spec), params)
+    if hasattr(module, "Prepared"):
+        made = module.Prepared(_spec_for(module, spec), [p.numel() for p in params]).moved(x, params)
+        if made is not None:
+            return made
     parts = _expand(x, spec, None, None).split([p.numel() for p in params])
     return [torch.empty_like(p).copy_(v.view(p.shape).add_(p)) for p, v in zip(params, parts)]
+
+
+def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Any:
+    """What does ``moved`` and ``project`` for tensors of these sizes with less to look up, or None where nothing does.
+
+    It has ``moved(c, params)`` and ``project(parts, dtype)``, both of which may give None: then the general ways are left.
+    """
+    if device.type not in _OF_DEVICE:
+        return None
+    module = _module_for(device, None, spec)
+    return module.Prepared(_spec_for(module, spec), sizes) if hasattr(module, "Prepared") else None
 
 
 def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend: str | None) -> torch.Tensor:
     x = _check_operand("g", g, spec.size)
     module = _module_for(x.device, backend, spec)
     c = _result(out, x, spec.dim)
-    if not _is_gpu(module):  # which widens numbers as it reads them
+    if x.dtype != c.dtype and not _is_gpu(module):  # which widens numbers as it reads them
         x = x.to(c.dtype)
     module.project(x, _spec_for(module, spec), c)
     return c
@@ -123,7 +137,7 @@ def _expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend:
     x = _check_operand("c", c, spec.dim)
     module = _module_for(x.device, backend, spec)
     u = _result(out, x, spec.size)
-    module.expand(x.to(u.dtype), _spec_for(module, spec), u)
+    module.expand(x if x.dtype == u.dtype else x.to(u.dtype), _spec_for(module, spec), u)
     return u
 
 
@@ -132,13 +146,14 @@ differentiable_expand = _expand_operator = compiled.register("expand", _expand, 
 
 
 def _module_for(device: torch.device, backend: str | None, spec: BasisSpec) -> ModuleType:
-    if backend is None and device.type not in _OF_DEVICE:
-        raise RuntimeError(f"device: no kernels for {device.type!r}, allowed {', '.join(map(repr, _OF_DEVICE))}")
-    name = _OF_DEVICE[device.type] if backend is None else backend
+    kind = device.type
+    if backend is None and kind not in _OF_DEVICE:
+        raise RuntimeError(f"device: no kernels for {kind!r}, allowed {', '.join(map(repr, _OF_DEVICE))}")
+    name = _OF_DEVICE[kind] if backend is None else backend
     module = load(name, spec.distribution.sparse)
     works_on = module.DEVICE if name == "gpu" else "cpu"
-    if device.type != works_on:
-        raise RuntimeError(f"device: backend {name!r} works on {works_on!r}, got a tensor on {device.type!r}")
+    if kind != works_on:
+        raise RuntimeError(f"device: backend {name!r} works on {works_on!r}, got a tensor on {kind!r}")
     return module
 
 
@@ -148,7 +163,7 @@ def _is_gpu(module: ModuleType) -> bool:
 
 def _spec_for(module: ModuleType, spec: BasisSpec) -> BasisSpec:
     """The spec as a backend takes it: the others than the gpu's want the step as a 32-bit word."""
-    if _is_gpu(module) or (type(spec.step) is int and 0 <= spec.step < 2**32):
+    if (type(spec.step) is int and 0 <= spec.step < 2**32) or _is_gpu(module):
         return spec
     return replace(spec, step=int(spec.step) % 2**32)
 

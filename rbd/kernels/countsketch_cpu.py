@@ -13,9 +13,11 @@ All fixed by sizes alone, as in ``cpu``: a sum has the order of its segments, in
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from rbd.kernels.simd import (
     as_elements,
     at_address,
     first_lanes,
+    from_place,
     lane_numbers,
     like,
     load,
@@ -58,6 +61,7 @@ SMALL = LANES  # rows; up to so many, a segment is one register
 _FRONT = LANES  # of the scratch: room before the chunk for a segment that begins in the one before
 _TABLE = _FRONT + CHUNK + 2 * LANES  # of the scratch: where the table of coordinates begins
 _SCRATCH = _TABLE + 2 * DOUBLED + 2 * LANES
+_JOINED = _TABLE + WORDS * LANES  # of the scratch of project: a chunk that lies in several tensors
 _SUMS = BLOCK + LANES
 _SHIFTS, _ROTATIONS = WORDS, 2 * WORDS  # of the words: offsets of 64 segments; rotations of up to 16 lanes
 _WORDS = 2 * WORDS + SMALL * LANES
@@ -99,6 +103,34 @@ def _level(word, shift, model):
 
 
 @_inline
+def _reach(vector, column, low, high, t, x):
+    """A pointer whose element j is column j, for the columns low ... high - 1 of a chunk, and the tensor they begin in.
+
+    vector: addresses of its tensors, their bounds in it, and the place of column 0. t: a tensor near by.
+    """
+    tensors, bounds, origin = vector
+    first, last = origin + max(column, low), origin + min(column + CHUNK, high)
+    while bounds[t] > first:
+        t -= 1
+    while bounds[t + 1] <= first:
+        t += 1
+    if last <= bounds[t + 1]:
+        return from_place(at_address(tensors[t], x), origin - bounds[t]), t
+    _join(tensors, bounds, t, first, last, from_place(x, _JOINED - column - origin))
+    return from_place(x, _JOINED - column), t
+
+
+@_inline
+def _join(tensors, bounds, t, first, last, x):
+    """x = the places first ... last - 1 of a vector, which begin in tensor t."""
+    while first < last:
+        stop, tensor = min(last, bounds[t + 1]), from_place(at_address(tensors[t], x), -bounds[t])
+        for j in range(first, stop):
+            x[j] = tensor[j]
+        first, t = stop, t + 1
+
+
+@_inline
 def _sign_chunk(g, column, words, x):
     """x = signed g, all columns of the chunk at that column: (2048,)."""
     w0, w1, w2, w3 = load(words, 0), load(words, 16), load(words, 32), load(words, 48)
@@ -130,12 +162,14 @@ def _sign_columns(g, low, high, column, first, last, words, x):
 
 @_inline
 def _accumulate(x, at, sums, place, count, fresh):
-    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, as nothing was added before."""
+    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, whatever was there before."""
     i = 0
     if fresh:
         while i + LANES <= count:
             store(sums, place + i, like(load(x, at + i), load(sums, place)))
             i += LANES
+        for left in range(i, count):
+            sums[place + left] = 0
     while i + LANES <= count:
         s = load(sums, place + i)
         store(sums, place + i, s + like(load(x, at + i), s))
@@ -147,12 +181,12 @@ def _accumulate(x, at, sums, place, count, fresh):
 
 
 @_inline
-def _add_run(g, low, high, column, place, count, whole, fresh, state, name, words, x, sums):
-    """sums += signed columns, a run of them; whole: others will want the rest of a chunk; fresh: sums are zeros.
+def _add_run(vector, low, high, column, place, count, whole, fresh, state, name, words, x, sums):
+    """sums += signed columns, a run of them; whole: others will want the rest of a chunk; fresh: sums = them.
 
-    state: the chunk in the scratch, and up to where it has been signed.
+    state: the chunk in the scratch, up to where it has been signed, where its columns are, and their first tensor.
     """
-    chunk, made = state
+    chunk, made, g, t = state
     number, seed, stream, step = name
     if column < low:
         place, count, column = place + low - column, count - (low - column), low
@@ -161,6 +195,7 @@ def _add_run(g, low, high, column, place, count, whole, fresh, state, name, word
         i = column & (CHUNK - 1)
         if column // CHUNK != chunk:
             chunk, made = column // CHUNK, 0
+            g, t = _reach(vector, CHUNK * chunk, low, high, t, x)
             _make_words(SIGNS | (BLOCKS * chunk), 0, number, seed, stream, step, words)
             if (whole or 2 * count >= CHUNK) and low <= CHUNK * chunk and CHUNK * (chunk + 1) <= high:
                 _sign_chunk(g, CHUNK * chunk, words, x)
@@ -170,7 +205,7 @@ def _add_run(g, low, high, column, place, count, whole, fresh, state, name, word
             made = _sign_columns(g, low, high, CHUNK * chunk, max(made, i & ~15), i + n, words, x)
         _accumulate(x, _FRONT + i, sums, place, n, fresh)
         column, place, count = column + n, place + n, count - n
-    return chunk, made
+    return chunk, made, g, t
 
 
 @_inline
@@ -184,11 +219,11 @@ def _kinds(total):
 
 
 @_inline
-def _add_segments(g, low, high, total, row, rows, q0, q1, name, words, x, sums):
-    """sums (kinds, rows) += the segments q0 ... q1 - 1 of rows row ... row + rows - 1."""
+def _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, words, x, sums):
+    """sums (kinds, rows) += the segments q0 ... q1 - 1 of rows row ... row + rows - 1; fresh: = them."""
     number, seed, stream, step = name
     span, kinds = CHUNK if total == 1 else total, _kinds(total)  # a single row has no offsets: any cut will do
-    state, have, all_rows = (-1, 0), -1, total == 1 or rows == total
+    state, have, all_rows = (-1, 0, x, 0), -1, total == 1 or rows == total
     for q in range(q0, q1):
         if total > 1 and q >> 6 != have:
             have = q >> 6
@@ -201,8 +236,8 @@ def _add_segments(g, low, high, total, row, rows, q0, q1, name, words, x, sums):
         else:
             column, place, count, runs = start + first - o, at + first - row, max(row + rows - first, 0), 2
         for _ in range(runs):
-            fresh = q == q0 and kinds == 1 and low <= start and start + span <= high
-            state = _add_run(g, low, high, column, place, count, all_rows, fresh, state, name, words, x, sums)
+            new = fresh and q == q0
+            state = _add_run(vector, low, high, column, place, count, all_rows, new, state, name, words, x, sums)
             column, place, count = start + span - o + row, at + (rows if kinds > 1 else 0), max(last - row, 0)
 
 
@@ -215,15 +250,16 @@ def _make_rotations(total, by, words):
 
 
 @_inline
-def _add_small_segments(g, low, high, total, q0, q1, name, words, x, sums):
+def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
     """sums (total,) = the segments q0 ... q1 - 1 of 2 ... 16 rows; lanes beyond them are not read."""
     number, seed, stream, step = name
     even = odd = load(sums, 0)
-    q, have = q0, -1
+    q, have, t = q0, -1, 0
     _make_rotations(total, total - 1, words)
     last_column = min(q1 * total, high) - 1
     for chunk in range(q0 * total // CHUNK, last_column // CHUNK + 1):
         _make_words(SIGNS | (BLOCKS * chunk), 0, number, seed, stream, step, words)
+        g, t = _reach(vector, CHUNK * chunk, low, high, t, x)
         store(x, 0, load(x, CHUNK))  # the end of the chunk before, where a segment may begin
         if low <= CHUNK * chunk and CHUNK * (chunk + 1) <= high:
             _sign_chunk(g, CHUNK * chunk, words, x)
@@ -264,8 +300,9 @@ def _finish(sums, kinds, rows, scale, out, place):
 
 
 @_jit
-def _project(units, first, last, g, seed, stream, step, row0, scales, partial, out, x, sums, words):
-    """The sums of some units, into out, scaled, or into partial."""
+def _project(units, first, last, tensors, count, seed, stream, step, row0, scales, partial, out, x, sums, words):
+    """The sums of some units, into out, scaled, or into partial; the tensors' addresses and their bounds are a table."""
+    addresses, bounds = at_address(tensors, _LONGS), at_address(tensors + 8 * count, _LONGS)
     unit, factor, parts = at_address(units, _LONGS), at_address(scales, sums), at_address(partial, sums)
     px, ps, pw, c = pointer(x), pointer(sums), pointer(words), at_address(out, x)
     for n in range(_FIELDS * first, _FIELDS * last, _FIELDS):
@@ -273,19 +310,20 @@ def _project(units, first, last, g, seed, stream, step, row0, scales, partial, o
         rows, q0, q1, k, place, ends = unit[n + 6], unit[n + 7], unit[n + 8], unit[n + 9], unit[n + 10], unit[n + 11]
         row += row0
         name = number, seed, stream, step
-        pg = at_address(g + origin * x.itemsize, x)  # of column 0, which may lie before the vector
+        vector = addresses, bounds, origin  # of column 0, which may lie before the vector
         if 1 < total <= SMALL:
             sums[:LANES] = 0
             x[_FRONT + CHUNK : _TABLE] = 0
-            _add_small_segments(pg, low, high, total, q0, q1, name, pw, px, ps)
+            _add_small_segments(vector, low, high, total, q0, q1, name, pw, px, ps)
             if row:
                 for r in range(rows):
                     ps[r] = ps[row + r]
             kinds = 1
         else:
             kinds = _kinds(total)
-            sums[: CHUNK if total == 1 else kinds * rows + LANES] = 0
-            _add_segments(pg, low, high, total, row, rows, q0, q1, name, pw, px, ps)
+            fresh = kinds == 1 and low <= q0 * total and (q0 + 1) * total <= high  # the first segment has all rows
+            sums[: CHUNK if total == 1 else 0 if fresh else kinds * rows + LANES] = 0
+            _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, pw, px, ps)
         if total == 1:
             all_lanes = load(ps, 0)
             for i in range(LANES, CHUNK, LANES):
@@ -564,13 +602,27 @@ def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``."""
-    g = _apart(g, out)
-    plan, dtype = _project_plan(spec.from_first_row, spec.distribution), _DTYPES[g.dtype]
-    name = spec.seed, spec.stream, spec.step, spec.row, plan.of_scales
+    project_parts([_apart(g, out)], spec, out)
+
+
+def project_parts(parts: Sequence[torch.Tensor], spec: BasisSpec, out: torch.Tensor) -> None:
+    """See ``reference.project_parts``; the parts are read where they stand."""
+    bounds, plan = accumulate([p.numel() for p in parts], initial=0), _project_plan(spec.from_first_row, spec.distribution)
+    _read_from([p.data_ptr() for p in parts], bounds, plan, _words_of(spec), out)
+
+
+def _words_of(spec: BasisSpec) -> tuple[int, ...]:
+    return spec.seed, spec.stream, spec.step, spec.row
+
+
+def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: tuple, out: torch.Tensor) -> None:
+    """out = the coordinates of the vector whose parts are at these addresses and have these bounds in it."""
+    table = array("q", [*parts, *bounds])
+    basis, dtype = (table.buffer_info()[0], len(parts), *name, plan.of_scales), _DTYPES[out.dtype]
     if not plan.partials:
-        return _run(_project, plan, dtype, g.data_ptr(), *name, 0, out.data_ptr())
+        return _run(_project, plan, dtype, *basis, 0, out.data_ptr())
     partial = np.empty(plan.partials)
-    _run(_project, plan, dtype, g.data_ptr(), *name, partial.ctypes.data, out.data_ptr())
+    _run(_project, plan, dtype, *basis, partial.ctypes.data, out.data_ptr())
     _add_parts(plan.places, plan.scales.astype(dtype), partial, out.numpy())
 
 
@@ -581,32 +633,70 @@ def _apart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``."""
-    _write_to(_apart(c, out), spec, [out], False)
+    plan = _expand_plan(spec.from_first_row, spec.distribution, (spec.size,))
+    _write_to([out.data_ptr()], [], plan, _words_of(spec), _apart(c, out))
 
 
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> None:
     """See ``reference.add``; without a vector of length D if params and c have the same dtype."""
+    sizes = [p.numel() for p in params]
     if params[0].dtype == c.dtype:
-        return _write_to(c, spec, params, True)
+        places, plan = [p.data_ptr() for p in params], _expand_plan(spec.from_first_row, spec.distribution, tuple(sizes))
+        return _write_to(places, places, plan, _words_of(spec), c)
     u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
     expand(c, spec, u)
-    torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])
+    torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split(sizes))])
 
 
-def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """params, contiguous and of c's dtype, + the vector with coordinates c, in new tensors: one pass."""
-    made = [torch.empty_like(p) for p in params]
-    _write_to(c, spec, made, True, params)
-    return made
+def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, c: torch.Tensor) -> None:
+    """Write the vector with coordinates c to tensors at these addresses, added to those at the sources if there are any."""
+    table = array("q", targets + sources)
+    target = table.buffer_info()[0]
+    source = target + 8 * len(targets) if sources else target
+    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, target, source, bool(sources))
 
 
-def _write_to(c: torch.Tensor, spec: BasisSpec, tensors: Sequence[torch.Tensor], add: bool,
-              sources: Sequence[torch.Tensor] | None = None) -> None:  # fmt: skip
-    """tensors = the vector with coordinates c, or, to add, sources (by default tensors) + it."""
-    plan = _expand_plan(spec.from_first_row, spec.distribution, tuple([t.numel() for t in tensors]))
-    bases = np.array([[t.data_ptr() for t in of] for of in (tensors, sources or tensors)], np.int64)
-    name, address = (spec.seed, spec.stream, spec.step, spec.row), bases.ctypes.data
-    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, address, address + bases.strides[0], add)
+class Prepared:
+    """``moved`` and ``project`` for one spec, and tensors of the same sizes every time: what lasts is looked up once.
+
+    Both give None for tensors that the kernels do not take as they stand.
+    """
+
+    def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
+        compartments, self._name, self._dim, self._sizes = spec.from_first_row, _words_of(spec), spec.dim, sizes
+        self._bounds = list(accumulate(sizes, initial=0))
+        self._project_plan = _project_plan(compartments, spec.distribution)
+        self._expand_plan = _expand_plan(compartments, spec.distribution, tuple(sizes))
+
+    def moved(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """params + the vector with coordinates c, in new tensors: one pass."""
+        sources = _addresses(params, self._sizes, c.dtype)
+        if sources is None or c.shape != (self._dim,) or not c.is_contiguous() or c.is_neg():
+            return None
+        made = [torch.empty_like(p) for p in params]
+        _write_to([p.data_ptr() for p in made], sources, self._expand_plan, self._name, c)
+        return made
+
+    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype) -> torch.Tensor | None:
+        """Coordinates, of that dtype, of the vector that the parts make up, read where they stand."""
+        places = _addresses(parts, self._sizes, dtype)
+        if places is None:
+            return None
+        out = torch.empty(self._dim, dtype=dtype)
+        _read_from(places, self._bounds, self._project_plan, self._name, out)
+        return out
+
+
+def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> list[int] | None:
+    """Of the tensors' values, or None if there is one that has not so many, of that dtype, one after another in memory."""
+    found = []
+    for x, size in zip(tensors, sizes):
+        if x is None or x.dtype != dtype or x.layout != torch.strided or not x.is_contiguous() or x.is_neg():
+            return None
+        if x.numel() != size:
+            return None
+        found.append(x.data_ptr())
+    return found if dtype in _DTYPES and all(found) else None  # torch has tensors of zeros without memory
 
 
 _DTYPES: dict[torch.dtype, np.dtype] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}

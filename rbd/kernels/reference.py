@@ -80,6 +80,11 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
         at += k.dim
 
 
+def project_parts(parts: Sequence[torch.Tensor], spec: BasisSpec, out: torch.Tensor) -> None:
+    """``project`` of the vector of length D that the parts, contiguous tensors of out's dtype, make up."""
+    project(torch.cat([p.reshape(-1) for p in parts]), spec, out)
+
+
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """u = levels^T @ (scale * c) for each compartment.
 

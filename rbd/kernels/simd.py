@@ -259,6 +259,16 @@ def at_address(typingctx, address, model):
 
 
 @intrinsic
+def from_place(typingctx, pointer, place):
+    """The pointer to element number `place`, which may be negative."""
+
+    def generate(context, builder, sig, args):
+        return builder.gep(args[0], [context.cast(builder, args[1], sig.args[1], types.intp)])
+
+    return pointer(pointer, place), generate
+
+
+@intrinsic
 def first_lanes(typingctx, x, count):
     """x in the lanes before number count (u32 in every lane), 0 in the others, whatever x has there."""
 

@@ -261,3 +261,37 @@ def test_rows_of_a_larger_basis():
 def test_rows_that_no_basis_has(given, message):
     with pytest.raises(ValueError, match=message):
         basis(3, 100, **{"row": 4, **given})
+
+
+# a vector in several tensors
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dim", [1, 7, 250, 1500, 5000])
+def test_parts_are_read_where_they_stand(dim, dtype):
+    """To the bit what their vector gives: chunks of one tensor, of two, of many small ones; the definition on integers."""
+    sizes = (4096, 3000, 1, 0, 700, *[5] * 40, 9000, 3003)  # 20,000
+    k = Compartment(0, 0, 5001, dim), Compartment(1, 5001, 20_000, dim)  # the second begins inside a tensor
+    for g, law in ((normal(20_000, 20, dtype), LAW), (integers(20_000, 21, 100, dtype), UNSCALED)):
+        spec, parts, made = BasisSpec(k, law, 1, 2, 3), [p.clone() for p in g.split(sizes)], {}
+        for backend in ("reference", "cpu"):
+            made[backend] = torch.full((2 * dim,), math.nan, dtype=dtype)
+            kernels.load(backend, sparse=True).project_parts(parts, spec, made[backend])
+        assert same_bits(made["cpu"], kernels.project(g, spec, backend="cpu"))
+    assert same_bits(made["cpu"], made["reference"])
+
+
+def test_prepared_products_are_the_general_ones():
+    """To the bit; None for tensors that cannot be read as they stand."""
+    spec, shapes = BasisSpec(one(50, 600), LAW, 1, 2, 3), ((20, 25), (100,))
+    prepared = kernels.prepare(spec, [500, 100], torch.device("cpu"))
+    params, c, f32 = [normal(math.prod(s), 1).view(s) for s in shapes], normal(50, 2), torch.float32
+    g = torch.cat([p.reshape(-1) for p in params])
+    assert same_bits(prepared.project(params, f32), kernels.project(g, spec))
+    moved = torch.cat([p.reshape(-1) for p in prepared.moved(c, params)])
+    assert same_bits(moved, g + kernels.expand(c, spec))
+    zeros = torch._efficientzerotensor((100,))  # has no memory
+    others = (params[0].t(), None), (params[0].double(), None), (params[0].to_sparse(), None), (params[0], zeros)
+    others += (params[0], torch._neg_view(params[1])), (params[0], params[1][:99]), (params[0], None)
+    assert all(prepared.project(other, f32) is None for other in others)
+    assert prepared.moved(normal(49, 2), params) is None and prepared.moved(c.half(), params) is None
