@@ -1062,6 +1062,9 @@ def test_calls_and_graphs_beside_each_other_share_no_counters(name):
 # for a GPU that is not there
 
 COMPILE = """
+import re, subprocess, tempfile
+from pathlib import Path
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from rbd.distribution import DISTRIBUTIONS
@@ -1073,7 +1076,13 @@ def cubin(kernel, warps, constants, registers=None, **types):
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     options = {"num_warps": warps, "maxnreg": registers}
     made = compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32), options=options)
-    assert len(made.asm["cubin"]) > 1000
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        used = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    (stack,) = re.findall(r"STACK:(\\d+)", used.stdout + used.stderr)
+    assert stack == "0", (kernel.__name__, constants, used.stdout)  # nothing is spilled to memory
 
 words = dict(seed="i32", stream="i32", row0="i32", octaves="*fp32", owners="*i32", table="*i64", scales="*fp64")
 for law in [law for law in DISTRIBUTIONS.values() if not law.sparse]:
@@ -1081,7 +1090,7 @@ for law in [law for law in DISTRIBUTIONS.values() if not law.sparse]:
     for step, g in (("i32", "*fp32"), ("*i64", "*bf16")):
         sums = dict(partial="*fp64", counters="*i32", out="*fp32")
         tall, registers = {"R": gpu._ROWS[law.name], "N": gpu.SEGMENTS}, gpu._REGISTERS[law.name][0]
-        cubin(gpu._project, 4, tile | tall, registers, **words, **sums, step=step, g=g)
+        cubin(gpu._project, gpu._WARPS[law.name], tile | tall, registers, **words, **sums, step=step, g=g)
         more = {"P": gpu._PARTS[law.name], "L": gpu.LANES, "ADD": g == "*bf16"}
         types = dict(c="*fp32", out=g, addresses="*i64")
         cubin(gpu._expand, gpu.LANES // 32, tile | more, **words, **types, step=step)
@@ -1100,6 +1109,6 @@ print("compiled")
 
 
 def test_gpu_kernels_compile_for_hopper(fresh_python):
-    """To machine code, by Triton and ptxas, which need no GPU: the interpreter accepts what they do not."""
+    """To machine code without spills, by Triton and ptxas, which need no GPU: the interpreter accepts what they do not."""
     pytest.importorskip("triton")
     assert fresh_python(COMPILE, TRITON_INTERPRET="0").endswith("compiled\n")
