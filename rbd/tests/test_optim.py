@@ -328,7 +328,8 @@ def test_updates_of_16_bits_are_rounded_once(size, grad, lr, dim, capturable, dt
     torch.testing.assert_close(p.detach(), (-lr * u).to(dtype), rtol=eps, atol=1e-6 * most)  # of sums that cancel
 
 
-def test_any_strides():
+@pytest.mark.parametrize("capturable", [False, True])
+def test_any_strides(capturable):
     """Values are numbered in logical order: transposed, channels-last, sliced, 0-dim parameters move as plain ones."""
     values = [normal(4, 6).t(), normal(5, 3, 2, 2).to(memory_format=torch.channels_last), normal(10, 4)[:, ::2],
               normal(1)[0], normal(3, 2)]  # fmt: skip
@@ -340,7 +341,7 @@ def test_any_strides():
         q.grad = normal(*q.shape, seed=q.numel())
         p.grad = q.grad.to(memory_format=torch.channels_last) if p.dim() == 4 else q.grad.clone()
     for params in (strided, plain):
-        optimizer = RBD(params, lr=0.5, dim=4)
+        optimizer = RBD(params, lr=0.5, dim=4, capturable=capturable)
         optimizer.step()
         optimizer.step()
     assert torch.equal(flat(strided), flat(plain))
