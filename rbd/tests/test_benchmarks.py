@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from rbd.distribution import DISTRIBUTIONS
+from rbd.suite import checkpoint, record, replay, train
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only")
@@ -551,6 +552,80 @@ def test_training_starts_again_after_a_fault(benchmarks, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign.time, "sleep", lambda _: None)
     monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda _: statuses.pop(0)))
     assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses
+
+
+SWEEP = """
+from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment
+
+def runs(profile):
+    return [RunConfig(epochs=3, batch_size=500, dim=20, lr=4.0, seed=seed) for seed in range(3)]
+
+EXPERIMENT = Experiment("lanes", "Do lanes survive a fault?", runs)
+"""
+
+
+class Faulty(replay.Eager):
+    """A device that some pieces of work break for good, as an illegal access to memory does for a process."""
+
+    queues, pause = True, 1e-9
+    left = 20
+
+    def run(self, name, work, count=1):
+        Faulty.left -= 1
+        if Faulty.left < 0:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().run(name, work, count)
+
+
+def test_training_goes_on_from_checkpoints_after_a_fault_of_the_gpu(benchmarks, tmp_path, monkeypatch):
+    """It fails all lanes of a process; the next one goes on with them, and leaves the records of runs without a fault."""
+    campaign = benchmarks("gpu_campaign")
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "lanes.py").write_text(SWEEP)
+    (tmp_path / "end").write_text("9e9")
+    monkeypatch.setattr(campaign.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(replay, "choose", lambda *_: Faulty())
+    monkeypatch.setattr(Faulty, "left", 20)
+    plan = campaign.Plan(tmp_path, "cpu", "quick", ("lanes",), tmp_path / "scripts", lanes=2)
+    plan.results.mkdir()
+    assert campaign.train(plan) == 1
+    kept = list(plan.results.glob("checkpoints/*.safetensors"))
+    assert kept and len(list(plan.results.glob("failures/*"))) == 3
+    went_on = []
+    real = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda path, *more: went_on.append(path) or real(path, *more))
+    monkeypatch.setattr(Faulty, "left", 10**6)
+    assert campaign.train(plan) == 0 and sorted(went_on) == sorted(kept)
+    assert not [*plan.results.glob("failures/*.json"), *plan.results.glob("checkpoints/*.safetensors")]
+    made = [record.load(path) for path in plan.results.glob("runs/lanes-quick/*.json")]
+    assert len(made) == 3
+    for one in made:
+        alone = train.train(one.config, threads=one.environment["threads"])
+        assert (one.outcome, one.curve) == (alone.outcome, alone.curve)
+
+
+def test_odd_characters_stay_out_of_the_names_of_results(benchmarks, monkeypatch, tmp_path):
+    """As in torch 2.11.0+cu130: a file of such a name does not survive every transfer."""
+    run = benchmarks("run")
+    monkeypatch.setattr(run, "_versions", lambda: {"torch": "2.11.0+cu130"})
+    path = run.save({}, tmp_path, COMMIT, 1_600_000_000)
+    assert re.fullmatch(r"[\w.-]+", path.name) and "2.11.0_cu130" in path.name
+    assert json.loads(path.read_text("utf-8"))["requirements"] == {"torch": "2.11.0+cu130"}
+
+
+def test_what_a_gpu_runs_is_selected_by_the_marker():
+    """The race of counters, which nothing else can run, is among it; compiling for another machine is not."""
+    script, marks = (ROOT / "benchmarks" / "on_gpu").read_text("utf-8"), {}
+    (names,) = re.findall(r"rbd/tests/test_\{([\w,]+)\}\.py -q -m gpu", script)
+    for path in sorted((ROOT / "rbd" / "tests").glob("test_*.py")):
+        module = importlib.import_module(f"rbd.tests.{path.stem}") if "@on_a_gpu" in path.read_text("utf-8") else None
+        for name, test in vars(module).items() if module else ():
+            marks[name] = {mark.name: mark.kwargs.get("reason") for mark in getattr(test, "pytestmark", ())}
+            if marks[name].get("skipif") == "no GPU":
+                assert path.stem.removeprefix("test_") in names.split(",") and "gpu" in marks[name]
+    assert "gpu" in marks["test_calls_and_graphs_beside_each_other_share_no_counters"]
+    assert "gpu" not in marks["test_gpu_kernels_compile_for_hopper"]
 
 
 def test_readme_says_what_is_pinned_and_what_to_do_where_an_index_lacks_it():
