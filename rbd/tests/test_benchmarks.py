@@ -366,6 +366,24 @@ print(*sorted({"torch", "numpy", "numba", "rbd"} & set(sys.modules)))
     assert fresh_python(script, *measured, root=ROOT).splitlines() == ["1.5 1.25", "0.5 8.0", ""]
 
 
+def test_large_ratios_are_of_a_gpu(benchmarks, measure, monkeypatch):
+    """Both sides at d D = 1e9, where 8 times stored fp32 is the target; here at a size and on a device that are there."""
+    ratios = benchmarks("ratios")
+    assert ratios.LARGE[0] * ratios.LARGE[1] >= 10**9 and ratios.DENSE == ("normal", "uniform", "rademacher")
+    monkeypatch.setattr(ratios, "LARGE", (5, 3000))
+    monkeypatch.setattr(ratios, "on_device", lambda name: "cpu")
+    monkeypatch.setattr(ratios, "_build", lambda device, way, *shape, real=ratios._build: real("cpu", way, *shape))
+    monkeypatch.setattr(ratios, "alternate", lambda ours, theirs, _: SimpleNamespace(ratio=float(ours() is not theirs())))
+    monkeypatch.setattr(ratios, "interleaved", lambda ours, theirs: None)
+    for name in ("RIVALS", "SKETCH_SIZES", "ON_DEMAND"):
+        monkeypatch.setattr(ratios, name, ())
+    cache = ratios.setup_cache()
+    assert list(cache) == [("gpu", way, "stored fp32", 5, 3000) for way in ratios.DENSE]
+    for way in ratios.Large.params[0]:
+        assert ratios.Large().track_project(cache, way, "stored fp32") == 1
+        assert ratios.Large().track_expand(cache, way, "stored fp32") == 1
+
+
 def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
     results = pytest.importorskip("asv.results")
     run, table = benchmarks("run"), benchmarks("table")
@@ -510,11 +528,22 @@ def test_asv_is_pinned_alike_everywhere():
 
 
 @pytest.mark.parametrize("name", ["normal", "uniform", "rademacher"])
-def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name):
-    """And every one is timed once, the constant among them or beside them."""
-    tiles, law = benchmarks("tiles"), DISTRIBUTIONS[name]
-    found = list(tiles.tiles(law, 3, 300, lambda call: float(call().isfinite().all())))
+def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name, monkeypatch):
+    """And every one is timed once, the constant among them or beside them; limits of registers are those of its tile."""
+    from rbd.kernels import gpu
+
+    tiles, law, limits = benchmarks("tiles"), DISTRIBUTIONS[name], []
+    monkeypatch.setattr(gpu, "_REGISTERS", {name: (72, 96)}, raising=False)
+
+    def clock(call) -> float:
+        limits.append(gpu._REGISTERS[name])
+        return float(call().isfinite().all())
+
+    found = list(tiles.tiles(law, 3, 300, clock))
+    for limit, (what, _, now, _) in zip(limits, found, strict=True):
+        assert limit == ((None, None) if what in ("rows", "warps") and not now else (72, 96))
     assert [count for what, count, *_ in found if what == "rows"] == list(tiles.ROWS)
+    assert [count for what, count, *_ in found if what == "warps"] == list(tiles.WARPS)
     assert [count for what, count, *_ in found if what == "programs"] == list(tiles.PROGRAMS)
     parts = [count for what, count, *_ in found if what == "parts"]
     assert parts == [n for n in tiles.PARTS if law.per_word % n == 0]

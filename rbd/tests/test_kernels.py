@@ -851,8 +851,8 @@ def test_add_is_expand_then_addition(backend, name, dtype, of_c):
 def test_add_onto_any_strides_and_dtypes(backend, name, of_c):
     """Values are numbered in logical order: channels-last, transposed and sliced tensors, some wider than others."""
     law, k, device = distribution(name), (Compartment(5, 0, 60, 3), Compartment(0, 60, 116, 7, 2)), DEVICES[backend]
-    plain = [normal(60, 1).view(5, 3, 2, 2), normal(24, 2).view(6, 4), normal(20, 3, torch.float64), normal(12, 4).bfloat16()]
-    strided = [plain[0].to(device, copy=True, memory_format=torch.channels_last), plain[1].t().contiguous().t().to(device),
+    plain = [normal(60, 1).view(5, 3, 2, 2), normal(24, 2).view(6, 4), normal(20, 3).double(), normal(12, 4).bfloat16()]
+    strided = [plain[0].to(device, copy=True, memory_format=torch.channels_last), plain[1].to(device).t().contiguous().t(),
                plain[2].repeat_interleave(2).to(device)[::2], plain[3].to(device, copy=True)]  # fmt: skip
     assert [p.is_contiguous() for p in strided] == [False, False, False, True]
     c, version = normal(10, 24, of_c), strided[0]._version

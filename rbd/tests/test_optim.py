@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
-from rbd import FPD, NES, RBD, Basis
+from rbd import FPD, NES, RBD, Basis, kernels
 from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import _as_loss, centred_ranks, rbd_direction
 from rbd.partition import partition
-from rbd.tests.conftest import on_a_gpu
+from rbd.tests.conftest import INTERPRETED, on_a_gpu
 
 NAMES = tuple(DISTRIBUTIONS)
 FORMS = ("whole", "by_layer", "by_tensor", "even:5", "by_ratio:4")
@@ -1176,6 +1176,25 @@ def test_capturable_needs_all_gradients():
     optimizer = RBD([parameter(torch.ones(3), torch.ones(3)), parameter(torch.ones(2))], lr=1.0, dim=2, capturable=True)
     with pytest.raises(ValueError, match="^capturable=True needs a gradient in every parameter$"):
         optimizer.step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_capturable_optimizers_have_counters_of_their_own(name, monkeypatch):
+    """One each, from its first step on: with a set for every captured call, graphs would soon have to clear their own."""
+    monkeypatch.setattr(kernels, "_OF_DEVICE", {"cpu": "gpu"} if INTERPRETED else kernels._OF_DEVICE)
+    counters, seen = kernels.load("gpu")._Counters, []
+    real = counters.of_call
+    monkeypatch.setattr(counters, "of_call", lambda self, device: seen.append(real(self, device)) or seen[-1])
+    optimizers, device = [], "cpu" if INTERPRETED else "cuda"
+    for _ in range(2):
+        p = nn.Parameter(normal(5000).to(device))
+        p.grad = normal(5000).to(device)
+        optimizers.append(RBD([p], lr=0.1, dim=3, distribution=name, capturable=True))
+    for optimizer in (*optimizers, *optimizers):
+        optimizer.step()
+    first, second, third, fourth = (x.data_ptr() for x in seen)
+    assert (first, second) == (third, fourth) and first != second and len(seen[0]) > 0
 
 
 @on_a_gpu

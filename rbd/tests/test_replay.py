@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rbd.suite.train as loop
 from rbd import kernels, optim
-from rbd.suite import batches, datasets, models, record, replay, streams
+from rbd.suite import batches, checkpoint, datasets, models, record, replay, streams
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 from rbd.suite.replay import Chunk, Eager, schedule
@@ -134,26 +134,34 @@ def test_the_table_has_room_for_every_epoch(config):
 # ---------------------------------------------------------------- the loop
 
 
-@pytest.mark.parametrize("method", ["sgd", "rbd", "fpd"])
+def loss_of(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(model(x), y)
+
+
+@pytest.mark.parametrize("method", ["sgd", "rbd", "fpd", "nes"])
 def test_chunks_are_single_capturable_steps(method, queued, tmp_path):
     """Bit for bit: parameters, losses and accuracies of two epochs, and of their steps one after another here."""
-    config = config_of(method)
+    config = config_of(method, **({"dim": 5} if method == "nes" else {}))
     made = loop.train(config, tmp_path, threads=1)
     model = models.build("fc", (1, 28, 28), 7)
     sets = datasets.load("mnist-embedded")
     if method == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), config.lr)
     else:
-        kind = {"rbd": optim.RBD, "fpd": optim.FPD}[method]
-        optimizer = kind(model.parameters(), config.lr, dim=20, seed=7, capturable=True)
+        kind = {"rbd": optim.RBD, "fpd": optim.FPD, "nes": optim.NES}[method]
+        optimizer = kind(model.parameters(), config.lr, dim=config.dim, seed=7, capturable=True)
     for epoch in range(2):
-        losses = []
-        for x, y in batches.batches(sets.train, 100, 7, epoch):
+        losses, stream = [], iter(batches.batches(sets.train, 100, 7, epoch))
+        for _ in range(10 if method == "nes" else 50):  # of five batches, or of one
+            if method == "nes":
+                losses.append(optimizer.step(lambda stream=stream: loss_of(model, *next(stream))))
+                continue
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = loss_of(model, *next(stream))
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
+        assert next(stream, None) is None
         assert made.curve[epoch].loss == float(torch.stack(losses).double().mean())
         assert made.curve[epoch].accuracy == loop.accuracy(model, sets.validation)
     kept = load_file(tmp_path / f"{config.id}.safetensors")
@@ -195,6 +203,39 @@ def test_a_queued_run_goes_on_from_its_checkpoint(queued, tmp_path, monkeypatch)
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["rbd", "nes"])
+def test_a_queued_run_reads_once_an_epoch(method, tmp_path, monkeypatch):
+    """And writes checkpoints by a thread, seconds apart, with the last one at the end."""
+    reads, written = [], []
+
+    class Counted(Queue):
+        pause = 1e9
+
+        def read(self, *groups):
+            reads.append(len(groups))
+            return (yield from super().read(*groups))
+
+    real = checkpoint.State.write
+    monkeypatch.setattr(checkpoint.State, "write", lambda state, path: written.append(real(state, path)))
+    monkeypatch.setattr(replay, "choose", lambda device, workers: Counted())
+    made = loop.train(config_of(method, dim=5, epochs=4), tmp_path, threads=1)
+    assert (len(made.curve), reads, len(written)) == (4, [4] * 4, 1)
+
+
+def test_checkpoints_keep_their_distance(tmp_path, monkeypatch):
+    """By a clock that ends of epochs turn on by 8 seconds: at 24, 48, 72 and at the end, if they are to be 20 apart."""
+    now, written = [0.0], []
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(checkpoint.State, "of", lambda *_: SimpleNamespace(write=lambda path, at=now[0]: written.append(at)))
+    keeper = checkpoint.Keeper(tmp_path / "x", SMALL, replay.PAUSE)
+    with keeper:
+        for _ in range(10):
+            now[0] += 8
+            keeper.take(*[None] * 3)
+            keeper.writing.result()
+    assert written == [24, 48, 72, 80]
 
 
 class NoReads(TorchDispatchMode):
