@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from rbd.compartment import BasisSpec
+from rbd.compartment import BasisSpec, Compartment
 from rbd.kernels import compiled
 from rbd.kernels.compiled import sum_dtype
 
@@ -155,10 +155,13 @@ def _is_gpu(module: ModuleType) -> bool:
 
 
 def _spec_for(module: ModuleType, spec: BasisSpec) -> BasisSpec:
-    """The spec as a backend takes it: the others than the gpu's want the step as a 32-bit word."""
-    if _is_gpu(module) or (type(spec.step) is int and 0 <= spec.step < 2**32):
+    """The spec as a backend takes it: the others than the gpu's want the step as a 32-bit word, and rows as numbers."""
+    if _is_gpu(module) or (type(spec.step) is int and 0 <= spec.step < 2**32 and spec.first_row is None):
         return spec
-    return replace(spec, step=int(spec.step) % 2**32)
+    first = 0 if spec.first_row is None else int(spec.first_row)
+    moved = (Compartment(k.number, k.start, k.stop, k.dim, k.row + first, k.before, k.after, k.total)
+             for k in spec.compartments)  # fmt: skip
+    return replace(spec, compartments=tuple(moved), step=int(spec.step) % 2**32, first_row=None)
 
 
 def _check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:

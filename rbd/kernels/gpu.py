@@ -126,6 +126,15 @@ def _step_of(step):
 
 
 @triton.jit
+def _row_of(row0):
+    """Likewise, the number that is added to those of all rows."""
+    if row0.dtype.is_ptr():
+        return tl.load(row0)
+    else:
+        return row0
+
+
+@triton.jit
 def _tree(x, R: tl.constexpr, N: tl.constexpr):
     """(R, N) -> (R,), N = 64: neighbours first, so that aligned powers of two of places are subtrees."""
     for level in tl.static_range(6):
@@ -152,7 +161,7 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
     groups = (rows + R - 1) // R
     slot, group = program // groups, program % groups
     r = group * R + tl.arange(0, R)  # (R,)
-    row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]  # (R, 1)
+    row = (tl.load(fields + 5) + r + _row_of(row0)).to(tl.uint32)[:, None]  # (R, 1)
     number, per = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 7)
     count = tl.load(fields + 8)
     chunk, drawn = low // (_WORDS * PARTS) + slot * count * per, _step_of(step)
@@ -219,7 +228,7 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
     fields = table + 11 * k
     program = tl.program_id(0) - tl.load(fields)
     rows, at = tl.load(fields + 4), tl.load(fields + 5)
-    number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3) + row0
+    number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3) + _row_of(row0)
     chunk = (tl.load(fields + 6) + program // (PARTS // P)) * (B // _CHUNK)
     part = (program % (PARTS // P)) * P + tl.arange(0, P)[:, None]  # (P, 1)
     lane, drawn = tl.arange(0, L), _step_of(step)
@@ -485,4 +494,9 @@ def _launch_expand(plan: _Plan, c: torch.Tensor, spec: BasisSpec, out: torch.Ten
 
 def _words(spec: BasisSpec) -> tuple:
     """seed, stream, step, row0 as the Triton kernels take them."""
-    return _word(spec.seed), _word(spec.stream), _word(spec.step), spec.row
+    return _word(spec.seed), _word(spec.stream), _word(spec.step), _first_row(spec)
+
+
+def _first_row(spec: BasisSpec) -> int | torch.Tensor:
+    """What plans by ``from_first_row`` lack of the rows' numbers."""
+    return spec.row if spec.first_row is None else spec.first_row + spec.row if spec.row else spec.first_row

@@ -914,6 +914,26 @@ def test_step_in_device_memory(name):
         assert same_bits(u, kernels.expand(g[:7], BasisSpec(k, law, 1, 2, step), backend="gpu"))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_first_row_in_device_memory(backend, name):
+    """A graph replayed for row after row: each as if it had been named, also in a plan of later rows, and in ``add``."""
+    law, size, device = distribution(name), 500, DEVICES[backend]
+    g, one_ = normal(size, 26).to(device), torch.ones(1, device=device)
+    counter = torch.zeros((), dtype=torch.int64, device=device)
+    for row, first in ((0, 1), (5, 0)):
+        counter += row
+        named = BasisSpec(one(1, size, row + first, total=7), law, 1, 2, 3)
+        counted = BasisSpec(one(1, size, first, total=7), law, 1, 2, 3, counter)
+        assert same_bits(*(kernels.expand(one_, spec, backend=backend) for spec in (named, counted)))
+        assert same_bits(*(kernels.project(g, spec, backend=backend) for spec in (named, counted)))
+    added = [torch.zeros(size, device=device) for _ in range(2)]
+    kernels.add(one_, named, added[:1], backend=backend)
+    kernels.add(one_, counted, added[1:], backend=backend)
+    assert same_bits(*added)
+    with pytest.raises(NotImplementedError, match="first row is in device memory"):
+        kernels.differentiable_expand(one_, counted)
+
+
 @pytest.fixture
 def planned(monkeypatch) -> Iterator[Callable[[int], None]]:
     """Plan project anew, with at most so many programs, and rows as on a GPU."""
@@ -1106,6 +1126,7 @@ for law in [law for law in DISTRIBUTIONS.values() if not law.sparse]:
     for step, g in (("i32", "*fp32"), ("*i64", "*bf16")):
         sums = dict(partial="*fp64", counters="*i32", out="*fp32")
         tall, registers = {"R": gpu._ROWS[law.name], "N": gpu.SEGMENTS}, gpu._REGISTERS[law.name][0]
+        words["row0"] = step  # a number, or in device memory
         cubin(gpu._project, gpu._WARPS[law.name], tile | tall, registers, **words, **sums, step=step, g=g)
         more = {"P": gpu._PARTS[law.name], "L": gpu.LANES, "ADD": g == "*bf16"}
         types = dict(c="*fp32", out=g, addresses="*i64")
@@ -1115,7 +1136,7 @@ made = dict(owners="*i32", table="*i64", words="*i32")
 for step, g in (("i32", "*fp32"), ("*i64", "*bf16")):
     blocks = {"N": countsketch_gpu.BATCH * 16}
     cubin(countsketch_gpu._make_words, 4, blocks, **made, seed="i32", stream="i32", step=step)
-    types = made | dict(scales="*fp64", row0="i32")
+    types = made | dict(scales="*fp64", row0=step)
     for tall in countsketch_gpu.TALL[:: 1 if g == "*fp32" else 3]:
         tile = {"R": tall, "S": countsketch_gpu.TILE // tall}
         cubin(countsketch_gpu._project, 4, tile, **types, g=g, partial="*fp64", counters="*i32", out="*fp32")

@@ -1165,6 +1165,27 @@ def test_capturable_state_goes_on_without_it_and_back():
     torch.testing.assert_close(flat(model.parameters()), flat(other.parameters()), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ["uniform", "countsketch"])
+def test_capturable_nes_is_the_same_update(name):
+    """As a step, and in pieces, whose evaluations find the number of their row in device memory."""
+    start = normal(30)
+    params = [parameter(start.clone()) for _ in range(3)]
+    plain, whole, cut = (NES([p], lr=0.1, dim=12, distribution=name, seed=4, sigma=0.05, capturable=k > 0)
+                         for k, p in enumerate(params))  # fmt: skip
+    for step in range(3):
+        means = [plain.step(lambda: bowl(params[0])), whole.step(lambda: bowl(params[1]))]
+        cut.begin()
+        row = cut._trial.row
+        losses = [cut.evaluate(lambda: bowl(params[2])) for _ in range(12)]
+        assert isinstance(row, Tensor) and row is cut._trial.row and int(row) == 12 and len({*map(float, losses)}) == 12
+        means.append(cut.finish())
+        assert all(torch.equal(p, params[0]) for p in params) and means[0] == means[1] == means[2]
+        assert int(cut.param_groups[0]["step"]) == step + 1 and not torch.equal(params[0], start)
+    with pytest.raises(RuntimeError, match="broken"):
+        whole.step(lambda: (_ for _ in ()).throw(RuntimeError("broken")))
+    assert torch.equal(params[1], params[0])
+
+
 def test_capturable_takes_a_rate_in_device_memory():
     models = [network() for _ in range(2)]
     for model, lr in zip(models, (0.25, torch.tensor(0.25))):

@@ -266,7 +266,7 @@ def test_nothing_is_read_within_a_chunk(method, monkeypatch):
     sketch = {} if method == "sgd" else {"dim": 3, "distribution": "countsketch"}  # the interpreter takes minutes for others
     config = config_of(method, epochs=3 if method == "nes" else 1, batch_size=2500, **sketch)
     assert loop.train(config, device="cpu" if INTERPRETED else "cuda").outcome == "finished"
-    assert set(seen) == ({"update", "validate"} if method == "nes" else {"compare", "update", "validate"})
+    assert set(seen) == {"update", "validate", *(["begin", "evaluate"] if method == "nes" else ["compare"])}
 
 
 def test_the_mode_sees_reads():
@@ -316,7 +316,7 @@ def graphs(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("changes", [{"method": "rbd"}, {"method": "sgd", "switch": 1, "then_lr": 4.0, "dim": 20},
-                                     {"method": "nes", "dim": 3}], ids=str)  # fmt: skip
+                                     {"method": "nes", "dim": 7}, {"method": "rbd-nes", "dim": 5}], ids=str)  # fmt: skip
 def test_captured_chunks_are_the_called_ones(changes, graphs, tmp_path, monkeypatch):
     """Each kind and length is called the first time, captured the second, and replayed from then on."""
     config = config_of(**{"epochs": 3} | changes)
@@ -327,7 +327,8 @@ def test_captured_chunks_are_the_called_ones(changes, graphs, tmp_path, monkeypa
     same(made, called)
     assert made.outcome == "finished" and len(list(tmp_path.iterdir())) == 1
     kinds = [graph.task[::2] for graph in graphs]  # what, and how many
-    assert {name for name, _ in kinds} == {"update", "validate", *(["compare"] * (config.method != "nes"))}
+    special = ["begin", "evaluate"] if "nes" in config.method else ["compare"]
+    assert {name for name, _ in kinds} == {"update", "validate", *special}
     assert all(graph.replays for graph in graphs) and (len(set(kinds)) == len(kinds) or config.switch)
 
 
