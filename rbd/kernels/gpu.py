@@ -403,7 +403,7 @@ DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton
 if DEVICE == "cuda":
     _ROWS = {"normal": 8, "uniform": 16, "rademacher": 16}  # of a tile of project
     _WARPS = {"normal": 4, "uniform": 4, "rademacher": 2}  # of a program of project; four rows of signs share a load of g
-    _REGISTERS = {"normal": (72, 96), "uniform": (128, 168), "rademacher": (None, None)}  # a thread; float32, float64
+    _REGISTERS = {"normal": (72, 104), "uniform": (128, 168), "rademacher": (None, None)}  # a thread; float32, float64
     _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
     LANES = 256  # rows times blocks of a tile of expand
 else:  # one NumPy call for each operation on a tile: few large ones

@@ -1131,6 +1131,9 @@ for law in [law for law in DISTRIBUTIONS.values() if not law.sparse]:
         more = {"P": gpu._PARTS[law.name], "L": gpu.LANES, "ADD": g == "*bf16"}
         types = dict(c="*fp32", out=g, addresses="*i64")
         cubin(gpu._expand, gpu.LANES // 32, tile | more, **words, **types, step=step)
+    if law.name == "normal":  # of float64, the one that is nearest to its limit of registers
+        wide = dict(partial="*fp64", counters="*i32", out="*fp64", step="*i64", g="*fp64")
+        cubin(gpu._project, gpu._WARPS[law.name], tile | tall, gpu._REGISTERS[law.name][1], **words, **wide)
 
 made = dict(owners="*i32", table="*i64", words="*i32")
 for step, g in (("i32", "*fp32"), ("*i64", "*bf16")):
