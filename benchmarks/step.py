@@ -54,10 +54,10 @@ def _steps(device: str, network: str) -> dict[str, object]:
 def _threads(torchs: int, kernels: int | None) -> None:
     import torch
 
-    from rbd.kernels import cpu
+    from rbd.kernels import team
 
     torch.set_num_threads(torchs)
-    cpu.set_threads(kernels)
+    team.set_threads(kernels)
 
 
 def _step(network: str, method: str, device: str) -> Callable[[], object]:

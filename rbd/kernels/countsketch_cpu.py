@@ -13,7 +13,6 @@ All fixed by sizes alone, as in ``cpu``: a sum has the order of its segments, in
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +24,7 @@ from rbd import distribution as distribution_module
 from rbd import philox
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import Distribution
-from rbd.kernels import cpu, simd
+from rbd.kernels import cpu, simd, team
 from rbd.kernels.cpu import _inline, _philox, _rademacher
 from rbd.kernels.jit import jit
 from rbd.kernels.simd import (
@@ -525,7 +524,8 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
     return _make_plan(compartments, distribution, units, bounds[-1], places=np.empty((0, 5), np.int64))
 
 
-_of_thread = threading.local()
+_Scratch = tuple[np.ndarray, np.ndarray, np.ndarray]
+_free: dict[str, list[_Scratch]] = {"f": [], "d": []}  # of each dtype, made once and not in use; kept for the next product
 
 
 def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
@@ -535,31 +535,31 @@ def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
     return room[first : first + count * dtype.itemsize].view(dtype)
 
 
-def _scratch(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Room for what this thread has in hand, the same 0.4 MB whatever the basis, kept."""
-    name = dtype.char
+def _take_scratch(dtype: np.dtype) -> _Scratch:
+    """Room for what one thread has in hand, the same 0.4 MB whatever the basis; it goes back to _free."""
     try:
-        return getattr(_of_thread, name)
-    except AttributeError:
-        made = _aligned(_SCRATCH, dtype), _aligned(_SUMS, np.dtype(np.float64)), _aligned(_WORDS, np.dtype(np.uint32))
-        setattr(_of_thread, name, made)
-        return made
+        return _free[dtype.char].pop()
+    except IndexError:
+        return _aligned(_SCRATCH, dtype), _aligned(_SUMS, np.dtype(np.float64)), _aligned(_WORDS, np.dtype(np.uint32))
 
 
 def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
     """The kernel over all units; many columns are shared out, each unit taken by the next free thread."""
     count = len(plan.units)
-    threads = 1 if plan.columns < INLINE else min(cpu.thread_count(), count)
+    threads = 1 if plan.columns < INLINE else min(team.thread_count(), count)
     if threads == 1:
-        return kernel(plan.address, 0, count, *args, *_scratch(dtype))
+        scratch = _take_scratch(dtype)
+        kernel(plan.address, 0, count, *args, *scratch)
+        return _free[dtype.char].append(scratch)
     taken = itertools.count()  # next() is atomic
 
     def work() -> None:
-        scratch = _scratch(dtype)
+        scratch = _take_scratch(dtype)
         while (n := next(taken)) < count:
             kernel(plan.address, n, n + 1, *args, *scratch)
+        _free[dtype.char].append(scratch)
 
-    cpu.share(work, threads)
+    team.share(work, threads)
 
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:

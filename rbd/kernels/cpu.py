@@ -7,17 +7,13 @@ Three ways of one product, all with the entries of ``reference.py``:
 - float64 gradients: the same, widened.
 
 Work is cut into units whose sizes depend on the basis alone, and every sum has a fixed order, so results do not depend
-on the number of threads. Threads are Python's own, running code that has released the GIL: Numba's threading layers
-abort on concurrent calls (workqueue), on fork (omp) or need a library that few platforms have (tbb).
+on the number of threads. Threads come from ``team``.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,7 +24,7 @@ from numba import njit
 from rbd import distribution, philox
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import QUANTILE, Distribution
-from rbd.kernels import simd
+from rbd.kernels import simd, team
 from rbd.kernels.jit import jit
 from rbd.kernels.simd import (
     LANES,
@@ -413,72 +409,9 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
     return _make_plan(compartments, distribution, units, places=np.empty((0, 4), np.int64))
 
 
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None  # its threads stayed in the parent
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _threads() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="rbd")
-    return _pool
-
-
-def share(work: Callable[[], None], threads: int) -> None:
-    """Call work() in this thread and in others at once, and return when all are done.
-
-    Args:
-        work: takes pieces until none is left, so that fewer threads do it all, if later.
-        threads: how many, this one included. A process that is ending gives no others (a step in a thread that outlives
-            the main one, in atexit, in __del__), nor does a system that has no more of them.
-    """
-    others, begun, ended = [], list[None](), list[None]()
-
-    def help() -> None:
-        begun.append(None)
-        try:
-            work()
-        finally:
-            ended.append(None)
-
-    try:
-        for _ in range(threads - 1):
-            others.append(_threads().submit(help))
-    except RuntimeError:
-        work()
-        while len(ended) < len(begun):  # one that submit has queued before it raised may have a piece in hand
-            time.sleep(1e-4)
-    else:
-        work()
-    for other in others:
-        other.result()
-
-
 def _scratch(dtype: np.dtype) -> np.ndarray:
     """Room for what one thread has in hand, a few cache pages whatever the basis."""
     return np.empty(SCRATCH, dtype)
-
-
-_count: int | None = None
-
-
-def set_threads(count: int | None) -> None:
-    """Use so many threads from now on; None: as many as torch (torch.get_num_threads())."""
-    global _count
-    _count = count
-
-
-def thread_count() -> int:
-    """How many threads a product may use."""
-    return _count or torch.get_num_threads()
 
 
 def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.ndarray) -> None:
@@ -486,7 +419,7 @@ def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.
     distribution = spec.distribution
     shape = _DISTRIBUTION_IDS[distribution.name], distribution.columns
     args = *shape, x, spec.seed, spec.stream, spec.step, spec.row, out
-    threads = min(thread_count(), len(plan.pieces) - 1)
+    threads = min(team.thread_count(), len(plan.pieces) - 1)
     if threads == 1 or plan.entries * distribution.bits < INLINE:
         return kernel(plan.units, 0, len(plan.units), *args, _scratch(out.dtype))
     taken = itertools.count()  # next() is atomic
@@ -496,7 +429,7 @@ def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.
         while (piece := next(taken)) < len(plan.pieces) - 1:
             kernel(plan.units, plan.pieces[piece], plan.pieces[piece + 1], *args, scratch)
 
-    share(work, threads)
+    team.share(work, threads)
 
 
 def _takes_signs(distribution: Distribution, x: np.ndarray) -> bool:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from rbd import distributed
 from rbd.distributed import OWN_BATCH, Alone, Workers, digest
-from rbd.kernels import cpu
+from rbd.kernels import team
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
 from rbd.subspace import Subspace
@@ -160,13 +160,13 @@ def settings(config: RunConfig, device: str, threads: int) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1 if config.model in models.DENSE else threads)
-    cpu.set_threads(threads)
+    team.set_threads(threads)
     try:
         with reproducible(device):
             yield
     finally:
         torch.set_num_threads(before)
-        cpu.set_threads(None)
+        team.set_threads(None)
 
 
 def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, bar: bool | None = False,

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 import rbd.suite.train as loop
 from rbd import optim
 from rbd.basis import Basis
-from rbd.kernels import cpu
+from rbd.kernels import cpu, team
 from rbd.suite import batches, datasets, models, record
 from rbd.suite import checkpoint as checkpoints
 from rbd.suite.config import RunConfig
@@ -331,14 +331,14 @@ def test_global_generators_and_thread_counts_are_left_alone(few, set_threads):
         train(config(method, epochs=1), threads=3)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (repr(np.random.get_state()), random.getstate())  # noqa: NPY002
-    assert torch.get_num_threads() == 2 and cpu._count is None
+    assert torch.get_num_threads() == 2 and team._count is None
 
 
 def test_thread_counts_are_put_back_after_an_error(tmp_path, set_threads):
     set_threads(2)
     with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte"):
         train(RunConfig(data="mnist"), data_dir=tmp_path, threads=3)
-    assert torch.get_num_threads() == 2 and cpu._count is None
+    assert torch.get_num_threads() == 2 and team._count is None
 
 
 def test_global_generators_do_not_change_the_curve(few):

@@ -1,0 +1,175 @@
+"""Threads for a product: torch's own where they are free, else a pool."""
+
+import _thread
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from rbd import Basis
+from rbd.kernels import countsketch_cpu, team
+
+NAMES = ("normal", "uniform", "rademacher", "countsketch")
+borrows = pytest.mark.skipif(team._openmp() is None, reason="this torch does not use GNU OpenMP")
+
+
+@pytest.fixture(autouse=True)
+def two_threads(set_threads, monkeypatch) -> Iterator[None]:
+    set_threads(2)
+    monkeypatch.setattr(team, "_resting", 0.0)
+    monkeypatch.setattr(team, "_late", 0)
+    yield
+
+
+@pytest.fixture
+def pool(monkeypatch) -> None:
+    monkeypatch.setattr(team, "_openmp", lambda: None)
+
+
+@pytest.fixture(params=[pytest.param("openmp", marks=borrows), "pool"])
+def either(request, monkeypatch) -> None:
+    if request.param == "pool":
+        request.getfixturevalue("pool")
+    else:
+        monkeypatch.setattr(team, "LATE", 3600.0)  # however busy the machine is
+        monkeypatch.setattr(team, "_ask_pool", None)
+
+
+def meet(each: Callable[[], None] = lambda: None) -> set[int]:
+    """Who took part in work that needs two: their identities."""
+    both, seen = threading.Barrier(2), set[int]()
+
+    def work() -> None:
+        both.wait(30)
+        seen.add(threading.get_ident())
+        each()
+
+    team.share(work, 2)
+    return seen
+
+
+def test_two_threads_work_at_once(either):
+    for _ in range(100):
+        assert len(meet()) == 2
+
+
+@borrows
+def test_torchs_threads_are_the_ones(fresh_python):
+    """Torch starts a third, and a product on three threads no more; one on fewer than torch has asks a pool."""
+    printed = fresh_python("""
+import torch
+from pathlib import Path
+from rbd import Basis
+from rbd.kernels import team
+
+def use_torch(threads):
+    torch.set_num_threads(threads)
+    torch.ones(10_000_000).add_(1)
+
+def use_basis():
+    Basis(250, 400_000).project(torch.ones(400_000))
+    return len(list(Path("/proc/self/task").iterdir()))
+
+team.LATE = 3600
+use_torch(2)
+before = use_basis()
+use_torch(3)
+print(use_basis() - before, team._pool is None)
+team.set_threads(2)
+use_basis()
+print(team._pool is None)
+""")
+    assert printed.split() == ["1", "True", "False"]
+
+
+def raise_in(main: bool) -> None:
+    if (threading.current_thread() is threading.main_thread()) == main:
+        raise OSError("of main" if main else "of the other")
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_an_error_of_either_thread_is_raised(either, main):
+    with pytest.raises(OSError, match="of main" if main else "of the other"):
+        meet(lambda: raise_in(main))
+    assert len(meet()) == 2  # and the next call is as ever
+
+
+def test_interrupts_arrive_and_spoil_nothing(either):
+    """Ctrl-C at any time: KeyboardInterrupt, and the next product is right."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    basis, g = Basis(250, 101_770), torch.arange(101_770) % 7 - 3.0
+    expected, caught = basis.project(g), 0
+    try:
+        for delay in range(20):
+            timer = threading.Timer(0.002 + delay / 1e4, _thread.interrupt_main)
+            with pytest.raises(KeyboardInterrupt):
+                timer.start()
+                for _ in itertools.count():
+                    basis.project(g)
+            caught += 1
+            assert torch.equal(basis.project(g), expected)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught == 20
+
+
+@borrows
+def test_after_three_late_starts_openmp_is_left_alone(monkeypatch):
+    """For a hundred times the wait: another process has the cores, and OpenMP would wait for them again."""
+    asked = []
+    monkeypatch.setattr(team, "_ask_pool", lambda work, threads: asked.append(threads))
+    for wait in (0.5, 0.5, 1e-5, 0.5, 0.5):
+        team._rest(wait)
+    monkeypatch.setattr(team, "LATE", 3600.0)
+    team.share(lambda: None, 2)
+    assert not asked
+    monkeypatch.setattr(team, "LATE", 2e-4)
+    for _ in range(3):
+        team._rest(0.5)
+    assert 49 < team._resting - time.perf_counter() <= 50
+    team.share(lambda: None, 2)
+    assert asked == [2]
+    monkeypatch.setattr(team, "_resting", time.perf_counter())
+    team.share(lambda: None, 2)
+    assert asked == [2]
+
+
+@borrows
+def test_a_wait_for_the_others_counts(monkeypatch):
+    """Only what exceeds this thread's own time: the last piece of another may take as long."""
+    waits = []
+    monkeypatch.setattr(team, "_rest", waits.append)
+
+    def late() -> None:
+        time.sleep(0.1 if threading.current_thread() is not threading.main_thread() else 0.02)
+
+    team.share(late, 2)
+    assert 0.04 < waits[0] < 10
+
+
+def test_no_scratch_is_made_anew(either, monkeypatch):
+    """Python knows them for the time of a call only: what it keeps by thread would be made every time."""
+    basis, g = Basis(250, 1_200_000, "countsketch"), torch.ones(1_200_000)
+    one, other = (countsketch_cpu._take_scratch(np.dtype("f")) for _ in range(2))
+    monkeypatch.setattr(countsketch_cpu, "_free", {"f": [one, other]})
+    monkeypatch.setattr(countsketch_cpu, "_aligned", None)
+    for _ in range(3):
+        basis.project(g)
+    assert {id(s) for s in countsketch_cpu._free["f"]} == {id(one), id(other)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_openmp_and_pool_give_the_same_bits(name, monkeypatch):
+    size = 1_200_000 if name == "countsketch" else 101_770
+    basis, g = Basis(250, size, name, seed=3), torch.sin(torch.arange(0.0, size))
+    torch.set_num_threads(1)
+    alone = basis.project(g), basis.expand(torch.ones(250))
+    torch.set_num_threads(2)
+    for library in (team._openmp, lambda: None):
+        monkeypatch.setattr(team, "_openmp", library)
+        assert torch.equal(basis.project(g), alone[0]) and torch.equal(basis.expand(torch.ones(250)), alone[1])
