@@ -13,6 +13,8 @@ from benchmarks._cost import ON_DEMAND
 from benchmarks._measure import DEVICES, alternate, attempt, captured, expected, found, interleaved, on_device
 
 DIM, SIZE = 256, 101_770  # about the paper's d, and the D of its FC net
+LARGE = 1000, 10**6  # d and D on a GPU: 4 GB stored, so that a product is none of launches and tails
+DENSE = tuple(way for way in ON_DEMAND if way != "countsketch")
 RIVALS = ("stored fp32", "stored bf16", "stored bits", "randn", "sklearn gaussian")
 # What a sketch is compared with at the same d and D. "copy": u.copy_(g) of length D; "d = 250": a sketch with 250 rows.
 SKETCH_RIVALS = ("rademacher", "stored sketch", "hadamard", "sklearn sparse", "copy", "d = 250")
@@ -20,7 +22,7 @@ SKETCH_DIMS, SKETCH_SIZES = (250, 10_000), (101_770, 10**7, 10**8)
 
 
 def setup_cache() -> dict:
-    """{(device, ours, rival) or (device, rival, d, D): {"project": Pair, "expand": Pair, ...} or an exception}."""
+    """{(device, ours, rival), with d and D if large, or (device, rival, d, D): {"project": Pair, ...} or an exception}."""
     cache = {}
     for device in DEVICES:
         rivals = {way: attempt(_build, device, way) for way in RIVALS}
@@ -37,6 +39,11 @@ def setup_cache() -> dict:
                     cache[cell] = attempt(_sketch_pairs, ours, *cell)
                     print(*cell, cache[cell], file=sys.stderr, flush=True)
                     gc.collect()
+    stored = attempt(_build, "gpu", "stored fp32", *LARGE)
+    for way in DENSE:
+        ours, cell = attempt(_build, "gpu", way, *LARGE), ("gpu", way, "stored fp32", *LARGE)
+        cache[cell] = attempt(_pairs, "gpu", ours, stored, *LARGE)
+        print(*cell, cache[cell], file=sys.stderr, flush=True)
     return cache
 
 
@@ -83,11 +90,11 @@ def _sketch_pairs(ours, device: str, rival: str, dim: int, size: int) -> dict:
     return {what: alternate(_ways.timed(ours, what, x), theirs[what], device) for what, x in given.items()}
 
 
-def _pairs(device: str, ours, theirs) -> dict:
+def _pairs(device: str, ours, theirs, dim: int = DIM, size: int = SIZE) -> dict:
     from benchmarks import _ways
 
     ours, theirs, device = found(ours), found(theirs), on_device(device)
-    g, c = _ways.vectors(DIM, SIZE, device)
+    g, c = _ways.vectors(dim, size, device)
     return {
         "project": alternate(_ways.timed(ours, "project", g), _ways.timed(theirs, "project", g), device),
         "expand": alternate(_ways.timed(ours, "expand", c), _ways.timed(theirs, "expand", c), device),
@@ -126,6 +133,24 @@ class BetweenOperations:
 
     def track_project(self, cache: dict, *cell) -> float:
         return found(cache[("cpu", *cell)])["interleaved"].ratio
+
+
+class Large:
+    """Dense bases on a GPU at d D = 1e9; below 1, regenerating the basis is faster."""
+
+    params = (DENSE, ("stored fp32",))
+    param_names = ("basis", "rival")
+    unit = "x the rival's time"
+    version = "1"
+
+    def setup(self, cache: dict, *cell) -> None:
+        found(cache[("gpu", *cell, *LARGE)])
+
+    def track_project(self, cache: dict, *cell) -> float:
+        return found(cache[("gpu", *cell, *LARGE)])["project"].ratio
+
+    def track_expand(self, cache: dict, *cell) -> float:
+        return found(cache[("gpu", *cell, *LARGE)])["expand"].ratio
 
 
 class Sketch:

@@ -1,4 +1,4 @@
-"""The fastest tiles of the GPU kernels, by distribution: rows and programs of project, parts of a word of expand.
+"""The fastest tiles of the GPU kernels, by distribution: rows, warps, programs of project, parts of a word of expand.
 
     python -m benchmarks.tiles        # on a GPU; prints milliseconds, and marks the constants of rbd/kernels/gpu.py
 
@@ -19,6 +19,7 @@ from rbd.distribution import DISTRIBUTIONS, Distribution
 
 DIM, SIZE = 256, 101_770  # as in ratios.py
 ROWS = (4, 8, 16, 32)
+WARPS = (1, 2, 4)
 PARTS = (1, 2, 4, 8, 16, 32)
 PROGRAMS = (264, 396, 528, 1024)  # of project, at most: two, three and four for each of an H100's 132 multiprocessors
 
@@ -31,9 +32,9 @@ def seconds(call: Callable[[], torch.Tensor]) -> float:
 
 
 def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Iterator[tuple[str, int, bool, float]]:
-    """(what, its number, whether that is the constant now, seconds) for rows, programs and parts.
+    """(what, its number, whether that is the constant now, seconds) for rows, warps, programs and parts.
 
-    Other rows than now have no limit of registers: the limits are those of the rows now, with which others would spill.
+    Other rows or warps than now have no limit of registers: the limits are for those, and others would spill with them.
 
     Raises:
         AssertionError: two tiles give different bits.
@@ -46,15 +47,15 @@ def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Ite
     device = torch.device(gpu.DEVICE)
     g, c = torch.randn(size, device=device), torch.randn(dim, device=device)
     limits = getattr(gpu, "_REGISTERS", {})  # none in Triton's interpreter
-    for what, product, x, counts in (("rows", "project", g, ROWS), ("programs", "project", g, PROGRAMS),
-                                     ("parts", "expand", c, PARTS)):  # fmt: skip
+    for what, product, x, counts in (("rows", "project", g, ROWS), ("warps", "project", g, WARPS),
+                                     ("programs", "project", g, PROGRAMS), ("parts", "expand", c, PARTS)):  # fmt: skip
         expected = getattr(kernels, product)(x, spec, backend="gpu")
-        now = {"rows": gpu._ROWS[law.name], "programs": gpu.PROGRAMS, "parts": gpu._PARTS[law.name]}[what]
+        constants = {"rows": gpu._ROWS, "warps": gpu._WARPS, "parts": gpu._PARTS}.get(what, {})
+        now = constants.get(law.name, gpu.PROGRAMS)
         for count in counts:
             if what == "parts" and law.per_word % count:
                 continue
-            free = {law.name: (None, None)} if limits and what == "rows" and count != now else {}
-            constants = {"rows": gpu._ROWS, "parts": gpu._PARTS}.get(what, {})
+            free = {law.name: (None, None)} if limits and what in ("rows", "warps") and count != now else {}
             with (patch.dict(constants, {law.name: count}), patch.dict(limits, free),
                   patch.object(gpu, "PROGRAMS", count if what == "programs" else gpu.PROGRAMS)):  # fmt: skip
                 gpu._project_plan.cache_clear()

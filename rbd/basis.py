@@ -122,11 +122,7 @@ class Basis:
             raise TypeError(f"params: got {got}, allowed real floating-point tensors (of sharded ones, the local part)")
         if first is not None:
             spec = self._part(check_word("first", first), sum(p.numel() for p in params))
-        c = alpha * c.to(sum_dtype(c.dtype))  # (d,)
-        if all(p.dtype == params[0].dtype and p.is_contiguous() for p in params):
-            return kernels.add(c, spec, params)
-        for p, moved in zip(params, kernels.moved(c, spec, params)):
-            p.copy_(moved)
+        kernels.add(alpha * c.to(sum_dtype(c.dtype)), spec, params)
 
     @lru_cache(maxsize=256)  # noqa: B019
     def _part(self, first: int, count: int) -> BasisSpec:

@@ -82,6 +82,7 @@ class BasisSpec:
         distribution: of the entries.
         seed, stream: words of the generator's key.
         step: a word of its counter; on a GPU it may be a tensor of one int64 there, read when the kernel runs.
+        first_row: added to the numbers of all rows, a tensor of one int64 that is read when the kernel runs; None: 0.
     """
 
     compartments: tuple[Compartment, ...]
@@ -89,6 +90,7 @@ class BasisSpec:
     seed: int
     stream: int
     step: int | torch.Tensor
+    first_row: torch.Tensor | None = None
 
     @property
     def dim(self) -> int:

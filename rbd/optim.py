@@ -7,7 +7,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from numbers import Real
 
@@ -507,6 +507,26 @@ class FPD(RBD):
         super()._check(group)
 
 
+@dataclass
+class _Trial:
+    """The evaluations of a step of NES so far, in memory that is kept from step to step, as CUDA graphs need."""
+
+    start: list[Tensor]  # the parameters before
+    losses: Tensor  # (d,) float32
+    row: int | Tensor = 0  # of the next evaluation; () int64 in device memory if capturable
+
+    @classmethod
+    def of(cls, group: dict, capturable: bool) -> _Trial:
+        start = [torch.empty_like(p) for p in group["params"]]
+        losses = torch.zeros(group["dim"], device=start[0].device)
+        return cls(start, losses, torch.zeros((), dtype=torch.int64, device=start[0].device) if capturable else 0)
+
+    def fits(self, group: dict) -> bool:
+        """Whether it is for parameters like these, and as many rows."""
+        facts = [[(p.shape, p.dtype, p.device) for p in params] for params in (self.start, group["params"])]
+        return facts[0] == facts[1] and len(self.losses) == group["dim"]
+
+
 class NES(_RandomBases):
     """Natural evolution strategies in a random basis: θ ← θ - η / (σ d) Φᵀ c, without gradients.
 
@@ -520,9 +540,12 @@ class NES(_RandomBases):
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
         sigma: σ > 0, length of a perturbation.
-        capturable: keep the step number in device memory and never wait for the device, as CUDA graphs need; losses are not
+        capturable: keep the numbers of the step and of the next row in device memory and never wait for the device, as CUDA
+            graphs need: of a whole step, or of its pieces ``begin``, ``evaluate`` (d times) and ``finish``. Losses are not
             checked for NaN.
     """
+
+    _trial: _Trial | None = None
 
     def __init__(self, params, lr: float, dim: int = 250, distribution: str = "rademacher", seed: int = 0,
                  sigma: float = 0.01, capturable: bool = False):  # fmt: skip
@@ -559,13 +582,53 @@ class NES(_RandomBases):
                 return None
             raise TypeError("NES.step needs a closure that returns the loss")
         self._warn_of_unfrozen()
-        start = [p.clone() for p in group["params"]]
+        self.begin()
+        assert self._trial
         try:
-            losses = torch.stack([self._loss_at(closure, start, row) for row in range(group["dim"])]).float()  # (d,)
+            for _ in range(group["dim"]):
+                self.evaluate(closure)
         finally:
-            torch._foreach_copy_(group["params"], start)
+            torch._foreach_copy_(group["params"], self._trial.start)
+        losses = self._trial.losses
         if not self._capturable and losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
+        mean = self.finish()
+        if not self._capturable:
+            self._trial = None
+        return mean
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """The first piece of a step, before its d evaluations, for CUDA graphs of some evaluations each."""
+        (group,) = self.param_groups
+        if self._trial is None or not self._trial.fits(group):
+            self._trial = _Trial.of(group, self._capturable)
+        torch._foreach_copy_(self._trial.start, group["params"])
+        self._trial.row *= 0
+
+    @torch.no_grad()
+    def evaluate(self, closure: Callable[[], Tensor | float]) -> Tensor:
+        """The next of a step's d evaluations: the loss, (), at the parameters moved along the next row of the basis.
+
+        With capturable, a graph of it evaluates another row at every replay: the row's number is in device memory too.
+        """
+        (group,) = self.param_groups
+        trial = self._trial
+        assert trial, "begin comes first"
+        loss = self._loss_at(closure, trial.start, trial.row)
+        if isinstance(trial.row, Tensor):
+            trial.losses.index_copy_(0, trial.row.reshape(1), loss.float().reshape(1))
+        else:
+            trial.losses[trial.row] = loss
+        trial.row += 1
+        return loss
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """The last piece of a step: the update from the losses of all rows; returns their mean, ()."""
+        (group,) = self.param_groups
+        assert self._trial, "begin comes first"
+        start, losses = self._trial.start, self._trial.losses
         u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         if self._capturable and isinstance(group["lr"], Tensor):  # which may be in device memory
             self._move(group["params"], start, u * -group["lr"], 1.0)
@@ -574,12 +637,13 @@ class NES(_RandomBases):
         group["step"] += self._is_moving_there() if self._capturable else self._is_moving()
         return losses.mean()
 
-    def _loss_at(self, closure: Callable[[], Tensor | float], start: list[Tensor], row: int) -> Tensor:
+    def _loss_at(self, closure: Callable[[], Tensor | float], start: list[Tensor], row: int | Tensor) -> Tensor:
         (group,) = self.param_groups
         spec, one = self._spec(0), torch.ones(1, device=start[0].device)
-        (whole,) = spec.compartments
-        direction = Compartment(whole.number, 0, whole.stop, 1, row, total=whole.total)
-        phi = kernels.expand(one, replace(spec, compartments=(direction,)))  # (D,)
+        (whole,), there = spec.compartments, row if isinstance(row, Tensor) else None
+        number = 0 if isinstance(row, Tensor) else row
+        direction = Compartment(whole.number, 0, whole.stop, 1, number, total=whole.total)
+        phi = kernels.expand(one, replace(spec, compartments=(direction,), first_row=there))  # (D,)
         self._move(group["params"], start, phi, group["sigma"])
         return _as_loss(closure(), start[0].device)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rbd.compartment import BasisSpec
+from rbd.compartment import BasisSpec, Compartment
 from rbd.kernels import compiled
 from rbd.kernels.compiled import sum_dtype
 
@@ -79,11 +79,13 @@ def owned(owner: object, device: torch.device) -> Iterator[None]:
 
 @torch.compiler.disable  # it writes through addresses, which a compiler could not follow
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backend: str | None = None) -> None:
-    """params += the vector with coordinates c, cut into their shapes; on a GPU without a temporary of length D.
+    """params += the vector with coordinates c, cut into their shapes, in the order of their values, whatever their strides.
+
+    On a GPU without a temporary of length D, if all are contiguous (not channels-last, say) and of one dtype.
 
     Args:
         c: (d,) coordinates; spec, backend: as in ``project``.
-        params: contiguous tensors of one floating-point dtype on c's device, D values in all, updated in place.
+        params: floating-point tensors on c's device, D values in all, updated in place.
 
     Raises:
         TypeError, ValueError: params are not such tensors, or what ``expand`` raises.
@@ -91,11 +93,16 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
     x = _check_operand("c", c, spec.dim)
     _check_params(params, spec.size, x.device)
     module = _module_for(x.device, backend, spec)
-    module.add(x.to(sum_dtype(x.dtype)), _spec_for(module, spec), params)
-    torch.autograd.graph.increment_version(list(params))  # kernels that write through addresses do not
+    if all(p.is_contiguous() and p.dtype == params[0].dtype for p in params):
+        module.add(x.to(sum_dtype(x.dtype)), _spec_for(module, spec), params)
+        torch.autograd.graph.increment_version(list(params))  # kernels that write through addresses do not
+    else:
+        for p, new in zip(params, moved(c, spec, params, backend)):
+            p.copy_(new)
 
 
-def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
+          backend: str | None = None) -> list[torch.Tensor]:  # fmt: skip
     """params + the vector with coordinates c, cut into their shapes, in new tensors of their dtypes and strides.
 
     Every value is summed in float32, or in float64 if c or it is float64, and rounded once. Errors as in ``expand``.
@@ -103,13 +110,14 @@ def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> l
     x = _check_operand("c", c, spec.dim)
     if (values := sum(p.numel() for p in params)) != spec.size:
         raise ValueError(f"params: got {values} values, allowed {spec.size}")
-    module = _module_for(x.device, None, spec)
+    module = _module_for(x.device, backend, spec)
     if hasattr(module, "Prepared"):
         made = module.Prepared(_spec_for(module, spec), [p.numel() for p in params]).moved(x, params)
         if made is not None:
             return made
-    parts = _expand(x, spec, None, None).split([p.numel() for p in params])
-    return [torch.empty_like(p).copy_(v.view(p.shape).add_(p)) for p, v in zip(params, parts)]
+    parts = _expand(x, spec, None, backend).split([p.numel() for p in params])
+    sums = (v.view(p.shape).to(torch.promote_types(v.dtype, p.dtype)).add_(p) for p, v in zip(params, parts))
+    return [torch.empty_like(p).copy_(total) for p, total in zip(params, sums)]
 
 
 def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Any:
@@ -162,10 +170,13 @@ def _is_gpu(module: ModuleType) -> bool:
 
 
 def _spec_for(module: ModuleType, spec: BasisSpec) -> BasisSpec:
-    """The spec as a backend takes it: the others than the gpu's want the step as a 32-bit word."""
-    if (type(spec.step) is int and 0 <= spec.step < 2**32) or _is_gpu(module):
+    """The spec as a backend takes it: the others than the gpu's want the step as a 32-bit word, and rows as numbers."""
+    if (type(spec.step) is int and 0 <= spec.step < 2**32 and spec.first_row is None) or _is_gpu(module):
         return spec
-    return replace(spec, step=int(spec.step) % 2**32)
+    first = 0 if spec.first_row is None else int(spec.first_row)
+    moved = (Compartment(k.number, k.start, k.stop, k.dim, k.row + first, k.before, k.after, k.total)
+             for k in spec.compartments)  # fmt: skip
+    return replace(spec, compartments=tuple(moved), step=int(spec.step) % 2**32, first_row=None)
 
 
 def _check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
@@ -181,10 +192,9 @@ def _check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _check_params(params: Sequence[torch.Tensor], size: int, device: torch.device) -> None:
-    bad = [p for p in params if not p.is_contiguous() or p.dtype != params[0].dtype or p.device != device]
-    if bad or not params[0].is_floating_point():
-        got = ", ".join(f"{p.dtype} {tuple(p.shape)} {tuple(p.stride())} on {p.device}" for p in bad or params[:1])
-        raise TypeError(f"params: got {got}, allowed contiguous tensors of one floating-point dtype on {device}")
+    if bad := [p for p in params if not p.is_floating_point() or p.device != device]:
+        got = ", ".join(f"{p.dtype} {tuple(p.shape)} on {p.device}" for p in bad)
+        raise TypeError(f"params: got {got}, allowed floating-point tensors on {device}")
     if (values := sum(p.numel() for p in params)) != size:
         raise ValueError(f"params: got {values} values, allowed {size}")
 

@@ -57,6 +57,8 @@ def register(name: str, product: Product, length: Callable[[Sequence[int]], int]
     operator.register_autograd(backward, setup_context=setup_context)
 
     def call(x: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, backend: str | None = None) -> torch.Tensor:
+        if spec.first_row is not None:
+            raise NotImplementedError("a basis whose first row is in device memory does not go through torch.compile")
         step, counter = (0, spec.step) if isinstance(spec.step, torch.Tensor) else (spec.step, None)
         made = operator(
             x, flatten(spec.compartments), spec.distribution.name, spec.seed, spec.stream, step, counter, backend

@@ -22,10 +22,12 @@ from rbd.kernels import gpu
 from rbd.kernels.gpu import (
     _addresses,
     _Counters,
+    _first_row,
     _keep,
     _overlap,
     _owned,
     _philox,
+    _row_of,
     _scales,
     _step_of,
     _words,
@@ -81,8 +83,9 @@ def _project(g, owners, table, scales, words, partial, counters, out, row0, R: t
     """out = scale * (R rows of a compartment) @ g, S segments at a time. Fields: see _project_plan."""
     fields = table + 17 * tl.load(owners + tl.program_id(0))
     program = tl.program_id(0) - tl.load(fields)
-    origin, low, high, row = tl.load(fields + 1), tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4) + row0
-    rows, d, signs, offsets = tl.load(fields + 5), tl.load(fields + 6), tl.load(fields + 7), tl.load(fields + 8)
+    origin, low, high = tl.load(fields + 1), tl.load(fields + 2), tl.load(fields + 3)
+    row, rows, d = tl.load(fields + 4) + _row_of(row0), tl.load(fields + 5), tl.load(fields + 6)
+    signs, offsets = tl.load(fields + 7), tl.load(fields + 8)
     first, last, per = tl.load(fields + 9), tl.load(fields + 10), tl.load(fields + 11)  # segments; of a program
     groups, programs = (rows + R - 1) // R, tl.load(fields + 12)
     share, group = program // groups, program % groups
@@ -123,8 +126,9 @@ def _expand(c, owners, table, scales, words, out, addresses, row0, ADD: tl.const
     """A tile of columns of u: the signed, scaled coordinate of each one's row; ADD: onto the tensors at the addresses."""
     fields = table + 12 * tl.load(owners + tl.program_id(0))
     program = tl.program_id(0) - tl.load(fields)
-    low, high, row, rows = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4) + row0, tl.load(fields + 5)
-    d, signs, offsets, at = tl.load(fields + 6), tl.load(fields + 7), tl.load(fields + 8), tl.load(fields + 9)
+    low, high, rows, d = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 5), tl.load(fields + 6)
+    row, signs = tl.load(fields + 4) + _row_of(row0), tl.load(fields + 7)
+    offsets, at = tl.load(fields + 8), tl.load(fields + 9)
     column = (low // _TILE + program) * _TILE + tl.arange(0, _TILE)  # (TILE,)
     mask = (column >= low) & (column < high)
     q = (column.to(tl.uint32) // d.to(tl.uint32)).to(tl.int64)
@@ -263,7 +267,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
         words = _launch_words(plan, spec, g.device)
         for tall, programs in plan.products:
             _project[(len(programs.owners),)](g, programs.owners, programs.table, plan.scales, words, partial, counters, out,
-                                              spec.row, R=tall, S=TILE // tall)  # fmt: skip
+                                              _first_row(spec), R=tall, S=TILE // tall)  # fmt: skip
 
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
@@ -287,5 +291,5 @@ def _launch_expand(plan: _Plan, c: torch.Tensor, spec: BasisSpec, out: torch.Ten
     ((_, programs),) = plan.products
     with torch.cuda.device_of(c):
         words = _launch_words(plan, spec, c.device)
-        _expand[(len(programs.owners),)](c, programs.owners, programs.table, plan.scales, words, out, addresses, spec.row,
-                                         ADD=add)  # fmt: skip
+        _expand[(len(programs.owners),)](c, programs.owners, programs.table, plan.scales, words, out, addresses,
+                                         _first_row(spec), ADD=add)  # fmt: skip

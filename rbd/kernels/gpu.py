@@ -39,7 +39,7 @@ OWNER: ContextVar[object | None] = ContextVar("owner", default=None)  # whose ca
 _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
 _W0, _W1 = (tl.constexpr(w) for w in WEYL)
 _ROUNDS, _WORDS, _CHUNK = tl.constexpr(ROUNDS), tl.constexpr(WORDS), tl.constexpr(BLOCKS)
-_NORMAL, _UNIFORM = tl.constexpr(0), tl.constexpr(1)
+_NORMAL, _UNIFORM, _SIGNS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _OCTAVES = QUANTILE.T.copy()  # (5, 16): the same coefficient of all octaves in half a line of the cache
 
 
@@ -81,13 +81,39 @@ def _level(word, part, octaves, DISTRIBUTION: tl.constexpr):
 
 @triton.jit
 def _add_product(total, word, part, x, octaves, DISTRIBUTION: tl.constexpr):
-    """total + level * x; a sign goes straight into the sign bit of x."""
-    if DISTRIBUTION == 2 and total.dtype == tl.float32:
-        sign = (word << tl.cast(31 - part, tl.uint32)) & 0x80000000
-        total += (x.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+    """total + level * x."""
+    return tl.fma(_level(word, part, octaves, DISTRIBUTION).to(total.dtype), x, total)
+
+
+@triton.jit
+def _add_negative(total, word, part, x):
+    """total + x where the sign is -: all x minus twice those is the sum of signs times x."""
+    return tl.where((word >> tl.cast(part, tl.uint32)) & 1 != 0, total + x, total)
+
+
+@triton.jit
+def _sum_signed(at, inside, before, left, words, R: tl.constexpr, B: tl.constexpr, dtype: tl.constexpr):
+    """(R, B): sums of signs times x over a tile's entries of each lane, of which numbers before ... left - 1 are there.
+
+    A whole tile has no masks, which take as many instructions as the sums. The loop over parts keeps those of others apart.
+    """
+    every, minus = tl.zeros((B,), dtype), tl.zeros((R, B), dtype)
+    if left - before == B * 128:
+        for w in tl.static_range(4):
+            for part in tl.static_range(32):
+                x = tl.load(at + inside + (_WORDS * part + _CHUNK * w)).to(dtype)  # (B,)
+                minus = _add_negative(minus, words[w], part, x[None, :])
+                every += x
     else:
-        total = tl.fma(_level(word, part, octaves, DISTRIBUTION).to(total.dtype), x, total)
-    return total
+        for w in tl.static_range(4):
+            part = 0
+            while part < 32:
+                j = inside + (_WORDS * part + _CHUNK * w)  # (B,)
+                x = tl.load(at + j, mask=(j >= before) & (j < left), other=0).to(dtype)
+                minus = _add_negative(minus, words[w], part, x[None, :])
+                every += x
+                part += 1
+    return every[None, :] - 2 * minus
 
 
 @triton.jit
@@ -97,6 +123,15 @@ def _step_of(step):
         return tl.load(step).to(tl.uint32)
     else:
         return step.to(tl.uint32)
+
+
+@triton.jit
+def _row_of(row0):
+    """Likewise, the number that is added to those of all rows."""
+    if row0.dtype.is_ptr():
+        return tl.load(row0)
+    else:
+        return row0
 
 
 @triton.jit
@@ -127,7 +162,7 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
     groups = (rows + R - 1) // R
     slot, group = program // groups, program % groups
     r = group * R + tl.arange(0, R)  # (R,)
-    row = (tl.load(fields + 5) + r + row0).to(tl.uint32)[:, None]  # (R, 1)
+    row = (tl.load(fields + 5) + r + _row_of(row0)).to(tl.uint32)[:, None]  # (R, 1)
     number, per = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 7)
     count = tl.load(fields + 8)
     chunk, drawn = low // (_WORDS * PARTS) + slot * count * per, _step_of(step)
@@ -143,13 +178,17 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
         column = chunk * (_WORDS * PARTS)
         left = tl.minimum(tl.minimum(high, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
         before = tl.maximum(low - column, 0).to(tl.int32)
-        of_tile = tl.zeros((R, B), out.dtype.element_ty)
-        for w in tl.static_range(4):
-            for part in tl.static_range(PARTS):
-                j = inside + (_WORDS * part + _CHUNK * w)  # (B,)
-                x = tl.load(g + (origin + column) + j, mask=(j >= before) & (j < left), other=0).to(of_tile.dtype)[None, :]
-                of_tile = _add_product(of_tile, words[w], part, x, octaves, DISTRIBUTION)  # (R, B)
-        total += of_tile
+        at = g + (origin + column)
+        if DISTRIBUTION == _SIGNS:
+            total += _sum_signed(at, inside, before, left, words, R, B, total.dtype)
+        else:
+            of_tile = tl.zeros((R, B), total.dtype)
+            for w in tl.static_range(4):
+                for part in tl.static_range(PARTS):
+                    j = inside + (_WORDS * part + _CHUNK * w)  # (B,)
+                    x = tl.load(at + j, mask=(j >= before) & (j < left), other=0).to(total.dtype)[None, :]
+                    of_tile = _add_product(of_tile, words[w], part, x, octaves, DISTRIBUTION)  # (R, B)
+            total += of_tile
         chunk += B // _CHUNK
         if chunk >= end:
             sums, level = tl.sum(total, 1).to(tl.float64), 0  # (R,); a binary counter of segments makes the tree
@@ -190,13 +229,13 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
     fields = table + 11 * k
     program = tl.program_id(0) - tl.load(fields)
     rows, at = tl.load(fields + 4), tl.load(fields + 5)
-    number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3) + row0
+    number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3) + _row_of(row0)
     chunk = (tl.load(fields + 6) + program // (PARTS // P)) * (B // _CHUNK)
     part = (program % (PARTS // P)) * P + tl.arange(0, P)[:, None]  # (P, 1)
     lane, drawn = tl.arange(0, L), _step_of(step)
     block = (chunk * _CHUNK + lane % B).to(tl.uint32)  # (L,)
     scale = tl.load(scales + tl.load(fields + 10)).to(c.dtype.element_ty)
-    t0 = tl.zeros((P, L), c.dtype.element_ty)
+    t0, every = tl.zeros((P, L), c.dtype.element_ty), tl.zeros((1, L), c.dtype.element_ty)
     t1, t2, t3 = t0, t0, t0
     r0 = rows - rows
     while r0 < rows:
@@ -204,11 +243,20 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
         x = (tl.load(c + at + r, mask=r < rows, other=0) * scale)[None, :]  # (1, L)
         row = (first_row + r).to(tl.uint32)
         w0, w1, w2, w3 = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))  # (L,) each
-        t0 = _add_product(t0, w0[None, :], part, x, octaves, DISTRIBUTION)  # (P, L)
-        t1 = _add_product(t1, w1[None, :], part, x, octaves, DISTRIBUTION)
-        t2 = _add_product(t2, w2[None, :], part, x, octaves, DISTRIBUTION)
-        t3 = _add_product(t3, w3[None, :], part, x, octaves, DISTRIBUTION)
+        if DISTRIBUTION == _SIGNS and x.dtype == tl.float32:
+            t0 = _add_negative(t0, w0[None, :], part, x)  # (P, L)
+            t1 = _add_negative(t1, w1[None, :], part, x)
+            t2 = _add_negative(t2, w2[None, :], part, x)
+            t3 = _add_negative(t3, w3[None, :], part, x)
+            every += x
+        else:
+            t0 = _add_product(t0, w0[None, :], part, x, octaves, DISTRIBUTION)  # (P, L)
+            t1 = _add_product(t1, w1[None, :], part, x, octaves, DISTRIBUTION)
+            t2 = _add_product(t2, w2[None, :], part, x, octaves, DISTRIBUTION)
+            t3 = _add_product(t3, w3[None, :], part, x, octaves, DISTRIBUTION)
         r0 += L // B
+    if DISTRIBUTION == _SIGNS and every.dtype == tl.float32:
+        t0, t1, t2, t3 = every - 2 * t0, every - 2 * t1, every - 2 * t2, every - 2 * t3
     b = tl.arange(0, B)[None, :]
     column = (chunk + b // _CHUNK) * (_WORDS * PARTS) + _WORDS * part + b % _CHUNK  # (P, B)
     target = tl.load(addresses + tl.load(fields + 9)).to(out.dtype) if ADD else out
@@ -355,11 +403,13 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
 DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton's interpreter works on the CPU
 if DEVICE == "cuda":
     _ROWS = {"normal": 8, "uniform": 16, "rademacher": 16}  # of a tile of project
-    _REGISTERS = {"normal": (72, 96), "uniform": (128, 168), "rademacher": (None, None)}  # a thread; float32, float64
+    _WARPS = {"normal": 4, "uniform": 4, "rademacher": 2}  # of a program of project; four rows of signs share a load of g
+    _REGISTERS = {"normal": (72, 104), "uniform": (128, 168), "rademacher": (None, None)}  # a thread; float32, float64
     _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
     LANES = 256  # rows times blocks of a tile of expand
 else:  # one NumPy call for each operation on a tile: few large ones
     _ROWS, _PARTS, LANES = dict.fromkeys(_DISTRIBUTION_IDS, 64), {"normal": 2, "uniform": 4, "rademacher": 32}, 4096
+    _WARPS = dict.fromkeys(_DISTRIBUTION_IDS, 1)
 
 
 @lru_cache(maxsize=8)
@@ -411,7 +461,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     with torch.cuda.device_of(g):
         _project[(len(plan.owners),)](g, plan.owners, plan.table, plan.scales, partial, counters, out,
                                       _octaves(g.device), *_words(spec), **_tile(distribution),
-                                      R=_ROWS[distribution.name], N=SEGMENTS,
+                                      R=_ROWS[distribution.name], N=SEGMENTS, num_warps=_WARPS[distribution.name],
                                       **_limit(distribution, out.dtype))  # fmt: skip
 
 
@@ -445,4 +495,9 @@ def _launch_expand(plan: _Plan, c: torch.Tensor, spec: BasisSpec, out: torch.Ten
 
 def _words(spec: BasisSpec) -> tuple:
     """seed, stream, step, row0 as the Triton kernels take them."""
-    return _word(spec.seed), _word(spec.stream), _word(spec.step), spec.row
+    return _word(spec.seed), _word(spec.stream), _word(spec.step), _first_row(spec)
+
+
+def _first_row(spec: BasisSpec) -> int | torch.Tensor:
+    """What plans by ``from_first_row`` lack of the rows' numbers."""
+    return spec.row if spec.first_row is None else spec.first_row + spec.row if spec.row else spec.first_row

@@ -94,9 +94,16 @@ class Table:
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) float32 and y (B,) int64."""
-        x, y = _training_inputs(self.split, self.draws, self.place), self.split.labels[self.draws.order[self.place]]
-        self.place += self.batch_size
+        x, y = self.peek()
+        self.skip()
         return x, y
+
+    def peek(self) -> tuple[Tensor, Tensor]:
+        """The next batch, which stays the next one."""
+        return _training_inputs(self.split, self.draws, self.place), self.split.labels[self.draws.order[self.place]]
+
+    def skip(self) -> None:
+        self.place += self.batch_size
 
 
 def evaluation(split: Split, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:

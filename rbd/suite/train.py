@@ -291,12 +291,37 @@ def _descend(config: RunConfig, network: nn.Module, optimizer: torch.optim.Optim
         if chunk.is_sampled:
             loss, cosine = runner.run("compare", lambda: _update_and_compare(*given))
             cosines.append(cosine)
+        elif isinstance(optimizer, NES) and isinstance(stream, batches.Table):
+            loss = yield from _evolve(config, network, optimizer, stream, runner)
         else:
             (loss,) = runner.run("update", lambda: (_update(*given),), len(chunk.steps))
         losses.append(loss)
         shown.update(len(chunk.steps))
         yield runner.is_ready
     return losses, cosines
+
+
+def _evolve(config: RunConfig, network: nn.Module, optimizer: NES, table: batches.Table, runner: Eager,
+            ) -> Generator[Ready, None, Tensor]:  # fmt: skip
+    """A step of nes or rbd-nes in pieces, whose evaluations are done in chunks; returns its mean loss, (1,)."""
+    shares = config.method == "rbd-nes"  # all perturbations see one mini-batch
+
+    def finish() -> tuple[Tensor]:
+        if shares:
+            table.skip()
+        return (optimizer.finish(),)
+
+    def begin() -> tuple[()]:
+        optimizer.begin()
+        return ()
+
+    runner.run("begin", begin)
+    for chunk in schedule(range(config.dim or 0), lambda row: False):
+        runner.run("evaluate", lambda: (optimizer.evaluate(
+            lambda: _loss(network, *(table.peek() if shares else next(table)))),), len(chunk.steps))  # fmt: skip
+        yield runner.is_ready
+    (loss,) = runner.run("update", finish)
+    return loss
 
 
 def _measure(config: RunConfig, step: int, allowed: Budget, losses: Tensor, cosines: Tensor, right: Tensor, held_out: int,

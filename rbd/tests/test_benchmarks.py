@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from rbd.distribution import DISTRIBUTIONS
+from rbd.suite import checkpoint, record, replay, train
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only")
@@ -365,6 +366,24 @@ print(*sorted({"torch", "numpy", "numba", "rbd"} & set(sys.modules)))
     assert fresh_python(script, *measured, root=ROOT).splitlines() == ["1.5 1.25", "0.5 8.0", ""]
 
 
+def test_large_ratios_are_of_a_gpu(benchmarks, measure, monkeypatch):
+    """Both sides at d D = 1e9, where 8 times stored fp32 is the target; here at a size and on a device that are there."""
+    ratios = benchmarks("ratios")
+    assert ratios.LARGE[0] * ratios.LARGE[1] >= 10**9 and ratios.DENSE == ("normal", "uniform", "rademacher")
+    monkeypatch.setattr(ratios, "LARGE", (5, 3000))
+    monkeypatch.setattr(ratios, "on_device", lambda name: "cpu")
+    monkeypatch.setattr(ratios, "_build", lambda device, way, *shape, real=ratios._build: real("cpu", way, *shape))
+    monkeypatch.setattr(ratios, "alternate", lambda ours, theirs, _: SimpleNamespace(ratio=float(ours() is not theirs())))
+    monkeypatch.setattr(ratios, "interleaved", lambda ours, theirs: None)
+    for name in ("RIVALS", "SKETCH_SIZES", "ON_DEMAND"):
+        monkeypatch.setattr(ratios, name, ())
+    cache = ratios.setup_cache()
+    assert list(cache) == [("gpu", way, "stored fp32", 5, 3000) for way in ratios.DENSE]
+    for way in ratios.Large.params[0]:
+        assert ratios.Large().track_project(cache, way, "stored fp32") == 1
+        assert ratios.Large().track_expand(cache, way, "stored fp32") == 1
+
+
 def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
     results = pytest.importorskip("asv.results")
     run, table = benchmarks("run"), benchmarks("table")
@@ -509,11 +528,22 @@ def test_asv_is_pinned_alike_everywhere():
 
 
 @pytest.mark.parametrize("name", ["normal", "uniform", "rademacher"])
-def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name):
-    """And every one is timed once, the constant among them or beside them."""
-    tiles, law = benchmarks("tiles"), DISTRIBUTIONS[name]
-    found = list(tiles.tiles(law, 3, 300, lambda call: float(call().isfinite().all())))
+def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name, monkeypatch):
+    """And every one is timed once, the constant among them or beside them; limits of registers are those of its tile."""
+    from rbd.kernels import gpu
+
+    tiles, law, limits = benchmarks("tiles"), DISTRIBUTIONS[name], []
+    monkeypatch.setattr(gpu, "_REGISTERS", {name: (72, 96)}, raising=False)
+
+    def clock(call) -> float:
+        limits.append(gpu._REGISTERS[name])
+        return float(call().isfinite().all())
+
+    found = list(tiles.tiles(law, 3, 300, clock))
+    for limit, (what, _, now, _) in zip(limits, found, strict=True):
+        assert limit == ((None, None) if what in ("rows", "warps") and not now else (72, 96))
     assert [count for what, count, *_ in found if what == "rows"] == list(tiles.ROWS)
+    assert [count for what, count, *_ in found if what == "warps"] == list(tiles.WARPS)
     assert [count for what, count, *_ in found if what == "programs"] == list(tiles.PROGRAMS)
     parts = [count for what, count, *_ in found if what == "parts"]
     assert parts == [n for n in tiles.PARTS if law.per_word % n == 0]
@@ -551,6 +581,80 @@ def test_training_starts_again_after_a_fault(benchmarks, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign.time, "sleep", lambda _: None)
     monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda _: statuses.pop(0)))
     assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses
+
+
+SWEEP = """
+from rbd.suite.config import RunConfig
+from rbd.suite.experiment import Experiment
+
+def runs(profile):
+    return [RunConfig(epochs=3, batch_size=500, dim=20, lr=4.0, seed=seed) for seed in range(3)]
+
+EXPERIMENT = Experiment("lanes", "Do lanes survive a fault?", runs)
+"""
+
+
+class Faulty(replay.Eager):
+    """A device that some pieces of work break for good, as an illegal access to memory does for a process."""
+
+    queues, pause = True, 1e-9
+    left = 20
+
+    def run(self, name, work, count=1):
+        Faulty.left -= 1
+        if Faulty.left < 0:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().run(name, work, count)
+
+
+def test_training_goes_on_from_checkpoints_after_a_fault_of_the_gpu(benchmarks, tmp_path, monkeypatch):
+    """It fails all lanes of a process; the next one goes on with them, and leaves the records of runs without a fault."""
+    campaign = benchmarks("gpu_campaign")
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "lanes.py").write_text(SWEEP)
+    (tmp_path / "end").write_text("9e9")
+    monkeypatch.setattr(campaign.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(replay, "choose", lambda *_: Faulty())
+    monkeypatch.setattr(Faulty, "left", 20)
+    plan = campaign.Plan(tmp_path, "cpu", "quick", ("lanes",), tmp_path / "scripts", lanes=2)
+    plan.results.mkdir()
+    assert campaign.train(plan) == 1
+    kept = list(plan.results.glob("checkpoints/*.safetensors"))
+    assert kept and len(list(plan.results.glob("failures/*"))) == 3
+    went_on = []
+    real = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda path, *more: went_on.append(path) or real(path, *more))
+    monkeypatch.setattr(Faulty, "left", 10**6)
+    assert campaign.train(plan) == 0 and sorted(went_on) == sorted(kept)
+    assert not [*plan.results.glob("failures/*.json"), *plan.results.glob("checkpoints/*.safetensors")]
+    made = [record.load(path) for path in plan.results.glob("runs/lanes-quick/*.json")]
+    assert len(made) == 3
+    for one in made:
+        alone = train.train(one.config, threads=one.environment["threads"])
+        assert (one.outcome, one.curve) == (alone.outcome, alone.curve)
+
+
+def test_odd_characters_stay_out_of_the_names_of_results(benchmarks, monkeypatch, tmp_path):
+    """As in torch 2.11.0+cu130: a file of such a name does not survive every transfer."""
+    run = benchmarks("run")
+    monkeypatch.setattr(run, "_versions", lambda: {"torch": "2.11.0+cu130"})
+    path = run.save({}, tmp_path, COMMIT, 1_600_000_000)
+    assert re.fullmatch(r"[\w.-]+", path.name) and "2.11.0_cu130" in path.name
+    assert json.loads(path.read_text("utf-8"))["requirements"] == {"torch": "2.11.0+cu130"}
+
+
+def test_what_a_gpu_runs_is_selected_by_the_marker():
+    """The race of counters, which nothing else can run, is among it; compiling for another machine is not."""
+    script, marks = (ROOT / "benchmarks" / "on_gpu").read_text("utf-8"), {}
+    (names,) = re.findall(r"rbd/tests/test_\{([\w,]+)\}\.py -q -m gpu", script)
+    for path in sorted((ROOT / "rbd" / "tests").glob("test_*.py")):
+        module = importlib.import_module(f"rbd.tests.{path.stem}") if "@on_a_gpu" in path.read_text("utf-8") else None
+        for name, test in vars(module).items() if module else ():
+            marks[name] = {mark.name: mark.kwargs.get("reason") for mark in getattr(test, "pytestmark", ())}
+            if marks[name].get("skipif") == "no GPU":
+                assert path.stem.removeprefix("test_") in names.split(",") and "gpu" in marks[name]
+    assert "gpu" in marks["test_calls_and_graphs_beside_each_other_share_no_counters"]
+    assert "gpu" not in marks["test_gpu_kernels_compile_for_hopper"]
 
 
 def test_readme_says_what_is_pinned_and_what_to_do_where_an_index_lacks_it():

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
-from rbd import FPD, NES, RBD, Basis
+from rbd import FPD, NES, RBD, Basis, kernels
 from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import _as_loss, centred_ranks, rbd_direction
 from rbd.partition import partition
-from rbd.tests.conftest import on_a_gpu
+from rbd.tests.conftest import INTERPRETED, on_a_gpu
 
 NAMES = tuple(DISTRIBUTIONS)
 FORMS = ("whole", "by_layer", "by_tensor", "even:5", "by_ratio:4")
@@ -328,7 +328,8 @@ def test_updates_of_16_bits_are_rounded_once(size, grad, lr, dim, capturable, dt
     torch.testing.assert_close(p.detach(), (-lr * u).to(dtype), rtol=eps, atol=1e-6 * most)  # of sums that cancel
 
 
-def test_any_strides():
+@pytest.mark.parametrize("capturable", [False, True])
+def test_any_strides(capturable):
     """Values are numbered in logical order: transposed, channels-last, sliced, 0-dim parameters move as plain ones."""
     values = [normal(4, 6).t(), normal(5, 3, 2, 2).to(memory_format=torch.channels_last), normal(10, 4)[:, ::2],
               normal(1)[0], normal(3, 2)]  # fmt: skip
@@ -340,7 +341,7 @@ def test_any_strides():
         q.grad = normal(*q.shape, seed=q.numel())
         p.grad = q.grad.to(memory_format=torch.channels_last) if p.dim() == 4 else q.grad.clone()
     for params in (strided, plain):
-        optimizer = RBD(params, lr=0.5, dim=4)
+        optimizer = RBD(params, lr=0.5, dim=4, capturable=capturable)
         optimizer.step()
         optimizer.step()
     assert torch.equal(flat(strided), flat(plain))
@@ -1164,6 +1165,27 @@ def test_capturable_state_goes_on_without_it_and_back():
     torch.testing.assert_close(flat(model.parameters()), flat(other.parameters()), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ["uniform", "countsketch"])
+def test_capturable_nes_is_the_same_update(name):
+    """As a step, and in pieces, whose evaluations find the number of their row in device memory."""
+    start = normal(30)
+    params = [parameter(start.clone()) for _ in range(3)]
+    plain, whole, cut = (NES([p], lr=0.1, dim=12, distribution=name, seed=4, sigma=0.05, capturable=k > 0)
+                         for k, p in enumerate(params))  # fmt: skip
+    for step in range(3):
+        means = [plain.step(lambda: bowl(params[0])), whole.step(lambda: bowl(params[1]))]
+        cut.begin()
+        row = cut._trial.row
+        losses = [cut.evaluate(lambda: bowl(params[2])) for _ in range(12)]
+        assert isinstance(row, Tensor) and row is cut._trial.row and int(row) == 12 and len({*map(float, losses)}) == 12
+        means.append(cut.finish())
+        assert all(torch.equal(p, params[0]) for p in params) and means[0] == means[1] == means[2]
+        assert int(cut.param_groups[0]["step"]) == step + 1 and not torch.equal(params[0], start)
+    with pytest.raises(RuntimeError, match="broken"):
+        whole.step(lambda: (_ for _ in ()).throw(RuntimeError("broken")))
+    assert torch.equal(params[1], params[0])
+
+
 def test_capturable_takes_a_rate_in_device_memory():
     models = [network() for _ in range(2)]
     for model, lr in zip(models, (0.25, torch.tensor(0.25))):
@@ -1175,6 +1197,25 @@ def test_capturable_needs_all_gradients():
     optimizer = RBD([parameter(torch.ones(3), torch.ones(3)), parameter(torch.ones(2))], lr=1.0, dim=2, capturable=True)
     with pytest.raises(ValueError, match="^capturable=True needs a gradient in every parameter$"):
         optimizer.step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_capturable_optimizers_have_counters_of_their_own(name, monkeypatch):
+    """One each, from its first step on: with a set for every captured call, graphs would soon have to clear their own."""
+    monkeypatch.setattr(kernels, "_OF_DEVICE", {"cpu": "gpu"} if INTERPRETED else kernels._OF_DEVICE)
+    counters, seen = kernels.load("gpu")._Counters, []
+    real = counters.of_call
+    monkeypatch.setattr(counters, "of_call", lambda self, device: seen.append(real(self, device)) or seen[-1])
+    optimizers, device = [], "cpu" if INTERPRETED else "cuda"
+    for _ in range(2):
+        p = nn.Parameter(normal(5000).to(device))
+        p.grad = normal(5000).to(device)
+        optimizers.append(RBD([p], lr=0.1, dim=3, distribution=name, capturable=True))
+    for optimizer in (*optimizers, *optimizers):
+        optimizer.step()
+    first, second, third, fourth = (x.data_ptr() for x in seen)
+    assert (first, second) == (third, fourth) and first != second and len(seen[0]) > 0
 
 
 @on_a_gpu

@@ -17,6 +17,7 @@ from rbd import philox
 from rbd.suite import record
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point, Record, find, load, save
+from rbd.suite.replay import reproducible
 from rbd.tests.conftest import on_a_gpu
 
 ROOT = Path(record.__file__).parents[2]
@@ -250,6 +251,26 @@ def test_environment_of_this_machine(tmp_path):
     assert here["cpu"] and here["device"] == here["cpu"] and here["numpy"]
     kept = replace(FINISHED, environment=here)
     assert load(save(kept, tmp_path)) == kept
+
+
+def test_environment_of_a_gpu_says_what_decides_its_bits(monkeypatch):
+    """TF32 and deterministic algorithms, as they are at that moment: a run's settings of them hold in its turns alone."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"name of {device}")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    def told() -> tuple:
+        here = record.environment("cuda")
+        return here["device"], here["tf32"], here["deterministic"]
+
+    with reproducible("cuda"):
+        assert told() == ("name of cuda", False, True)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        assert told() == ("name of cuda", True, True)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        torch.set_float32_matmul_precision("high")
+        torch.use_deterministic_algorithms(False)
+        assert told() == ("name of cuda", True, False)
+    assert not {"tf32", "deterministic"} & record.environment("cpu").keys()
 
 
 @on_a_gpu

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rbd.suite.train as loop
 from rbd import kernels, optim
-from rbd.suite import batches, datasets, models, record, replay, streams
+from rbd.suite import batches, checkpoint, datasets, models, record, replay, streams
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 from rbd.suite.replay import Chunk, Eager, schedule
@@ -134,26 +134,34 @@ def test_the_table_has_room_for_every_epoch(config):
 # ---------------------------------------------------------------- the loop
 
 
-@pytest.mark.parametrize("method", ["sgd", "rbd", "fpd"])
+def loss_of(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(model(x), y)
+
+
+@pytest.mark.parametrize("method", ["sgd", "rbd", "fpd", "nes"])
 def test_chunks_are_single_capturable_steps(method, queued, tmp_path):
     """Bit for bit: parameters, losses and accuracies of two epochs, and of their steps one after another here."""
-    config = config_of(method)
+    config = config_of(method, **({"dim": 5} if method == "nes" else {}))
     made = loop.train(config, tmp_path, threads=1)
     model = models.build("fc", (1, 28, 28), 7)
     sets = datasets.load("mnist-embedded")
     if method == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), config.lr)
     else:
-        kind = {"rbd": optim.RBD, "fpd": optim.FPD}[method]
-        optimizer = kind(model.parameters(), config.lr, dim=20, seed=7, capturable=True)
+        kind = {"rbd": optim.RBD, "fpd": optim.FPD, "nes": optim.NES}[method]
+        optimizer = kind(model.parameters(), config.lr, dim=config.dim, seed=7, capturable=True)
     for epoch in range(2):
-        losses = []
-        for x, y in batches.batches(sets.train, 100, 7, epoch):
+        losses, stream = [], iter(batches.batches(sets.train, 100, 7, epoch))
+        for _ in range(10 if method == "nes" else 50):  # of five batches, or of one
+            if method == "nes":
+                losses.append(optimizer.step(lambda stream=stream: loss_of(model, *next(stream))))
+                continue
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = loss_of(model, *next(stream))
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
+        assert next(stream, None) is None
         assert made.curve[epoch].loss == float(torch.stack(losses).double().mean())
         assert made.curve[epoch].accuracy == loop.accuracy(model, sets.validation)
     kept = load_file(tmp_path / f"{config.id}.safetensors")
@@ -197,6 +205,39 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("method", ["rbd", "nes"])
+def test_a_queued_run_reads_once_an_epoch(method, tmp_path, monkeypatch):
+    """And writes checkpoints by a thread, seconds apart, with the last one at the end."""
+    reads, written = [], []
+
+    class Counted(Queue):
+        pause = 1e9
+
+        def read(self, *groups):
+            reads.append(len(groups))
+            return (yield from super().read(*groups))
+
+    real = checkpoint.State.write
+    monkeypatch.setattr(checkpoint.State, "write", lambda state, path: written.append(real(state, path)))
+    monkeypatch.setattr(replay, "choose", lambda device, workers: Counted())
+    made = loop.train(config_of(method, dim=5, epochs=4), tmp_path, threads=1)
+    assert (len(made.curve), reads, len(written)) == (4, [4] * 4, 1)
+
+
+def test_checkpoints_keep_their_distance(tmp_path, monkeypatch):
+    """By a clock that ends of epochs turn on by 8 seconds: at 24, 48, 72 and at the end, if they are to be 20 apart."""
+    now, written = [0.0], []
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(checkpoint.State, "of", lambda *_: SimpleNamespace(write=lambda path, at=now[0]: written.append(at)))
+    keeper = checkpoint.Keeper(tmp_path / "x", SMALL, replay.PAUSE)
+    with keeper:
+        for _ in range(10):
+            now[0] += 8
+            keeper.take(*[None] * 3)
+            keeper.writing.result()
+    assert written == [24, 48, 72, 80]
+
+
 class NoReads(TorchDispatchMode):
     """Raises where the host would wait for a value of the device."""
 
@@ -225,7 +266,7 @@ def test_nothing_is_read_within_a_chunk(method, monkeypatch):
     sketch = {} if method == "sgd" else {"dim": 3, "distribution": "countsketch"}  # the interpreter takes minutes for others
     config = config_of(method, epochs=3 if method == "nes" else 1, batch_size=2500, **sketch)
     assert loop.train(config, device="cpu" if INTERPRETED else "cuda").outcome == "finished"
-    assert set(seen) == ({"update", "validate"} if method == "nes" else {"compare", "update", "validate"})
+    assert set(seen) == {"update", "validate", *(["begin", "evaluate"] if method == "nes" else ["compare"])}
 
 
 def test_the_mode_sees_reads():
@@ -275,7 +316,7 @@ def graphs(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("changes", [{"method": "rbd"}, {"method": "sgd", "switch": 1, "then_lr": 4.0, "dim": 20},
-                                     {"method": "nes", "dim": 3}], ids=str)  # fmt: skip
+                                     {"method": "nes", "dim": 7}, {"method": "rbd-nes", "dim": 5}], ids=str)  # fmt: skip
 def test_captured_chunks_are_the_called_ones(changes, graphs, tmp_path, monkeypatch):
     """Each kind and length is called the first time, captured the second, and replayed from then on."""
     config = config_of(**{"epochs": 3} | changes)
@@ -286,7 +327,8 @@ def test_captured_chunks_are_the_called_ones(changes, graphs, tmp_path, monkeypa
     same(made, called)
     assert made.outcome == "finished" and len(list(tmp_path.iterdir())) == 1
     kinds = [graph.task[::2] for graph in graphs]  # what, and how many
-    assert {name for name, _ in kinds} == {"update", "validate", *(["compare"] * (config.method != "nes"))}
+    special = ["begin", "evaluate"] if "nes" in config.method else ["compare"]
+    assert {name for name, _ in kinds} == {"update", "validate", *special}
     assert all(graph.replays for graph in graphs) and (len(set(kinds)) == len(kinds) or config.switch)
 
 

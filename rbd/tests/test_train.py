@@ -573,13 +573,13 @@ def test_checkpoint_is_safetensors_of_the_parameters(few, tmp_path):
     assert abs(sizes[20] - sizes[2000]) < 50  # bytes, of a header with other digits
 
 
-@pytest.mark.parametrize("method", ["rbd", "fpd"])
+@pytest.mark.parametrize("method", ["rbd", "fpd", "nes"])
 def test_checkpoint_of_a_capturable_optimizer(method, few, tmp_path):
     """Its step is a tensor; the file holds a number, and either kind of optimizer goes on from it."""
     run, model = config(method), models.build("fc", (1, 28, 28), 7)
 
     def build(given: RunConfig, net: torch.nn.Module, capturable: bool = True) -> torch.optim.Optimizer:
-        kind = optim.RBD if given.method == "rbd" else optim.FPD
+        kind = {"rbd": optim.RBD, "fpd": optim.FPD, "nes": optim.NES}[given.method]
         return kind(net.parameters(), 1.0, dim=20, capturable=capturable)
 
     optimizer = build(run, model)
