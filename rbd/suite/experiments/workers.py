@@ -13,8 +13,8 @@ COUNTS = {"quick": (1, 2, 3, 4), "paper": (1, 2, 4, 8)}
 # one run each with seed 100, W = 4: common 68.7, 78.0, 80.6 % at 1, 2, 4 times the rate, ddp 92.2, 92.7, 82.9 %.
 POWER = {"common": 1.0, "ddp": 0.5}
 SPARSE = 10_000  # d with countsketch; with dense signs a product takes forty times as long as at d = 250
-# W bases of so many directions are one of W d, whose rate is smaller by √W. After one run each with seed 100, W = 4: 88.6, 92.0,
-# 91.4 % at 1, 1/2, 1/4 of the rate; common 87.5, 90.1, 91.2 % at 1, 2, 4 times the rate.
+# W bases of so many directions are one of W d, whose rate is smaller by √W. After one run each with seed 100, W = 4:
+# directions 88.6, 92.0, 91.4 % at 1, 1/2, 1/4 of the rate; common 87.5, 90.1, 91.2 % at 1, 2, 4 times the rate.
 SPARSE_POWER = POWER | {"directions": -0.5}
 
 
