@@ -239,12 +239,12 @@ def test_missing_runs_are_named(dimension):
     gone = records(dimension, "dimension")[3]
     gone.unlink()
     with pytest.raises(
-        load.Missing, match=rf"1 of 33 runs are missing, `rbd sweep dimension --profile quick`.*{gone.stem} \(fc mnist"
+        load.Missing, match=rf"1 of 51 runs are missing, `rbd sweep dimension --profile quick`.*{gone.stem} \(fc mnist"
     ):
         load.sweep(dimension, "dimension", "quick")
     runs = load.sweep(dimension, "dimension", "quick", allow_missing=True)
-    assert runs.gaps == "1 of 33 runs are missing" and len(runs.table) == 32
-    assert "INCOMPLETE: 1 of 33 runs are missing" in runs.note([runs.table])
+    assert runs.gaps == "1 of 51 runs are missing" and len(runs.table) == 50
+    assert "INCOMPLETE: 1 of 51 runs are missing" in runs.note([runs.table])
 
 
 def test_interrupted_runs_are_missing_and_diverged_ones_count_as_chance(dimension):
@@ -264,7 +264,7 @@ def test_a_sweep_without_list_or_runs(tmp_path, dimension):
     with pytest.raises(load.Nothing, match="redraw, profile quick: not a single run is there"):
         load.sweep(dimension, "redraw", "quick", allow_missing=True)
     (dimension / "sweeps" / "dimension-quick.json").unlink()
-    assert len(load.sweep(dimension, "dimension", "quick", allow_missing=True).table) == 33
+    assert len(load.sweep(dimension, "dimension", "quick", allow_missing=True).table) == 51
 
 
 def test_runs_without_a_learning_rate_yet_are_missing_each_of_them(dimension):
@@ -272,10 +272,10 @@ def test_runs_without_a_learning_rate_yet_are_missing_each_of_them(dimension):
     path = dimension / "sweeps" / "dimension-quick.json"
     waiting = [json.loads(RunConfig(data="mnist", dim=5, seed=seed).canonical()) for seed in (0, 1, 2, 2)]
     change(path, lambda m: m.update(untuned=["fc mnist rbd dim=5"], waiting=waiting))
-    told = r"3 of 36 runs are missing.*no learning rate yet, 3 \(fc mnist rbd dim=5 seed=2\)"
+    told = r"3 of 54 runs are missing.*no learning rate yet, 3 \(fc mnist rbd dim=5 seed=2\)"
     with pytest.raises(load.Missing, match=told):
         load.sweep(dimension, "dimension", "quick")
-    assert load.sweep(dimension, "dimension", "quick", allow_missing=True).gaps == "3 of 36 runs are missing"
+    assert load.sweep(dimension, "dimension", "quick", allow_missing=True).gaps == "3 of 54 runs are missing"
     change(path, lambda m: m.update(waiting={}))
     with pytest.raises(load.Damaged, match=r"dimension-quick\.json: waiting: got '{}', allowed a list"):
         load.sweep(dimension, "dimension", "quick")
@@ -287,7 +287,7 @@ def test_lists_of_before_runs_waited_tell_keys_alone(dimension):
         m.update(untuned=["fc mnist rbd dim=5"])
 
     change(dimension / "sweeps" / "dimension-quick.json", older)
-    with pytest.raises(load.Missing, match="1 of 34 runs are missing.*fc mnist rbd dim=5, no learning rate yet"):
+    with pytest.raises(load.Missing, match="1 of 52 runs are missing.*fc mnist rbd dim=5, no learning rate yet"):
         load.sweep(dimension, "dimension", "quick")
 
 
@@ -386,15 +386,15 @@ def test_the_committed_list_of_a_profile_does_not_pass_for_another(tmp_path):
 
 def test_cells_hold_runs_that_differ_in_the_seed_alone(results):
     table = load.sweep(results, "dimension", "quick").table
-    cells = load.cells(table, "model", "data", "method", "dim")
+    cells = load.cells(table, "model", "data", "method", "distribution", "dim")
     assert {len(cell) for cell in cells.values()} == {3}
-    assert ("fc", "mnist-embedded", "rbd", 250) not in cells and ("fc", "mnist-embedded", "rbd", 1000) in cells
-    assert ("fc", "mnist-embedded", "sgd", None) in cells
+    assert {key[4] for key in cells if key[2:4] == ("rbd", "rademacher")} == {2, 10, 100, 1000, 10_000}
+    assert ("fc", "mnist-embedded", "sgd", None, None) in cells
     with pytest.raises(load.Inconsistent, match=r"runs differ in dim: .*dim 2.0: [0-9a-f]{16}"):
-        load.cells(table, "model", "data", "method")
+        load.cells(table, "model", "data", "method", "distribution")
     twice = table.assign(seed=0)
     with pytest.raises(load.Inconsistent, match="runs share a seed: [0-9a-f]{16}"):
-        load.cells(twice, "model", "data", "method", "dim")
+        load.cells(twice, "model", "data", "method", "distribution", "dim")
 
 
 def test_a_field_that_this_code_does_not_know_is_not_averaged_over(dimension):
@@ -1191,11 +1191,11 @@ def test_runs_of_one_process_and_of_workers_are_told_apart(dimension):
     for c in made_up.configs("workers", "quick"):
         made_up.save(c, dimension / "runs" / "dimension-quick")
     table = load.sweep(dimension, "dimension", "quick").table
-    cells = load.cells(table, "method", "dim", "variant", "workers")
-    assert {key[2:] for key in cells if key[0] == "rbd" and key[1] == 10} == {(None, None)}
-    assert ("rbd", 250, "shares", 3) in cells and {len(cell) for cell in cells.values()} == {3}
+    cells = load.cells(table, "method", "dim", "variant", "workers", "distribution")
+    assert {key[2:4] for key in cells if key[0] == "rbd" and key[1] == 10} == {(None, None)}
+    assert ("rbd", 250, "shares", 3, "rademacher") in cells and {len(cell) for cell in cells.values()} == {3}
     with pytest.raises(load.Inconsistent, match="runs differ in variant"):
-        load.cells(table, "method", "dim")
+        load.cells(table, "method", "dim", "distribution")
 
 
 def test_a_notebook_draws_the_same_bytes_again(results):
