@@ -51,6 +51,12 @@ def look(name: str, number: int = 0) -> dict[str, Any]:
     return dict(LOOKS.get(name) or CYCLE[number % len(CYCLE)])
 
 
+def combine(method: str, distribution: str) -> dict[str, Any]:
+    """How a method is drawn where several distributions are compared: its colour and dashes, the distribution's marker."""
+    name = f"{label(method)}, {label(distribution)}"
+    return look(method) | {"marker": look(distribution)["marker"], "label": name}
+
+
 def label(name: str) -> str:
     """The name in print; an embedded subset is called as its full set."""
     return NAMES.get(name.removesuffix("-embedded"), name)

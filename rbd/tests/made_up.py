@@ -17,7 +17,7 @@ from rbd.suite.experiment import Plan
 from rbd.suite.record import Point, Record
 
 SEEDS = (0, 1, 2)
-SIGNS = {"distribution": "rademacher"}
+SIGNS, SPARSE = {"distribution": "rademacher"}, {"distribution": "countsketch"}
 LEVELS = {"nes": 20.0, "rbd-nes": 25.0, "fpd": 60.0, "rbd": 80.0, "sgd": 92.0, "subspace-adam": 75.0}
 SLOPING = ("rbd", "fpd", "subspace-adam")  # more accurate at larger d
 COSINE = {"fc": 101_770, "cnn": 93_322}
@@ -42,9 +42,13 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
         for d, method, seed in product((2, 10, 100, 1000, 10_000), ("fpd", "rbd"), SEEDS):
             yield dict(model="fc", data=mnist, method=method, dim=d, seed=seed, epochs=3, **SIGNS)
         yield from (dict(model="fc", data=mnist, method="sgd", seed=s, epochs=3) for s in SEEDS)
+        for d, method, seed in product((10, 1000, 101_770) if name == "dimension" else (), ("fpd", "rbd"), SEEDS):
+            yield dict(model="fc", data=mnist, method=method, dim=d, seed=seed, epochs=3, **SPARSE)
     elif name == "compartments":
         for partition, data, seed in product(("whole", "even:2", "even:8", "even:32", "by_layer"), (mnist, fmnist), SEEDS):
             yield dict(model="fc", data=data, method="rbd", partition=partition, seed=seed, epochs=3, **SIGNS)
+            if data == mnist:
+                yield dict(model="fc", data=data, method="rbd", partition=partition, seed=seed, epochs=3, **SPARSE)
     elif name == "networks":
         for model, ratio, seed in product(("resnet8", "resnet32"), (10, 60, 300), SEEDS):
             yield dict(model=model, data=cifar, method="rbd", partition=f"by_ratio:{ratio}", seed=seed, epochs=3, **SIGNS)
@@ -61,6 +65,9 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
             if every == 1:
                 yield dict(model="fc", data=data, method="fpd", seed=seed, epochs=3, **SIGNS)
                 yield dict(model="fc", data=data, method="sgd", seed=seed, epochs=3)
+            if every < 100 and data == mnist:
+                yield dict(model="fc", data=data, method="rbd", redraw=every, seed=seed, epochs=3, **SPARSE)
+        yield from (dict(model="fc", data=mnist, method="fpd", seed=seed, epochs=3, **SPARSE) for seed in SEEDS)
     elif name == "hybrid":
         for (method, switch), data, seed in product(
             (("rbd", None), ("sgd", None), ("rbd", 3), ("sgd", 3)), (mnist, fmnist), SEEDS
@@ -78,6 +85,9 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
     elif name == "workers":
         for count, variant, seed in product((1, 2, 4, 8) if profile == "paper" else (1, 2, 3, 4), VARIANTS, SEEDS):
             extra = {"method": "sgd"} if variant == "ddp" else {"method": "rbd", **SIGNS}
+            yield dict(model="fc", data=mnist, workers=count, variant=variant, seed=seed, epochs=3, **extra)
+        for count, variant, seed in product((1, 8 if profile == "paper" else 4), ("directions", "shares"), SEEDS):
+            extra = {"method": "rbd", "dim": 10_000, **SPARSE}
             yield dict(model="fc", data=mnist, workers=count, variant=variant, seed=seed, epochs=3, **extra)
     elif name == "paper_rates":
         for method, seed in product(("fpd", "rbd", "sgd"), SEEDS):

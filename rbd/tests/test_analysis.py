@@ -239,12 +239,12 @@ def test_missing_runs_are_named(dimension):
     gone = records(dimension, "dimension")[3]
     gone.unlink()
     with pytest.raises(
-        load.Missing, match=rf"1 of 33 runs are missing, `rbd sweep dimension --profile quick`.*{gone.stem} \(fc mnist"
+        load.Missing, match=rf"1 of 51 runs are missing, `rbd sweep dimension --profile quick`.*{gone.stem} \(fc mnist"
     ):
         load.sweep(dimension, "dimension", "quick")
     runs = load.sweep(dimension, "dimension", "quick", allow_missing=True)
-    assert runs.gaps == "1 of 33 runs are missing" and len(runs.table) == 32
-    assert "INCOMPLETE: 1 of 33 runs are missing" in runs.note([runs.table])
+    assert runs.gaps == "1 of 51 runs are missing" and len(runs.table) == 50
+    assert "INCOMPLETE: 1 of 51 runs are missing" in runs.note([runs.table])
 
 
 def test_interrupted_runs_are_missing_and_diverged_ones_count_as_chance(dimension):
@@ -264,7 +264,7 @@ def test_a_sweep_without_list_or_runs(tmp_path, dimension):
     with pytest.raises(load.Nothing, match="redraw, profile quick: not a single run is there"):
         load.sweep(dimension, "redraw", "quick", allow_missing=True)
     (dimension / "sweeps" / "dimension-quick.json").unlink()
-    assert len(load.sweep(dimension, "dimension", "quick", allow_missing=True).table) == 33
+    assert len(load.sweep(dimension, "dimension", "quick", allow_missing=True).table) == 51
 
 
 def test_runs_without_a_learning_rate_yet_are_missing_each_of_them(dimension):
@@ -272,10 +272,10 @@ def test_runs_without_a_learning_rate_yet_are_missing_each_of_them(dimension):
     path = dimension / "sweeps" / "dimension-quick.json"
     waiting = [json.loads(RunConfig(data="mnist", dim=5, seed=seed).canonical()) for seed in (0, 1, 2, 2)]
     change(path, lambda m: m.update(untuned=["fc mnist rbd dim=5"], waiting=waiting))
-    told = r"3 of 36 runs are missing.*no learning rate yet, 3 \(fc mnist rbd dim=5 seed=2\)"
+    told = r"3 of 54 runs are missing.*no learning rate yet, 3 \(fc mnist rbd dim=5 seed=2\)"
     with pytest.raises(load.Missing, match=told):
         load.sweep(dimension, "dimension", "quick")
-    assert load.sweep(dimension, "dimension", "quick", allow_missing=True).gaps == "3 of 36 runs are missing"
+    assert load.sweep(dimension, "dimension", "quick", allow_missing=True).gaps == "3 of 54 runs are missing"
     change(path, lambda m: m.update(waiting={}))
     with pytest.raises(load.Damaged, match=r"dimension-quick\.json: waiting: got '{}', allowed a list"):
         load.sweep(dimension, "dimension", "quick")
@@ -287,7 +287,7 @@ def test_lists_of_before_runs_waited_tell_keys_alone(dimension):
         m.update(untuned=["fc mnist rbd dim=5"])
 
     change(dimension / "sweeps" / "dimension-quick.json", older)
-    with pytest.raises(load.Missing, match="1 of 34 runs are missing.*fc mnist rbd dim=5, no learning rate yet"):
+    with pytest.raises(load.Missing, match="1 of 52 runs are missing.*fc mnist rbd dim=5, no learning rate yet"):
         load.sweep(dimension, "dimension", "quick")
 
 
@@ -386,15 +386,15 @@ def test_the_committed_list_of_a_profile_does_not_pass_for_another(tmp_path):
 
 def test_cells_hold_runs_that_differ_in_the_seed_alone(results):
     table = load.sweep(results, "dimension", "quick").table
-    cells = load.cells(table, "model", "data", "method", "dim")
+    cells = load.cells(table, "model", "data", "method", "distribution", "dim")
     assert {len(cell) for cell in cells.values()} == {3}
-    assert ("fc", "mnist-embedded", "rbd", 250) not in cells and ("fc", "mnist-embedded", "rbd", 1000) in cells
-    assert ("fc", "mnist-embedded", "sgd", None) in cells
+    assert {key[4] for key in cells if key[2:4] == ("rbd", "rademacher")} == {2, 10, 100, 1000, 10_000}
+    assert ("fc", "mnist-embedded", "sgd", None, None) in cells
     with pytest.raises(load.Inconsistent, match=r"runs differ in dim: .*dim 2.0: [0-9a-f]{16}"):
-        load.cells(table, "model", "data", "method")
+        load.cells(table, "model", "data", "method", "distribution")
     twice = table.assign(seed=0)
     with pytest.raises(load.Inconsistent, match="runs share a seed: [0-9a-f]{16}"):
-        load.cells(twice, "model", "data", "method", "dim")
+        load.cells(twice, "model", "data", "method", "distribution", "dim")
 
 
 def test_a_field_that_this_code_does_not_know_is_not_averaged_over(dimension):
@@ -784,13 +784,16 @@ def test_dimension_draws_means_of_the_records(results, monkeypatch):
     monkeypatch.setattr(style, "save", lambda figure, *_: figures.append(figure))
     execute("dimension", results)
     (panel,) = figures[0].axes
-    rbd = lines(panel)["RBD"]
     found = made_up.load_all(results / "runs" / "dimension-quick")
-    values = {
-        d: mean(r.curve[-1].accuracy for r in found if (r.config.method, r.config.dim) == ("rbd", d))
-        for d in (2, 10, 100, 1000, 10_000)
-    }
-    assert rbd == pytest.approx(np.array(sorted(values.items())))
+    for entries, dims in (("rademacher", (2, 10, 100, 1000, 10_000)), ("countsketch", (10, 1000, 101_770))):
+        mine = [r for r in found if (r.config.method, r.config.distribution) == ("rbd", entries)]
+        values = [[d, mean(r.curve[-1].accuracy for r in mine if r.config.dim == d)] for d in dims]
+        drawn = np.array(lines(panel)[f"RBD, {looks.label(entries)}"])
+        assert drawn[:, 1] == pytest.approx(np.array(values)[:, 1])
+        assert drawn[:, 0] == pytest.approx(np.array(dims), rel=0.11)  # beside d, so that none hides another
+    evidence = json.loads((results / "tables" / "dimension-quick.json").read_text("utf-8"))
+    assert evidence["number"].startswith("RBD − FPD at d = 10,000, signs: ")  # d = D is left out: there both are SGD
+    assert any(line.startswith("RBD, countsketch − signs, mean over d = 10, 1,000: ") for line in evidence["evidence"])
     assert panel.get_xlabel() == "directions d" and panel.get_ylabel() == "validation accuracy (%)"
     style.plt.close("all")
 
@@ -868,13 +871,16 @@ def test_every_partition_is_told_beside_the_whole(results, notes):
     execute("compartments", results)
     evidence = json.loads((results / "tables" / "compartments-quick.json").read_text("utf-8"))["evidence"]
     table = load.sweep(results, "compartments", "quick").table
+    table = table[table.distribution == "rademacher"]
     for line, data in zip(evidence, ("mnist-embedded", "fmnist-embedded")):
         whole = table[(table.partition == "whole") & (table.data == data)].accuracy
         for partition in ("even:2", "even:8", "even:32", "by_layer"):
             cut = table[(table.partition == partition) & (table.data == data)].accuracy
             gap = stats.gap(cut, whole)
             assert f"minus whole {gap.value:+.1f} points [{gap.low:.1f}, {gap.high:.1f}]" in line
-    assert evidence[2].startswith("P(compartments > whole): even:2 0.") and "(n = 12 runs of both)" in evidence[2]
+    assert evidence[2].startswith("signs: P(compartments > whole): even:2 0.") and "(n = 12 runs of both)" in evidence[2]
+    assert evidence[3].endswith("n = 24 + 6") and evidence[4].startswith("FC, MNIST, d = 250, countsketch: whole ")
+    assert evidence[6].startswith("countsketch: all compartments − one basis ") and evidence[6].endswith("n = 12 + 3")
 
 
 def test_table1_tells_the_best_epoch_beside_the_last(results, notes):
@@ -911,7 +917,7 @@ def test_curves_tell_the_directions_of_every_method(results, tmp_path, monkeypat
 def test_the_distribution_of_the_entries_is_told_under_every_figure(results, notes):
     for name in ("redraw", "distributions"):
         execute(name, results)
-    assert "3 epochs; entries: signs; n = 3 seeds." in notes[0][1]
+    assert "3 epochs; entries: countsketch, signs; n = 3 seeds." in notes[0][1]
     assert "3 epochs; entries: normal, signs, uniform; n = 3 seeds." in notes[1][1]
 
 
@@ -961,12 +967,12 @@ def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
     execute("workers", results)
     figure, note = figures["workers-quick"]
     accuracy, seconds, sent = map(lines, figure.axes)
-    found = made_up.load_all(results / "runs" / "workers-quick")
+    dense = [r for r in made_up.load_all(results / "runs" / "workers-quick") if r.config.distribution != "countsketch"]
     labels = {looks.label(v): v for v in ("common", "bases", "directions", "shares", "ddp")}
     assert set(accuracy) == set(seconds) == set(sent) == set(labels)
     for label, variant in labels.items():
         means = [
-            [w, mean(r.curve[-1].accuracy for r in found if (r.config.workers, r.config.variant) == (w, variant))]
+            [w, mean(r.curve[-1].accuracy for r in dense if (r.config.workers, r.config.variant) == (w, variant))]
             for w in (1, 2, 3, 4)
         ]
         each = 100_000 if variant == "ddp" else 1000
@@ -978,7 +984,14 @@ def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):
     assert figure.axes[2].get_yscale() == "log" and figure.axes[1].get_title("left") == "W processes, one machine"
     assert "W processes share one machine (a processor, 2 cores)" in note and "n = 3 seeds" in note
     evidence = json.loads((results / "tables" / "workers-quick.json").read_text("utf-8"))["evidence"]
-    assert len(evidence) == 6 and re.search(
+    sparse = [line for line in evidence if "countsketch" in line]  # both ends of two variants, the gain, two beside DDP
+    assert len(sparse) == 7 and "0.01 of its bytes" in sparse[-1]
+    assert "directions, countsketch, d = 10,000, W = 1" in sparse[0]
+    assert sparse[4].startswith("countsketch: 4 workers − 1 (directions) ") and sparse[4].endswith("n = 3 + 3")
+    assert set(lines(figures["workers-bytes-quick"][0].axes[0])) == {
+        "DDP (SGD)", *(f"{v}, signs" for v in worker_time.VARIANTS[:-1]), "directions, countsketch", "shares, countsketch",
+    }  # fmt: skip
+    assert len(evidence) == 6 + len(sparse) and re.search(
         r"common: .*W = 3: .* % \(n = 3\) \[.*\], a step 6\.00 ms, 2,000 bytes;", evidence[0]
     )
     rows = [line.split(" | ") for line in (results / "tables" / "workers-quick.md").read_text("utf-8").splitlines()]
@@ -1193,11 +1206,11 @@ def test_runs_of_one_process_and_of_workers_are_told_apart(dimension):
     for c in made_up.configs("workers", "quick"):
         made_up.save(c, dimension / "runs" / "dimension-quick")
     table = load.sweep(dimension, "dimension", "quick").table
-    cells = load.cells(table, "method", "dim", "variant", "workers")
-    assert {key[2:] for key in cells if key[0] == "rbd" and key[1] == 10} == {(None, None)}
-    assert ("rbd", 250, "shares", 3) in cells and {len(cell) for cell in cells.values()} == {3}
+    cells = load.cells(table, "method", "dim", "variant", "workers", "distribution")
+    assert {key[2:4] for key in cells if key[0] == "rbd" and key[1] == 10} == {(None, None)}
+    assert ("rbd", 250, "shares", 3, "rademacher") in cells and {len(cell) for cell in cells.values()} == {3}
     with pytest.raises(load.Inconsistent, match="runs differ in variant"):
-        load.cells(table, "method", "dim")
+        load.cells(table, "method", "dim", "distribution")
 
 
 def test_a_notebook_draws_the_same_bytes_again(results):

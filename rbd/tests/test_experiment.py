@@ -175,6 +175,9 @@ def whole(name: str, profile: str) -> tuple[RunConfig, ...]:
     return rates.resolve(experiment.load(name).runs(profile), Guess()).configs
 
 
+SPARSE = {"countsketch", "price", "learning_rate", "effective_rate", "dimension", "redraw", "compartments", "workers"}
+
+
 @pytest.mark.parametrize("name", sorted(WITH_RUNS))
 def test_scripts_keep_to_their_profile(name):
     small = whole(name, "quick")
@@ -182,8 +185,7 @@ def test_scripts_keep_to_their_profile(name):
     assert not {c.data for c in whole(name, "paper")} & {"mnist-embedded", "fmnist-embedded"}
     assert all(c.epochs <= 20 for c in small) and not {c.model for c in small} & {"resnet32"}
     if name not in ("distributions", "intrinsic_dimension"):
-        sparse = {"countsketch"} if name in ("countsketch", "price", "learning_rate", "effective_rate") else set()
-        assert {c.distribution for c in small} <= {None, "rademacher", *sparse}
+        assert {c.distribution for c in small} <= {None, "rademacher", *({"countsketch"} if name in SPARSE else ())}
         assert all(c.distribution == "rademacher" for c in small if 0 < (c.dim or 0) <= 2500 and name == "learning_rate")
     seeds = {c.seed for profile in experiment.PROFILES for c in whole(name, profile)}
     assert seeds <= ({100, 101} if name in ("learning_rate", "full_length") else set(range(10)))
@@ -253,6 +255,22 @@ def test_every_run_of_effective_rate_has_one_of_sgd_at_its_product(profile):
 def test_effective_rate_shares_the_runs_at_the_papers_rate():
     shared = {c.id for name in ("settings", "sparse") for c in whole(name, "paper")}
     assert sum(c.id in shared for c in whole("effective_rate", "paper")) == 12  # 6 settings, signs and countsketch
+
+
+@pytest.mark.parametrize("profile", experiment.PROFILES)
+def test_sparse_series_share_runs_and_leave_the_dense_ones_as_they_were(profile):
+    """RBD's curve is the one of price and ends at d = D; whole, drawn at every step or once, is on that curve too."""
+    ids = {name: {c.id for c in whole(name, profile) if c.distribution == "countsketch"} for name in SPARSE}
+    curve = [c for c in whole("dimension", profile) if c.distribution == "countsketch"]
+    size = paper.find_size("fc", curve[0].data)
+    dims = {(c.method, c.dim): c.epochs for c in curve}
+    assert set(dims) == {(m, d) for m in ("rbd", "fpd") for d in (10, 50, 250, 1000, 2500, 10_000, 30_000, size)}
+    assert {c.id for c in curve if c.method == "rbd"} <= ids["price"] and len(ids["dimension"]) == 2 * 8 * 3
+    assert len(ids["dimension"] & ids["redraw"]) == 2 * 3  # RBD and FPD at d = 250, three seeds
+    assert len(ids["dimension"] & ids["compartments"]) == 3
+    for name in ("redraw", "compartments"):
+        settings = [replace(c, distribution="rademacher") for c in whole(name, profile)]
+        assert {c.id for c in settings} == {c.id for c in whole(name, profile)} - ids[name]
 
 
 def test_budgets_of_nes_meet_those_of_rbd():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.rates import Request, tuned
@@ -13,10 +14,10 @@ CUTS = {"quick": (2, 4, 16, 64), "paper": (2, 4, 8, 16, 32, 64, 125)}  # K; d = 
 def runs(profile: str) -> Iterator[Request]:
     sets = ("mnist-embedded",) if profile == "quick" else ("mnist", "fmnist")
     epochs = 20 if profile == "quick" else 100
-    for data in sets:
-        for partition in ("whole", "by_layer", *(f"even:{count}" for count in CUTS[profile])):
-            for seed in SEEDS:
-                yield tuned(model="fc", method="rbd", epochs=epochs, data=data, partition=partition, seed=seed)
+    partitions = ("whole", "by_layer", *(f"even:{count}" for count in CUTS[profile]))
+    for distribution, data, partition, seed in product(("rademacher", "countsketch"), sets, partitions, SEEDS):
+        yield tuned(model="fc", method="rbd", epochs=epochs, data=data, partition=partition, distribution=distribution,
+                    seed=seed)  # fmt: skip
 
 
 EXPERIMENT = Experiment("compartments", __doc__, runs)

@@ -10,9 +10,9 @@ from rbd.suite.rates import Request
 
 
 def runs(profile: str) -> Iterator[Request]:
-    """Those of two other experiments, whose records have the cosines."""
+    """Those of two other experiments with dense signs, whose records have the cosines."""
     for request in (*dimension.runs(profile), *table1.runs(profile)):
-        if request.config.method == "rbd":
+        if request.config.method == "rbd" and request.config.distribution == "rademacher":
             yield request
 
 

@@ -1,14 +1,16 @@
-"""How does accuracy depend on the number of directions d, for RBD and FPD, with SGD as the line to reach?"""
+"""How does accuracy depend on the number of directions d, for RBD and FPD, dense and sparse, with SGD as the line?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from rbd.suite import paper
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.rates import Request, tuned
 
 DIMS = {"quick": (2, 10, 50, 250, 1000, 2500), "paper": (2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)}
+SPARSE = (10, 50, 250, 1000, 2500, 10_000, 30_000, paper.SIZES["fc", 1])  # to D: there both are SGD
 LARGE = 1000  # above it one seed in the paper profile: hours a run
 
 
@@ -21,6 +23,10 @@ def runs(profile: str) -> Iterator[Request]:
         for method in ("rbd", "fpd"):
             for seed in SEEDS if quick or dim <= LARGE else SEEDS[:1]:
                 yield tuned(**base, method=method, dim=dim, seed=seed)
+    for seed in SEEDS:
+        for dim in SPARSE:
+            for method in ("rbd", "fpd"):
+                yield tuned(**base, method=method, dim=dim, distribution="countsketch", seed=seed)
 
 
 EXPERIMENT = Experiment("dimension", __doc__, runs)

@@ -1,4 +1,4 @@
-"""How often must the basis be drawn anew: at every step (RBD), every n steps, never (FPD)?"""
+"""How often must the basis be drawn anew, dense or sparse: at every step (RBD), every n steps, never (FPD)?"""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ INTERVALS = {"quick": (1, 4, 16, 64, 256, 1024), "paper": (1, 10, 100, 1000, 10_
 def runs(profile: str) -> Iterator[Request]:
     quick = profile == "quick"
     base: dict[str, Any] = {"data": "mnist-embedded", "epochs": 20} if quick else {"data": "mnist"}
-    for seed in SEEDS:
-        for redraw in INTERVALS[profile]:
-            yield tuned(model="fc", **base, method="rbd", redraw=redraw, seed=seed)
-        yield tuned(model="fc", **base, method="fpd", seed=seed)
+    for distribution in ("rademacher", "countsketch"):
+        for seed in SEEDS:
+            common = base | {"model": "fc", "distribution": distribution, "seed": seed}
+            for redraw in INTERVALS[profile]:
+                yield tuned(**common, method="rbd", redraw=redraw)
+            yield tuned(**common, method="fpd")
 
 
 EXPERIMENT = Experiment("redraw", __doc__, runs)
