@@ -10,7 +10,8 @@ from benchmarks._suite import suite
 
 NETWORKS = {"fc": (1, 28, 28), "cnn": (1, 28, 28), "resnet8": (3, 32, 32), "resnet32": (3, 32, 32)}
 METHODS = ("sgd", "rbd normal", "rbd uniform", "rbd rademacher", "rbd rademacher by_layer", "fpd rademacher",
-           "nes rademacher", "sgd graph", "rbd rademacher graph", "rbd countsketch", "rbd countsketch 10000")  # fmt: skip
+           "nes rademacher", "sgd graph", "rbd rademacher graph", "rbd countsketch", "rbd countsketch 10000",
+           "rbd countsketch graph")  # fmt: skip
 DIM, BATCH = 250, 32
 NES = {"cpu": {"fc": 0.3, "cnn": 2.5, "resnet8": 4.0, "resnet32": 15.0},  # seconds a step, roughly: d evaluations
        "cuda": {"fc": 0.1, "cnn": 0.1, "resnet8": 0.4, "resnet32": 1.0}}  # fmt: skip
