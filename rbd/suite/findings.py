@@ -62,7 +62,7 @@ def judge_numbers(described: Sequence[bool], bare: Sequence[bool]) -> str:
         return NOT_RUN
     if all(described):
         return REPRODUCED
-    return WITHOUT if all(bare) else PARTLY if any((*described, *bare)) else NOT_REPRODUCED
+    return WITHOUT if bare and all(bare) else PARTLY if any((*described, *bare)) else NOT_REPRODUCED
 
 
 def judge_difference(s: Summary | None, name: str) -> str:
@@ -77,4 +77,6 @@ def judge_difference(s: Summary | None, name: str) -> str:
 def judge_theory(ratios: Sequence[Summary]) -> str:
     """The verdict on a theory, from means over its values."""
     near = [abs(s.value - 1) <= NEAR or s.low <= 1 <= s.high for s in ratios]
+    if not near:
+        return NOT_RUN
     return AGREES if all(near) else PARTLY_AGREES if any(near) else DIFFERS

@@ -277,6 +277,7 @@ def test_verdicts_on_leads(gaps, verdict, small):
 @pytest.mark.parametrize(("described", "bare", "verdict"), [
     ([True, True], [False, False], "reproduced"), ([False, False], [True, True], "reproduced without augmentation"),
     ([True, False], [False, True], "partly reproduced"), ([False], [False], "not reproduced"), ([], [], "not run"),
+    ([False, False], [], "not reproduced"), ([True, False], [], "partly reproduced"),
 ])  # fmt: skip
 def test_verdicts_on_numbers(described, bare, verdict):
     assert findings.judge_numbers(described, bare) == verdict
@@ -293,7 +294,7 @@ def test_verdicts_on_comparisons(s, verdict):
 @pytest.mark.parametrize(("ratios", "verdict"), [
     ([summary(1.04, 1.03, 1.05), summary(0.8, 0.6, 1.01)], "agrees with theory"),
     ([summary(1.0, 0.9, 1.1), summary(0.8, 0.7, 0.9)], "agrees in part with theory"),
-    ([summary(0.8, 0.7, 0.9)], "differs from theory"),
+    ([summary(0.8, 0.7, 0.9)], "differs from theory"), ([], "not run"),
 ])  # fmt: skip
 def test_verdicts_on_theories(ratios, verdict):
     assert findings.judge_theory(ratios) == verdict
