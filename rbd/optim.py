@@ -606,15 +606,23 @@ class NES(_RandomBases):
         torch._foreach_copy_(self._trial.start, group["params"])
         self._trial.row *= 0
 
+    def _begun(self) -> _Trial:
+        if self._trial is None:
+            raise RuntimeError("evaluate and finish are pieces of a step: call begin first")
+        return self._trial
+
     @torch.no_grad()
     def evaluate(self, closure: Callable[[], Tensor | float]) -> Tensor:
         """The next of a step's d evaluations: the loss, (), at the parameters moved along the next row of the basis.
 
         With capturable, a graph of it evaluates another row at every replay: the row's number is in device memory too.
+
+        Raises:
+            RuntimeError: ``begin`` was not called.
+            TypeError: the loss is not a number.
         """
         (group,) = self.param_groups
-        trial = self._trial
-        assert trial, "begin comes first"
+        trial = self._begun()
         loss = self._loss_at(closure, trial.start, trial.row)
         if isinstance(trial.row, Tensor):
             trial.losses.index_copy_(0, trial.row.reshape(1), loss.float().reshape(1))
@@ -625,10 +633,13 @@ class NES(_RandomBases):
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """The last piece of a step: the update from the losses of all rows; returns their mean, ()."""
-        (group,) = self.param_groups
-        assert self._trial, "begin comes first"
-        start, losses = self._trial.start, self._trial.losses
+        """The last piece of a step: the update from the losses of all rows; returns their mean, ().
+
+        Raises:
+            RuntimeError: ``begin`` was not called.
+        """
+        (group,), trial = self.param_groups, self._begun()
+        start, losses = trial.start, trial.losses
         u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         if self._capturable and isinstance(group["lr"], Tensor):  # which may be in device memory
             self._move(group["params"], start, u * -group["lr"], 1.0)

@@ -59,7 +59,8 @@ def share(work: Callable[[], None], threads: int) -> None:
     Args:
         work: takes pieces until none is left, so that fewer threads do it all, if later.
         threads: how many, this one included. A process that is ending gives no others (a step in a thread that outlives
-            the main one, in atexit, in __del__), nor does a system that has no more of them.
+            the main one, in atexit, in __del__), nor does a system that refuses the pool more of them. (Where it refuses
+            them to OpenMP, the process ends, as in any operation of torch on several threads.)
     """
     borrows = threads == torch.get_num_threads() and time.perf_counter() > _resting and not (_forked or sys.is_finalizing())
     if borrows and (openmp := _openmp()):

@@ -1165,6 +1165,13 @@ def test_capturable_state_goes_on_without_it_and_back():
     torch.testing.assert_close(flat(model.parameters()), flat(other.parameters()), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("piece", ["evaluate", "finish"])
+def test_pieces_of_a_step_before_it_begins(piece):
+    optimizer = NES([nn.Parameter(torch.zeros(3))], lr=0.1, dim=2)
+    with pytest.raises(RuntimeError, match="call begin first"):
+        getattr(optimizer, piece)(*[lambda: 0.0] * (piece == "evaluate"))
+
+
 @pytest.mark.parametrize("name", ["uniform", "countsketch"])
 def test_capturable_nes_is_the_same_update(name):
     """As a step, and in pieces, whose evaluations find the number of their row in device memory."""
