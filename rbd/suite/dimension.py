@@ -236,9 +236,10 @@ def perform(target: Target, dims: Sequence[int], seeds: Sequence[int], results: 
     runs = [Run(dim, seed) for seed in seeds for dim in dims]
     missing = [run for run in runs if load(target, run) is None]
     name = f"{target.script}:{target.function}"
-    print(f"{name}: {len(runs)} runs, {len(missing)} to do, records in {target.folder}", flush=True)
+    print(f"{name}: {looks.count(len(runs), 'run')}, {len(missing)} to do, records in {target.folder}", flush=True)
     if earlier := count_earlier(target):
-        print(f"the script has changed: {earlier} runs of other versions of it are not used, see {target.folder.parent}")
+        made = looks.count(earlier, "run")
+        print(f"the script has changed: not used: {made} of other versions of it, see {target.folder.parent}")
     if not missing:
         return []
     store.check_writable(target.folder)

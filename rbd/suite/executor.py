@@ -22,7 +22,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from rbd.suite import cost, experiment, rates, record, store
+from rbd.suite import cost, experiment, looks, rates, record, store
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import Experiment, Plan
 from rbd.suite.job import Ended, Failure, attempt
@@ -110,7 +110,8 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
     asked = plan if seeds is None else plan.with_seeds(seeds)
     records, damaged = asked.look(results)
     missing = asked.missing(records)  # damaged ones too: their runs fail before any training, and say why
-    print(f"{plan.name}: {len(asked.configs)} runs, {len(missing)} to do, records in {plan.directory(results)}", flush=True)
+    asked_for = looks.count(len(asked.configs), "run")
+    print(f"{plan.name}: {asked_for}, {len(missing)} to do, records in {plan.directory(results)}", flush=True)
     if dry:
         print(*(f"{c.id} {describe(c)}" for c in missing), sep="\n", end="\n" * bool(missing))
         yield from damaged

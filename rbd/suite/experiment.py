@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rbd.suite import cost, rates, record, store
+from rbd.suite import cost, looks, rates, record, store
 from rbd.suite.config import RunConfig
 from rbd.suite.rates import Request
 from rbd.suite.record import Record
@@ -265,10 +265,11 @@ def summarise(counts: dict[str, Any]) -> str:
     wall = "" if counts["seconds"] is None else f", about {cost.format_duration(counts['seconds'])}"
     if counts["measures"]:
         return "done" if counts["done"] else f"1 measurement missing{wall}"
-    text = f"{counts['runs']} runs, {counts['done']} done, {counts['missing']} missing"
+    text = f"{looks.count(counts['runs'], 'run')}, {counts['done']} done, {counts['missing']} missing"
+    awaited = looks.count(counts["learning_rates"], "learning rate")
     parts = [
         text + (f"{wall} on {counts['cores']} cores" if counts["missing"] else ""),
-        f"{counts['waiting']} of them wait for {counts['learning_rates']} learning rates" if counts["waiting"] else "",
+        f"waiting for {awaited}: {counts['waiting']} of them" if counts["waiting"] else "",
         f"{counts['failed']} of them failed the last time" if counts["failed"] else "",
     ]
     return "; ".join([*filter(None, parts), *counts["damaged"]])

@@ -62,6 +62,11 @@ def label(name: str) -> str:
     return NAMES.get(name.removesuffix("-embedded"), name)
 
 
+def count(number: int, noun: str) -> str:
+    """ "1 run", "3 runs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def title(model: str, data: str) -> str:
     """ "fc", "mnist-embedded" -> "FC, MNIST"."""
     return f"{label(model)}, {label(data)}"

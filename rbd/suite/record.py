@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rbd import __version__
-from rbd.suite import store
+from rbd.suite import looks, store
 from rbd.suite.config import RunConfig, check_keys
 
 FORMAT = 2
@@ -101,7 +101,8 @@ def summary(record: Record) -> str:
         return f"{record.outcome} before the end of the first epoch"
     last, seconds = record.curve[-1], record.seconds[-1]
     cosine = "" if last.cosine is None else f", cosine of update and gradient {last.cosine:.4f}"
-    return f"{record.outcome} after {last.epoch} epochs: {last.accuracy:.2f} % validation accuracy{cosine}, {seconds:.1f} s"
+    epochs = looks.count(last.epoch, "epoch")
+    return f"{record.outcome} after {epochs}: {last.accuracy:.2f} % validation accuracy{cosine}, {seconds:.1f} s"
 
 
 def final(record: Record) -> float:

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from rbd.suite import paper, store, tables
-from rbd.suite.looks import GREY, label, look, title
+from rbd.suite.looks import GREY, count, label, look, title
 from rbd.suite.paper import METHODS
 from rbd.suite.record import Record, final
 
@@ -67,7 +67,7 @@ def legend(missing: int) -> str:
         "signs for entries, learning rates of our own. A run that diverged counts as chance, 10 %. "
         "NES spends d mini-batches on an update, the others one."
     )
-    return text + (f" **{missing} runs are missing.**" if missing else "")
+    return text + (f" **{count(missing, 'run')} {'is' if missing == 1 else 'are'} missing.**" if missing else "")
 
 
 def _format_runs(records: Sequence[Record]) -> str:

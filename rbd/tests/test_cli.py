@@ -367,7 +367,7 @@ def test_train_is_the_same_in_this_process(here, few, capsys):
     assert main(arguments) == 0
     first = capsys.readouterr()
     (path,) = Path("mine/runs/train").iterdir()
-    assert first.err == "" and first.out.startswith(f"{path}: finished after 1 epochs: ")
+    assert first.err == "" and first.out.startswith(f"{path}: finished after 1 epoch: ")
     assert record.load(path).config == RunConfig(dim=9, epochs=1)
     assert main(arguments) == 0
     assert capsys.readouterr().out == first.out.replace(": finished", ": already done: finished")
@@ -384,7 +384,7 @@ def test_environment_tells_the_threads_that_were_asked_for(here, few):
 def test_divergence_is_a_result_with_status_1(here, few, capsys):
     assert main([*SMALL[:3], "--epochs", "2", "--lr", "1e6"]) == 1
     said = capsys.readouterr()
-    assert said.err == "" and "diverged after 1 epochs" in said.out
+    assert said.err == "" and "diverged after 1 epoch" in said.out
     (path,) = Path("results/runs/train").iterdir()
     kept = record.load(path)
     assert kept.outcome == "diverged" and json.loads(path.read_text())["curve"]["loss"][0] in ("nan", "inf")
@@ -415,7 +415,7 @@ def test_interrupted_train_goes_on(here, few, capsys, monkeypatch):
     interrupted_once(monkeypatch)
     assert main(arguments) == 130
     said = capsys.readouterr()
-    assert "interrupted after 1 epochs" in said.out
+    assert "interrupted after 1 epoch" in said.out
     assert said.err == "\nrbd: interrupted; run the same command again to continue from the last full epoch\n"
     assert main(arguments) == 0
     assert f"{RunConfig(method='sgd', epochs=3).id}.json: finished after 3 epochs" in capsys.readouterr().out  # only now
@@ -551,7 +551,7 @@ def test_reproduce_interrupted_goes_on(here, tiny, capsys, monkeypatch):
 
 def test_reproduce_goes_on_after_a_failure_and_says_so(here, tiny, capsys, monkeypatch):
     """The others are run and reported; the failed one is tried again."""
-    train = rbd.suite.train.train
+    from rbd.suite.train import train
 
     def fail(config, *args, **options):
         if config == tiny.configs[0]:
@@ -562,7 +562,7 @@ def test_reproduce_goes_on_after_a_failure_and_says_so(here, tiny, capsys, monke
     assert main(["reproduce"]) == 1
     said = capsys.readouterr()
     assert said.err.startswith(f"failed: {executor.describe(tiny.configs[0])}: ValueError: no such luck (results/failures/")
-    assert "**1 runs are missing.**" in said.out
+    assert "**1 run is missing.**" in said.out
     monkeypatch.setattr("rbd.suite.train.train", train)
     assert main(["reproduce"]) == 0 and "3 runs, 1 to do" in capsys.readouterr().out
 
@@ -600,7 +600,7 @@ def test_diverged_run_is_shown_once_and_counted(here, tiny, capsys, monkeypatch)
     (experiment.PACKAGED / "table1.py").write_text(TINY.format(lr=1e6))
     assert main(["reproduce"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^\[1/3\] fc mnist-embedded sgd .* seed=0: diverged after 1 epochs", out, re.MULTILINE)
+    assert re.search(r"^\[1/3\] fc mnist-embedded sgd .* seed=0: diverged after 1 epoch", out, re.MULTILINE)
     assert "(n = 2, 2 diverged)" in out
     assert main(["reproduce"]) == 0
     out = capsys.readouterr().out
@@ -746,9 +746,9 @@ def test_sweep_list_counts_what_is_done_and_missing(scripts, capsys):
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert said.err == "" and (lines[0], lines[3]) == ("demo: What?", "depth: How deep?")
-    assert re.search(r"^    quick: 3 runs, 1 done, 2 missing, about .* on \d+ cores; 1 of them wait for 1 learning rates$",
-                     said.out, re.MULTILINE)  # fmt: skip
-    assert "    paper: 1 runs, 0 done, 1 missing" in said.out
+    waiting = r"^    quick: 3 runs, 1 done, 2 missing, about .* on \d+ cores; waiting for 1 learning rate: 1 of them$"
+    assert re.search(waiting, said.out, re.MULTILINE)
+    assert "    paper: 1 run, 0 done, 1 missing" in said.out
     assert lines.count("    quick: 1 measurement missing, about 42 s") == 1
     assert main(["sweep", "--list", "--profile", "paper"]) == 0
     assert "quick" not in capsys.readouterr().out

@@ -124,11 +124,11 @@ def test_a_changed_script_runs_anew_and_says_so(here, capsys):
     capsys.readouterr()
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "the script has changed: 1 runs of other versions of it are not used, see results/dimension" in said
-    assert "1 runs, 1 to do" in said and "| 10 | 0.750 (n = 1) | no interval |" in said
+    assert "the script has changed: not used: 1 run of other versions of it, see results/dimension" in said
+    assert "1 run, 1 to do" in said and "| 10 | 0.750 (n = 1) | no interval |" in said
     Path("mine.py").write_text(SCRIPT)  # and back: the first one counts again
     assert main(words) == 0
-    assert "1 runs, 0 to do" in capsys.readouterr().out and len(calls(here)) == 2
+    assert "1 run, 0 to do" in capsys.readouterr().out and len(calls(here)) == 2
 
 
 def test_what_fails_is_named_and_the_others_go_on(here, capsys):

@@ -900,7 +900,7 @@ def test_the_command_under_torchrun(tmp_path):
     line = ["-m", "rbd", "train", "--variant", "shares", "--dim", "20", "--distribution", "rademacher", "--epochs", "1",
             "--batch-size", "500"]  # fmt: skip
     done = torchrun(*line, cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.count("finished after 1 epochs") == 1, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.count("finished after 1 epoch:") == 1, done.stdout + done.stderr
     (made,) = made_up.load_all(tmp_path / "results" / "runs" / "train")
     assert (made.config.workers, made.config.variant, made.outcome) == (2, "shares", "finished")
     assert not list((tmp_path / "results" / "checkpoints").iterdir())

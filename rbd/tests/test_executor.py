@@ -304,7 +304,7 @@ def test_time_left_is_in_proportion_to_cost(capsys):
         progress.tell(dear, job.Failure(dear, "ValueError: no"))
         assert progress.remaining(200.0) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epochs: 50.00")
+    assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epoch: 50.00")
     assert re.match(r"\[2/2\] .* seed=1: failed: ValueError: no; 0 s left", lines[1])
 
 

@@ -58,7 +58,7 @@ def test_without_any_place_it_works_and_says_once_what_helps(nowhere, tmp_path):
 def test_without_any_place_sgd_hears_nothing_of_it(nowhere, tmp_path):
     words = ["train", "--method", "sgd", "--epochs", "1", "--batch-size", "500", "--results-dir", "mine"]
     done = run(nowhere, tmp_path, "-m", "rbd", *words)
-    assert "finished after 1 epochs" in done.stdout and "NUMBA" not in done.stderr
+    assert "finished after 1 epoch:" in done.stdout and "NUMBA" not in done.stderr
 
 
 @jit.jit()
