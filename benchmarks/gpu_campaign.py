@@ -147,7 +147,7 @@ def checksums(source: Path) -> dict[str, str]:
 
 
 def unpack_one(packed: Path, target: Path, md5: str | None) -> bool:
-    """Whole or not at all."""
+    """Unpack one file atomically."""
     try:
         content = lzma.decompress(packed.read_bytes())
     except lzma.LZMAError:

@@ -45,11 +45,11 @@ class Subspace(nn.Module):
         optimizer = torch.optim.Adam(sub.parameters(), lr=0.01)  # any optimizer, of d numbers
         criterion(sub(x), y).backward()                          # coordinates.grad = Φ g
 
-    Φ is the basis of FPD with the same arguments, never stored but made anew for every product; its rows have unit expected
-    norm, so θ moves about as far as c. The model is not copied: its parameters are θ0, frozen, and exchanged for θ during a
-    forward pass and the backward pass through it (in which gradient checkpoints run parts of the model again). Several
-    Subspaces may share a model, as adapters of d numbers each. Buffers such as batch norm's stay the model's: training
-    changes them as usual, and they are not saved with the coordinates. One thread at a time may train.
+    Φ is the basis of FPD with the same arguments, never stored but regenerated for every product; its rows have unit
+    expected norm, so θ moves about as far as c. The model is not copied: its parameters are θ0, frozen, and exchanged for θ
+    during a forward pass and the backward pass through it (in which gradient checkpoints run parts of the model again).
+    Several Subspaces may share a model, as adapters of d numbers each. Buffers such as batch norm's stay the model's:
+    training changes them as usual, and they are not saved with the coordinates. One thread at a time may train.
 
     With many workers: ``DistributedDataParallel(sub)`` exchanges d gradients, where all have the same θ0, and
     ``fully_shard(sub)`` works on the whole (not layer by layer). torch.compile(sub) works; torch.func's transforms and
@@ -142,7 +142,7 @@ class Subspace(nn.Module):
         return torch.func.functional_call(self.model, theta, args, kwargs)
 
     def _find(self) -> _Found:
-        """θ0 as it stands in the model now."""
+        """θ0 as the model holds it now."""
         found = self._found
         if found is None or not found.stands():
             owners, start = self._walk()
@@ -155,7 +155,7 @@ class Subspace(nn.Module):
         return found
 
     def _walk(self) -> tuple[list[Owner], list[Tensor]]:
-        """Who owns moved parameters, and θ0, whose tensors have to fit the coordinates."""
+        """The modules that own moved parameters, and θ0, whose tensors have to fit the coordinates."""
         owners, start, device = [], [], self.coordinates.device
         for i, (paths, names, shape) in enumerate(zip(self._paths, self._names, self._shapes)):
             p: Any = None
@@ -174,7 +174,7 @@ class Subspace(nn.Module):
         return owners, start
 
     def _compare(self) -> None:
-        """Once: is θ0 that of the first worker, from whom DistributedDataParallel has brought the checksum?"""
+        """Check once that θ0 equals that of worker 0, whose checksum DistributedDataParallel has broadcast."""
         if self._of_first.tolist() != _words(self._checksum).tolist():
             raise RuntimeError("the weights θ0 differ from those of worker 0: give all workers the same, then wrap them")
         self._compared = True
@@ -326,7 +326,7 @@ def _join(grads: Sequence[Tensor | None], start: Sequence[Tensor], dtype: torch.
 
 @dataclass(frozen=True)
 class _Found:
-    """θ0, and where it stands in the model."""
+    """θ0, and where the model holds it."""
 
     device: torch.device
     start: list[Tensor]
@@ -336,14 +336,14 @@ class _Found:
     prepared: Any  # what kernels.prepare gave
 
     def stands(self) -> bool:
-        """Is all of it still there?"""
+        """Whether the model still holds all of it."""
         for of, name, one in self.steps:
             if of.get(name) is not one:
                 return False
         return self.start[0].device == self.device
 
     def exchange(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
-        """Put the new tensors in the place of the old ones, but where others (as FSDP) have put something of their own."""
+        """Put the new tensors in the place of the old ones, except where others (such as FSDP) have put their own."""
         for params, name, i in self.owners:
             if params.get(name) is old[i]:
                 params[name] = new[i]

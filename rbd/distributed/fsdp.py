@@ -89,7 +89,7 @@ def expand_columns(part: Part, mine: Columns, c: Tensor) -> Tensor:
 def sharded_directions(
     workers: Workers, parts: Sequence[Part], mine: Sequence[Columns]
 ) -> list[tuple[Tensor, list[Tensor]]]:
-    """As ``Workers.directions``, from and for this worker's values of parameters and gradients alone."""
+    """As ``Workers.directions``, but only with this worker's shard of the parameters and gradients."""
     summands = [project_columns(part, own) for part, own in zip(parts, mine)]
     sums = split_by_part(workers.sum(torch.cat(summands)), parts, [len(c) for c in summands])
     return [(expand_columns(part, own, c), [c]) for part, own, c in zip(parts, mine, sums)]

@@ -72,7 +72,7 @@ class State:
         return cls(kept, texts)
 
     def write(self, path: Path) -> None:
-        """Whole or not at all (safetensors: no pickle). Raises OSError naming the directory if it cannot be written."""
+        """Write it atomically (safetensors: no pickle). Raises OSError naming the directory if it cannot be written."""
         checksum = compute_checksum(self.tensors, self.texts)
         store.write(path, encode(self.tensors, self.texts | {"checksum": checksum}), "a checkpoint")
 

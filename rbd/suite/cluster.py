@@ -61,7 +61,7 @@ class Cluster:
         return self.stopped
 
     def stop(self) -> None:
-        """Cancel what is under way and leave the cluster."""
+        """Cancel the runs under way and leave the cluster."""
         self.stopped = True
         self.waiting.shutdown(wait=False, cancel_futures=True)  # first, or places that fall free would take up new runs
         for ref in list(self.refs):

@@ -26,7 +26,7 @@ ENTRY = {"countsketch": 0.0, "rademacher": 4e-11, "uniform": 3e-10, "normal": 4e
 
 
 def find_size(model: str, data: str) -> int:
-    """D."""
+    """D, the number of parameters."""
     return SIZES[model, 3 if data == "cifar10" else 1]
 
 

@@ -97,7 +97,7 @@ Ended = Record | Failure | None  # None: another process is doing it
 def attempt(
     config: RunConfig, directory: Path, results: Path, wait: float, options: dict, train: Train | None = None
 ) -> Ended:
-    """What became of a run, for the process that asked for it: nothing is raised."""
+    """Do a run and return how it ended; an exception becomes a Failure, so nothing is raised."""
     try:
         return run(config, directory, results, wait, train, **options)
     except store.Busy:

@@ -1,6 +1,6 @@
 """Record: what one run did and where, as one JSON file named by its config's id, <id>.json.
 
-Records are written whole or not at all. A file that does not read back as a valid record is named in an error and left
+Records are written atomically. A file that does not read back as a valid record is named in an error and left
 as it is, also by `save`: nothing here skips, repairs or overwrites it. Format 2 stores the curve as one list per
 quantity, each on one line; format 1, one object per point, is still read.
 """

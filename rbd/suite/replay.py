@@ -67,7 +67,7 @@ class Eager:
         return True
 
     def read(self, *groups: list[Tensor]) -> Generator[Ready, None, list[Tensor]]:
-        """The tensors of each group as one vector on the host, when they are there; a generator that yields until then."""
+        """The tensors of each group as one vector on the host; a generator that yields until the device has made them."""
         return [torch.cat(group).cpu() if group else torch.empty(0) for group in groups]
         yield
 
@@ -76,15 +76,16 @@ class Eager:
 
     @contextmanager
     def device(self) -> Iterator[None]:
-        """Whatever else a run does with its tensors belongs in here."""
+        """The context (on a GPU, the run's stream) for everything else that a run does with its tensors."""
         yield
 
 
 class Captured(Eager):
     """Queues the work on a stream of the run's own, as a CUDA graph from the second time on.
 
-    The first time it is called, which compiles and loads what it needs. Both launch the same kernels in the same order, so
-    the bits are the same. Graphs of a run share memory: what one leaves behind is copied before the next one is queued.
+    The first time the work is called directly, which compiles and loads what it needs. Both ways launch the same kernels in
+    the same order, so the bits are the same. Graphs of a run share memory: what one leaves behind is copied before the next
+    one is queued.
     """
 
     queues, pause = True, PAUSE

@@ -1,4 +1,4 @@
-"""Files of the results directory: where each one is, locks of runs, writing whole or not at all. No torch."""
+"""Files of the results directory: where each one is, locks of runs, atomic writes. No torch."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def lock(path: Path, told: str, wait: float = -1) -> Iterator[None]:
 
 
 def write(path: Path, content: str | bytes, what: str = "a file") -> Path:
-    """Put content (text as UTF-8) into the file, whole or not at all; make its directory; return the path.
+    """Write content (text as UTF-8) to the file atomically; make its directory; return the path.
 
     Raises OSError naming the directory if that cannot be made or written.
     """

@@ -335,7 +335,7 @@ def _measure(config: RunConfig, step: int, allowed: Budget, losses: Tensor, cosi
 
 
 def _look_back(optimizer: torch.optim.Optimizer, point: Point, finite: bool) -> None:
-    """After an epoch whose steps read nothing from the device: raise what steps of RBD, FPD or NES raise."""
+    """Raise what a step of RBD, FPD or NES raises, after an epoch whose steps read nothing from the device."""
     if not isinstance(optimizer, torch.optim.SGD) and (math.isnan(point.loss) or not finite):
         raise FloatingPointError
 
@@ -381,7 +381,7 @@ def build_network(config: RunConfig, shape: tuple[int, int, int], device: str) -
 
 
 def build_optimizer(config: RunConfig, model: nn.Module, queues: bool = False) -> torch.optim.Optimizer:
-    """The optimizer a configuration names: torch's SGD or Adam, or one that moves in random bases; queues: without reads."""
+    """The optimizer a configuration names: torch's SGD or Adam, or one in random bases; queues: without device reads."""
     named, methods = list(model.named_parameters()), {"rbd": RBD, "fpd": FPD, "nes": NES, "rbd-nes": NES}
     if config.method in ("sgd", "subspace-sgd"):
         return torch.optim.SGD(named, config.lr)

@@ -1,7 +1,7 @@
 """Accuracy in CI: small fixed runs held to committed expectations by a rule with a stated false-alarm rate.
 
     python -m rbd.tests.accuracy expect     # makes expected/accuracy.json again, and prints what the rule can see
-    python -m rbd.tests.accuracy power      # repeats the check on sound code and on every planted bug, with other seeds
+    python -m rbd.tests.accuracy power      # repeats the check on correct code and on every planted bug, with other seeds
     python -m rbd.tests.accuracy check      # what `tox -e accuracy` asserts, as a table
 
 A curve is bit-identical on one kind of machine and drifts on another, so runs are compared as samples: the mean of
@@ -42,13 +42,13 @@ from rbd.suite.config import RunConfig
 FILE = Path(__file__).parent / "expected" / "accuracy.json"
 SEEDS = (0, 1)  # of the check
 EXPECTED_SEEDS = tuple(range(1000, 1030))  # n = 30, none of them in SEEDS
-FALSE_ALARM = 1e-3  # probability that sound code with other random numbers fails any of the checks
+FALSE_ALARM = 1e-3  # probability that correct code with other random numbers fails any of the checks
 ROUNDING = 1e-3  # relative difference that is never an alarm: sgd's cosine and length vary by rounding alone
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run to be checked; the seed of its configuration is not used."""
+    """A run to be checked; the seed in its configuration is not used."""
 
     config: RunConfig
     workers: int = 1  # sharing seeds, each with its own basis on the same batch: d directions each
@@ -97,8 +97,8 @@ CASES = {
 def bound(expected: list[float], runs: int, checks: int, false_alarm: float = FALSE_ALARM) -> float:
     """Largest difference allowed between the mean of some runs and the mean of the n expected values.
 
-    t s √(1/n + 1/runs), t the quantile of Student's law with n - 1 degrees of freedom at 1 - false_alarm / (2 checks):
-    a two-sided prediction interval for a mean, with Bonferroni's correction. It supposes normal values, nothing else.
+    t s √(1/n + 1/runs), with t the quantile at 1 - false_alarm / (2 checks) of Student's distribution with n - 1 degrees of
+    freedom: a two-sided prediction interval for a mean, with Bonferroni's correction. It assumes normal values only.
     """
     n = len(expected)
     t = float(stats.t.isf(false_alarm / (2 * checks), n - 1))
@@ -295,7 +295,7 @@ def _one_line_lists(text: str) -> str:
 
 
 def power(repetitions: int) -> None:
-    """How many of the repetitions, with seeds of their own, raise an alarm: on sound code (all cases, as many seeds as
+    """How many of the repetitions, with seeds of their own, raise an alarm: on correct code (all cases, as many seeds as
     the check has), and on each planted bug (its case alone, one seed, as in the tests)."""
     from rbd.tests.planted import BUGS
 
@@ -309,10 +309,10 @@ def power(repetitions: int) -> None:
             caught, alarms = caught + failed, alarms + bool(failed)
         by = ", ".join(f"{measure} {n}" for measure, n in Counter(caught).most_common())
         print(f"{title} ({bug.case}): {alarms} of {repetitions}; {by}", flush=True)
-    families = [[c for name in CASES for c in check(name, s)] for s in tqdm(seeds, "sound code")]
+    families = [[c for name in CASES for c in check(name, s)] for s in tqdm(seeds, "correct code")]
     alarms = [c for family in families for c in family if not c.passed]
     nearest = max(abs(c.measured - c.expected) / c.bound for family in families for c in family)
-    print(f"sound code: {len(alarms)} alarms in {repetitions} repetitions of {len(families[0])} checks")
+    print(f"correct code: {len(alarms)} alarms in {repetitions} repetitions of {len(families[0])} checks")
     print(f"largest difference: {nearest:.2f} of its bound", *alarms, sep="\n")
 
 

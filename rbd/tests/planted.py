@@ -24,7 +24,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 @dataclass(frozen=True)
 class Bug:
-    """What is wrong is the name under which it stands in BUGS."""
+    """Its key in BUGS says what is wrong."""
 
     case: str
     shown_by: str  # the measure that has to notice

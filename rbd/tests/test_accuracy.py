@@ -20,7 +20,7 @@ from rbd.tests.planted import BUGS
 
 
 def test_bound_by_hand():
-    """Values 1 and 3: s = √2; Student's law with 1 degree of freedom has its upper quartile at 1; √(1/2 + 1/2) = 1."""
+    """Values 1 and 3: s = √2; Student's t with 1 degree of freedom has its upper quartile at 1; √(1/2 + 1/2) = 1."""
     assert bound([1.0, 3.0], runs=2, checks=1, false_alarm=0.5) == pytest.approx(math.sqrt(2))
     assert bound([1.0, 3.0], runs=2, checks=2, false_alarm=1.0) == pytest.approx(math.sqrt(2))  # 1/2 for each check
 
@@ -30,7 +30,7 @@ def test_values_that_vary_by_rounding_have_the_least_bound():
 
 
 def test_false_alarms_are_as_rare_as_stated():
-    """2,000 families of 10 checks of sound normal values, alarm in 5 % of them: within 4 standard errors, 0.5 % each."""
+    """Of 2,000 families of 10 checks of unshifted normal values, 5 % raise an alarm, within 4 standard errors of 0.5 %."""
     rng = np.random.default_rng(0)
     alarms = 0
     for family in rng.normal(50.0, 3.0, (2000, 10, 32)):
@@ -155,7 +155,7 @@ def test_expectations_agree_with_theory(name):
 
 
 def test_values_are_as_normal_as_the_rule_supposes():
-    """Each value against the others of its measure: Student's law with 28 degrees of freedom puts 1 % beyond 2.76."""
+    """Each value against the others of its measure: Student's t with 28 degrees of freedom has 1 % beyond 2.76."""
     outside = []
     for values in (v for measured in expectations().values() for v in measured.values()):
         for i, value in enumerate(values):
@@ -170,7 +170,7 @@ def test_values_are_as_normal_as_the_rule_supposes():
 
 
 @cache
-def sound(name: str, seed: int) -> dict[str, float]:
+def measure(name: str, seed: int) -> dict[str, float]:
     """The measures of the code as it is."""
     return measures(CASES[name], seed)
 
@@ -178,8 +178,8 @@ def sound(name: str, seed: int) -> dict[str, float]:
 @pytest.mark.accuracy
 @pytest.mark.parametrize("name", CASES)
 def test_accuracy(name):
-    """All cases together raise a false alarm once in a thousand changes of all random numbers."""
-    made = checks(name, [sound(name, seed) for seed in SEEDS], expectations())
+    """With other random numbers, correct code fails in at least one case with a probability of 0.1 %."""
+    made = checks(name, [measure(name, seed) for seed in SEEDS], expectations())
     assert all(c.passed for c in made), "\n" + "\n".join(map(str, made))
 
 
@@ -188,7 +188,7 @@ def test_accuracy(name):
 def test_a_planted_bug_is_caught(title):
     """By the same checks, with one seed, whose bounds are wider; and the same seed passes where the bug is not."""
     bug = BUGS[title]
-    assert all(c.passed for c in checks(bug.case, [sound(bug.case, SEEDS[0])], expectations()))
+    assert all(c.passed for c in checks(bug.case, [measure(bug.case, SEEDS[0])], expectations()))
     with bug.planted():
         made = {c.name.split(": ")[1]: c for c in checks(bug.case, [measures(CASES[bug.case], SEEDS[0])], expectations())}
     assert not made[bug.shown_by].passed, made[bug.shown_by]

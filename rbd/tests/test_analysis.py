@@ -268,7 +268,7 @@ def test_a_sweep_without_list_or_runs(tmp_path, dimension):
 
 
 def test_runs_without_a_learning_rate_yet_are_missing_each_of_them(dimension):
-    """As many as there are, not as there are rates to find: d = 5 with three seeds, and one of them told twice."""
+    """Counted by run, not by learning rate: d = 5 with three seeds, one of which is listed twice."""
     path = dimension / "sweeps" / "dimension-quick.json"
     waiting = [json.loads(RunConfig(data="mnist", dim=5, seed=seed).canonical()) for seed in (0, 1, 2, 2)]
     change(path, lambda m: m.update(untuned=["fc mnist rbd dim=5"], waiting=waiting))

@@ -1,4 +1,4 @@
-"""What measures is measured: by a clock of the tests' own, by planted bugs, by asv's own reading of what is saved.
+"""The benchmarks' own tools, tested by a clock made for the tests, by planted bugs, and by asv reading what is saved.
 
 That every benchmark runs is checked by `tox -e bench-quick`.
 """

@@ -1,4 +1,4 @@
-"""The sparse distribution: its definition, its laws at stated significance, and its kernels at the shapes that may go wrong.
+"""The sparse distribution: its definition, its statistics at stated significance, and its kernels at critical shapes.
 
 What it has in common with the dense distributions is tested beside them, in test_kernels.py.
 """

@@ -46,7 +46,7 @@ from rbd.suite.train import train
 ROOT = Path(rbd.__file__).parents[1]
 MOST = 4  # workers
 STEPS = 4
-SMALL, LARGE = (6, 8, 3), (90, 128, 10)  # widths: D = 83, less than a chunk of any law, and 12,938, several of each
+SMALL, LARGE = (6, 8, 3), (90, 128, 10)  # widths: D = 83, less than a chunk of any distribution, and 12,938, several of each
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -668,7 +668,7 @@ def test_sharded_parameters(found, name, workers):
 
 @pytest.mark.parametrize("workers", range(1, MOST + 1))
 def test_sharded_parameter_groups(found, workers):
-    """Each with its own partition, law, seed and rate: as plain RBD from the same gradients, but for rounding."""
+    """Each with its own partition, distribution, seed and rate: as plain RBD from the same gradients, but for rounding."""
     model, (mine, *others) = network(), found[workers, "sharded groups"]
     equal(others, mine)
     twin, start = CASES["common groups"].optimizer(model), flat(model.parameters())

@@ -1,4 +1,4 @@
-"""Entries: the tables of levels, exactly; the order of columns, exactly; the laws, at stated significance.
+"""Entries: the tables of levels, exactly; the order of columns, exactly; their statistics, at stated significance.
 
 The draws are fixed, so a test passes always or never. A bound of k standard errors says how seldom a good generator
 would have failed it: 5 standard errors once in 1.7 million numbers looked at.
@@ -138,7 +138,7 @@ def test_order_of_columns(name):
             assert entries[place[0], place[1], 64 * part + place[2]] == level
 
 
-# law
+# statistics
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,7 +166,7 @@ def test_kolmogorov_smirnov_of_normal_numbers():
 
 
 def test_kolmogorov_smirnov_of_projections():
-    """Coordinates of any fixed direction are normal for all three laws when D is large (central limit), p > 1e-4."""
+    """Coordinates of any fixed direction are normal for all distributions when D is large (central limit), p > 1e-4."""
     for name in NAMES:
         x = sample(name).reshape(-1, 1024)  # 1024 pieces of rows: (1024, 1024)
         assert scipy.stats.kstest(x.mean(axis=1) * 32, "norm").pvalue > 1e-4

@@ -1,4 +1,4 @@
-"""rbd.suite.job: a run that is not there yet is run, once, after a look at the way; what is there is read."""
+"""rbd.suite.job: a run without a record is done once, after a check that it can be saved; an existing record is read."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def test_rbd_solves_a_quadratic_and_fpd_does_not(name):
     """With η = 1, D = 100, d = 20, E|θ - a|^2 shrinks by 1 - 2 d / D + d (D + d + 1) / D^2 = 0.842 a step.
 
     That is 1e-15 in 200 steps; 1e-10 leaves room for chance. A fixed basis reaches d of D directions: 80 % of the
-    square remains (beta law, standard deviation 4 %, 5 of them).
+    square remains (beta distribution, standard deviation 4 %, 5 of them).
     """
     assert distance(RBD, 100, 20, 1.0, 200, distribution=name) < 1e-10
     assert distance(FPD, 100, 20, 0.8, 2000, distribution=name) == pytest.approx(0.8, abs=0.2)

@@ -1,4 +1,4 @@
-"""rbd.suite.rates: which runs share a rate, how it is chosen, and that nobody trains without one."""
+"""rbd.suite.rates: which runs share a rate, how it is chosen, and that no run trains without one."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_a_wait_for_the_others_counts(monkeypatch):
 
 
 def test_no_scratch_is_made_anew(either, monkeypatch):
-    """Python knows them for the time of a call only: what it keeps by thread would be made every time."""
+    """For Python, an OpenMP thread is new in every call, so memory kept by thread would be allocated in every call."""
     basis, g = Basis(250, 1_200_000, "countsketch"), torch.ones(1_200_000)
     one, other = (countsketch_cpu._take_scratch(np.dtype("f")) for _ in range(2))
     monkeypatch.setattr(countsketch_cpu, "_free", {"f": [one, other]})
