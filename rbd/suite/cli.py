@@ -158,8 +158,8 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (reproduce, train, sweep):
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
-    for command in (reproduce, train):
-        command.add_argument("--threads", type=_parse_positive, help="CPU threads of a run (default: torch's)")
+    for command, default in {reproduce: "its share of the cores", train: "torch's"}.items():
+        command.add_argument("--threads", type=_parse_positive, help=f"CPU threads of a run (default: {default})")
 
     report = commands.add_parser("report", help="print table 1 and draw the learning curves, from the records")
     profile = "profile of the records (default: quick)"
@@ -198,8 +198,8 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     seeds = "seeds in place of the experiment's own; figures do not use such runs"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
-    sweep.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to run on, as auto or ray://host:10001")
-    sweep.add_argument("--gpus", type=_parse_gpus, help="GPUs for a run there (default: 0.25 with cuda, else 0)")
+    sweep.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to run on, such as auto or ray://host:10001")
+    sweep.add_argument("--gpus", type=_parse_gpus, help="with --ray: GPUs of a run (default: 0.25 with cuda, else 0)")
     scripts = "experiment scripts of your own (default: the package's)"
     sweep.add_argument("--sweeps-dir", type=Path, metavar="DIR", help=scripts)
     sweep.set_defaults(run=_sweep)
@@ -227,7 +227,7 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
 
 def _add_dimension(commands: Any) -> argparse.ArgumentParser:
     dimension = commands.add_parser("dimension", help="measure how many dimensions a task of your own needs")
-    target = "function(dim, seed) in your script: returns a positive number, larger where better; as train.py:evaluate"
+    target = "function(dim, seed) in your script: returns a positive number, larger where better; such as train.py:evaluate"
     dimension.add_argument("target", metavar="SCRIPT:FUNCTION", help=target)
     dims = "dimensions to try; runs that are done are skipped"
     dimension.add_argument("--dims", type=_parse_positive, nargs="+", required=True, metavar="D", help=dims)

@@ -76,7 +76,7 @@ def refused(arguments: list[str], capsys) -> str:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--help"], ["reproduce", "train", "report", "data", "--version"]),
-    (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "--threads"]),
+    (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "its share of the cores"]),
     (["report", "--help"], ["--profile NAME", "quick, paper", "--into README", "default: results"]),
     (["sweep", "--help"], ["or all", "--jobs", "--seeds", "figures do not use such runs", "--dry-run", "--ray ADDRESS"]),
     (["dimension", "--help"], ["SCRIPT:FUNCTION", "--dims D", "default: 0 1 2", "--jobs", "--baseline VALUE", "90 %"]),
