@@ -61,7 +61,7 @@ class Runs:
         return f"{len(self.missing)} of {self.expected} runs are missing" if self.missing else ""
 
     def note(self, groups: Iterable[pd.DataFrame], bars: str = "bars", more: str = "") -> str:
-        """What stands under a figure: profile, set-up, distributions, n, what bars are (if any), more, what is missing."""
+        """The note under a figure: profile, set-up, distributions, n, what bars are (if any), more, what is missing."""
         images = "5,000 images in training" if self.table.data.str.endswith("-embedded").all() else "full data"
         epochs = "/".join(f"{e:g}" for e in sorted(set(self.table.epochs)))
         distributions = [label(name) for name in sorted(set(self.table.distribution.dropna()))]

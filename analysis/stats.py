@@ -31,7 +31,7 @@ def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def centre(n: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What stands for n runs: their interquartile mean where they are ENOUGH, else their mean."""
+    """One number for n runs: their interquartile mean where they are ENOUGH, else their mean."""
     return iqm if n >= ENOUGH else mean
 
 

@@ -94,7 +94,7 @@ def more(plan: Plan, data: Path | None, out: Path) -> int:
 
 
 def last(plan: Plan, out: Path, wait: float) -> int:
-    """Wait for the training's end, but not longer than so many seconds; then end it, pack, and print tables."""
+    """Wait for the training's end, but no longer than the seconds given; then end it, pack, and print tables."""
     end = time.monotonic() + wait
     while is_training(plan) and time.monotonic() < end:
         time.sleep(0.2)
@@ -165,7 +165,7 @@ def unpack_one(packed: Path, target: Path, md5: str | None) -> bool:
 
 
 def check(plan: Plan, part: str, seconds: float, options: list[str]) -> bool:
-    """A part of benchmarks/on_gpu, whose output goes to a file too; it is ended after so many seconds."""
+    """A part of benchmarks/on_gpu, whose output goes to a file too; it is ended after the seconds given."""
     environment = {**os.environ, "PARTS": part, "PYTHON": sys.executable, "OUT": str(plan.work)}
     if plan.rehearses:
         environment["REHEARSE"] = "1"
@@ -405,7 +405,7 @@ def pack(plan: Plan, out: Path) -> list[Path]:
 
 
 def split(files: Iterable[Path], most: int) -> Iterator[list[Path]]:
-    """Files in their order, by runs of at most so many bytes; one that is larger has a part of its own."""
+    """Group files, in their order, into parts of at most `most` bytes; a larger file is a part of its own."""
     part, total = list[Path](), 0
     for path in files:
         size = measure_file(path)

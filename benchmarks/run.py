@@ -154,7 +154,7 @@ def _write(path: Path, value: dict) -> None:
 
 
 def this_machine() -> dict[str, str]:
-    """As `asv machine` describes one; a GPU stands in its name and beside the processor."""
+    """As `asv machine` describes one; its name and its processor include the GPU."""
     name, cpu = platform.node() or "unknown", suite("record")._cpu_name()
     if gpu := _gpu():
         name, cpu = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-").lower(), f"{cpu} with {gpu}"

@@ -20,7 +20,7 @@ class Compartment:
 
     Attributes:
         number: of the compartment, a word of the generator's counter.
-        start, stop: where its values stand in the vector.
+        start, stop: where its values are in the vector.
         dim: number of directions that are used here.
         row: number of the first of them.
         before, after: values of the compartment that the vector lacks at either side, where it holds a part of it.

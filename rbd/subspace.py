@@ -361,7 +361,7 @@ class _Moved:
 
 
 class _Place:
-    """What stands in the place of a model's parameters: θ0, or θ for the time of a pass."""
+    """What a model has as its parameters: θ0, or θ during a pass."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # held while the model runs: forward passes in several threads take turns

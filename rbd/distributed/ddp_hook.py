@@ -19,7 +19,7 @@ from rbd.philox import STREAM_VERSION
 
 
 class CoordinatesState:
-    """State of ``coordinates_hook``: a basis for each tensor of a model, redrawn every so many steps.
+    """State of ``coordinates_hook``: a basis for each tensor of a model, drawn anew every ``redraw`` steps.
 
     Args:
         params: ``model.parameters()``, in the order that all workers have.

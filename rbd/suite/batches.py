@@ -29,7 +29,7 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0
     clipped. Colour images: mirrored with probability 1/2, zero-padded by 4, cropped at random to their size, then
     standardised one by one (see `evaluation`). Preprocessing of arXiv 2011.04720.
 
-    All randomness comes from raw words of Philox4x64-10 with key (seed, epoch), whose values are fixed for good
+    All randomness comes from raw words of Philox4x64-10 with key (seed, epoch), whose values never change
     (NumPy's Generator methods are not, see NEP 19): words 0 ... N-1 are the sort keys of the images; the bits of
     word N + i are the draws for the i-th image of the epoch. So batches depend neither on threads, nor on the device,
     nor on what was consumed before.

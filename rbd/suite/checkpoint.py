@@ -40,7 +40,7 @@ class Progress:
     threads: tuple[int, ...] = ()
 
     def add(self, point: Point, seconds: float, commit: str, threads: int) -> Progress:
-        """With one more point, made by that commit on so many threads."""
+        """With one more point, made by that commit on that number of threads."""
         made = tuple(dict.fromkeys((*self.commits, commit))), tuple(dict.fromkeys((*self.threads, threads)))
         return Progress(point.step, (*self.curve, point), (*self.seconds, seconds), *made)
 

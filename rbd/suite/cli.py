@@ -90,7 +90,7 @@ def _end_on_sigterm(received: list[int]) -> Iterator[None]:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help that fits a screen: choices stand in the text alone, and what an option takes is one short word."""
+    """Help that fits a screen: choices are in the text only, and what an option takes is one short word."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=23)

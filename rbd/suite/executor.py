@@ -85,7 +85,7 @@ def perform_all(profile: str, results: Path, resources: Resources, seeds: Iterab
 
 def perform(wanted: Experiment, profile: str, results: Path, resources: Resources, seeds: Iterable[int] | None = None,
             dry: bool = False) -> Iterator[str]:  # fmt: skip
-    """Do the runs that an experiment lacks, or its measurement, with lines on stdout, and conclude from what is there.
+    """Do the missing runs of an experiment, or its measurement, with lines on stdout, and conclude from all that have ended.
 
     The list of its runs is written first. Runs with other seeds are not in that list, and conclusions do not use them.
 

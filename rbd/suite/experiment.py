@@ -132,7 +132,7 @@ def experiments(folder: str | os.PathLike[str] | None = None) -> list[Experiment
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of an experiment in a profile. Their records stand in <results>/runs/<name>/, or in that of another one.
+    """The runs of an experiment in a profile. Their records are in <results>/runs/<name>/, or in the folder of another plan.
 
     Attributes:
         name: experiment and profile, such as "table1-quick".
@@ -208,7 +208,7 @@ def find(config: RunConfig, directory: str | os.PathLike[str], results: str | os
 
 
 def place(found: Record, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Path:
-    """The file in which a record stands that `find` gave."""
+    """The file of a record that `find` gave."""
     paths = store.record_paths(found.config, directory, results)
     return next(path for path in paths if path.exists() and record.load(path).outcome == found.outcome)
 

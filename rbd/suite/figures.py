@@ -173,7 +173,7 @@ def _read_evidence(path: Path) -> dict[str, Any]:
 
 
 def _describe_unrun(name: str, profile: str, questions: dict[str, str], analysis: Path) -> dict[str, Any]:
-    """What stands for a notebook without evidence: its question of the other profile, else its heading."""
+    """The question shown for a notebook without evidence: that of the other profile, else its heading."""
     path = analysis / f"{name}.ipynb"
     heading = json.loads(path.read_text("utf-8"))["cells"][0]["source"][0].strip("# \n") if path.exists() else name
     command = f"rbd sweep {name} --profile {profile}"

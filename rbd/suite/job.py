@@ -23,7 +23,7 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
 
     It comes from train(config, checkpoints, **options), by default rbd.suite.train.train.
 
-    Checkpoints stand in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
+    Checkpoints are in <results>/checkpoints/ until the run has ended; an interrupted run goes on from there. While it
     runs it is locked, on this machine or any that shares the file system; the lock ends with the process.
 
     Args:

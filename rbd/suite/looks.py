@@ -1,6 +1,6 @@
 """Names in print and how things are drawn, the same in every figure: a colour for a method, a marker for a distribution.
 
-Colours are those of seaborn's colour-blind palette, black and a grey; markers and dashes tell the same apart in grey.
+Colours are those of seaborn's colour-blind palette, black and a grey; markers and dashes differ too, for print in grey.
 """
 
 from __future__ import annotations

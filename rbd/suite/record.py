@@ -136,7 +136,7 @@ def _encode(value: float | None) -> float | str | None:
 
 
 def _format(value: Any, indent: str = "") -> str:
-    """JSON with sorted keys, a line per key; a list stands on one line."""
+    """JSON with sorted keys, a line per key; a list is on one line."""
     if not isinstance(value, dict) or not value:
         return json.dumps(value, allow_nan=False)
     inner = indent + " "

@@ -26,7 +26,7 @@ Ready = Callable[[], bool]  # whether a run can go on without waiting
 
 @dataclass(frozen=True)
 class Chunk:
-    """Steps that are done together; the one whose cosine is taken stands alone."""
+    """Steps that are done together; one whose cosine is taken is a chunk of its own."""
 
     steps: range
     is_sampled: bool = False
@@ -46,13 +46,13 @@ def schedule(steps: range, is_sampled: Callable[[int], bool], longest: int = LON
 
 
 class Eager:
-    """Calls the work, so many times."""
+    """Calls the work directly, step by step."""
 
     queues = False  # whether nothing is read before the epoch's end: optimizers and batches have to allow for that
     pause = 0.0  # s between two checkpoints
 
     def run(self, name: str, work: Work, count: int = 1) -> list[Tensor]:
-        """Do the work so many times.
+        """Do the work `count` times.
 
         Args:
             name: the same for the same work.

@@ -147,7 +147,7 @@ def _draw_curve(ax: Axes, method: str, records: list[Record]) -> None:
 
 
 def insert(text: str, name: str, content: str) -> str:
-    """text with what stands between <!-- name --> and <!-- /name --> replaced.
+    """text with the part between <!-- name --> and <!-- /name --> replaced.
 
     Raises:
         ValueError: the two marks are not there.

@@ -89,7 +89,7 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
           bar: bool | None = False, timeout: float = distributed.TIMEOUT) -> Record:  # fmt: skip
     """Run a configuration, or go on from its checkpoint, until it finishes, diverges or is interrupted (Ctrl-C).
 
-    With config.workers: in a process that torchrun started, as one of them; in any other, by starting so many processes
+    With config.workers: in a process that torchrun started, as one of them; in any other, by starting that many processes
     here. Then Ctrl-C raises KeyboardInterrupt; checkpoints are worker 0's alone, and the others get their state from it.
 
     Args:

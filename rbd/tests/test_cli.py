@@ -375,7 +375,7 @@ def test_train_is_the_same_in_this_process(here, few, capsys):
 
 
 def test_environment_tells_the_threads_that_were_asked_for(here, few):
-    """Kernels take two, torch one for the FC net; a timing can only be read with the number that was asked for."""
+    """For the FC net kernels take two threads, torch one; a timing can only be read with the number asked for."""
     assert main(["train", "--dim", "9", "--epochs", "1", "--threads", "2"]) == 0
     (path,) = Path("results/runs/train").iterdir()
     assert record.load(path).environment["threads"] == 2

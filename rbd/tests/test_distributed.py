@@ -174,7 +174,7 @@ def said(function, *args) -> str:
 
 
 def disagreeing(group: dist.ProcessGroup) -> dict[str, str]:
-    """What workers are told when worker 1 is unlike the others."""
+    """The workers' errors when worker 1 differs from the others."""
     odd, told = dist.get_rank(group) == 1, {}
 
     def one(name: str, widths=SMALL, before=lambda optimizer, model: None, **changes) -> None:
@@ -185,7 +185,7 @@ def disagreeing(group: dist.ProcessGroup) -> dict[str, str]:
         told[name] = said(optimizer.step)
 
     def late(optimizer: RBD, model: nn.Module) -> None:
-        """Parameters go apart after the first step, and nobody looks until step 100."""
+        """Parameters diverge after the first step; workers compare again at step 100."""
         model(normal(4, 6)).sum().backward()
         optimizer.step()
         with torch.no_grad():
@@ -227,7 +227,7 @@ def disagreeing(group: dist.ProcessGroup) -> dict[str, str]:
 
 
 def poisoned(variant: str, group: dist.ProcessGroup) -> tuple[str, bool, int]:
-    """Worker 1 has a NaN: what each is told, whether parameters stayed, and the step."""
+    """Worker 1 has a NaN: each worker's error, whether parameters stayed, and the step."""
     model = network()
     optimizer = RBD(model.named_parameters(), lr=0.5, dim=7, variant=variant, process_group=group)
     model(normal(4, 6)).sum().backward()
@@ -830,7 +830,7 @@ def test_a_kernel_that_does_not_count_bytes(monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 @pytest.mark.parametrize("hook", [False, True])
 def test_dead_and_hung_workers(tmp_path, hook):
-    """Real processes, stopped and killed: all the others are told, within the group's timeout or at once."""
+    """Real processes, stopped and killed: all the others raise, within the group's timeout or at once."""
     store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
     started = mp.get_context("spawn")
     processes = [started.Process(target=_work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (

@@ -119,7 +119,7 @@ def test_what_another_process_is_at_comes_last_and_is_waited_for(tmp_path):
 
 
 def test_what_another_process_is_at_is_asked_for_again_and_again(tmp_path):
-    """Nobody waits without end for a lock: who waits can be stopped within seconds."""
+    """No worker waits without end for a lock: one that waits can be stopped within seconds."""
     assert 0 < executor.PATIENCE <= 10  # s
     workers = Workers(s0=["busy", "busy", "busy", "done"])
     failures, told = run_all(workers, tmp_path, runs=1)
@@ -424,7 +424,7 @@ def test_killed_worker_costs_its_own_run_only(demo):
 
 @LINUX
 def test_stopped_sweep_ends_its_workers_and_goes_on_from_the_last_epoch(demo):
-    """Killed, then interrupted, then terminated; it ends with the very curves of runs that nobody disturbed."""
+    """Killed, then interrupted, then terminated; it ends with the curves of undisturbed runs, bit for bit."""
     here = demo(2, epochs=120)
     statuses = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
     for number, status in statuses.items():

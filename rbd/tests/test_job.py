@@ -138,7 +138,7 @@ def test_read_only_directory_is_found_out_before_training(tmp_path, trained_by):
 
 
 def test_impossible_checkpoint_directory_is_found_out_before_training(tmp_path, trained_by):
-    """An epoch of the paper's profile takes minutes: not to be lost to a file that stands in the way."""
+    """An epoch of the paper's profile takes minutes: not to be lost to a file that is in the way."""
     trainer = trained_by(Trainer())
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(OSError, match="checkpoints"):

@@ -13,7 +13,7 @@ import rbd
 
 ROOT = Path(rbd.__file__).parents[1]
 
-LAYERS = {  # modules may import what stands in their own layer or a lower one, lazily or not
+LAYERS = {  # modules may import from their own layer or a lower one, lazily or not
     "rbd.philox": 1, "rbd.distribution": 1,
     "rbd.compartment": 2,
     "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3, "rbd.kernels.jit": 3,

@@ -108,7 +108,7 @@ def test_dim_may_be_an_integer_of_numpy(integer):
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("dim", [2.5, math.nan, None])
 def test_dim_is_whole(dim):
-    """2.5 must not be shared out for ever: what is left of it is never 0."""
+    """2.5 must not be shared out without end: the remainder would never be 0."""
     with pytest.raises((TypeError, ValueError), match="^dim: got"):
         partition("whole", LAYOUT, dim)
 
