@@ -672,8 +672,9 @@ class Prepared:
     def _words(self, step: int | None) -> tuple[int, ...]:
         return self._name if step is None else (self._spec.seed, self._spec.stream, step, self._name[-1])
 
-    def expand(self, c: torch.Tensor, u: torch.Tensor, step: int | None = None) -> torch.Tensor | None:
-        """u, overwritten by the vector with coordinates c, (d,) -> (D,)."""
+    def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
+        """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
+        u = torch.empty(self._size, dtype=c.dtype) if u is None else u
         if _addresses((c, u), (self._dim, self._size), c.dtype) is None:
             return None
         pieces = [u.data_ptr() + place * u.element_size() for place in self._bounds[:-1]]
