@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -83,6 +84,10 @@ class Basis:
         one = Compartment(self.compartment, 0, self.size, self.dim, self.row, total=total)
         return BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
 
+    @lru_cache(maxsize=256)  # noqa: B019
+    def _prepared(self, device: torch.device) -> Any:
+        return kernels.prepare(self._spec(), (self.size,), device)
+
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """c = Φ g, (D,) -> (d,): float64 for float64 g, else float32. NaN and infinities pass through.
 
@@ -92,11 +97,23 @@ class Basis:
             TypeError, ValueError: g is not a real floating-point tensor of shape (D,), or out does not fit.
             RuntimeError: there are no kernels for g's device, or out is given for a g that requires a gradient.
         """
-        return (kernels.differentiable_project if _is_tracked(g, out) else kernels.project)(g, self._spec(), out)
+        if _is_tracked(g, out):
+            return kernels.differentiable_project(g, self._spec(), out)
+        if _is_plain(g, self.size, out) and (prepared := self._prepared(g.device)):
+            c = prepared.project((g,), g.dtype)
+            if c is not None:
+                return c
+        return kernels.project(g, self._spec(), out)
 
     def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors and derivatives as in ``project``."""
-        return (kernels.differentiable_expand if _is_tracked(c, out) else kernels.expand)(c, self._spec(), out)
+        if _is_tracked(c, out):
+            return kernels.differentiable_expand(c, self._spec(), out)
+        if _is_plain(c, self.dim, out) and (prepared := self._prepared(c.device)):
+            u = prepared.expand(c)
+            if u is not None:
+                return u
+        return kernels.expand(c, self._spec(), out)
 
     @torch.no_grad()
     def add_(self, params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float = 1.0, first: int | None = None) -> None:
@@ -149,3 +166,8 @@ def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
     if tracked and out is not None:
         raise RuntimeError("out= does not support automatic differentiation, but the argument requires a gradient")
     return tracked
+
+
+def _is_plain(x: torch.Tensor, length: int, out: torch.Tensor | None) -> bool:
+    """Whether a product of x may need no more than what ``kernels.prepare`` gives, which looks less up."""
+    return out is None and isinstance(x, torch.Tensor) and x.shape == (length,) and not torch.compiler.is_compiling()

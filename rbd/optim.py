@@ -250,7 +250,8 @@ class _Vectors:
     """
 
     @torch.inference_mode(False)  # made in inference mode, later steps could not write to them
-    def __init__(self, params: list[Tensor], partition: Partition):
+    def __init__(self, group: dict, partition: Partition):
+        params: list[Tensor] = group["params"]
         wide = any(p.dtype == torch.float64 for p in params)
         self.partition = partition
         self.g = torch.empty(partition.size, dtype=torch.float64 if wide else torch.float32, device=params[0].device)  # (D,)
@@ -258,6 +259,15 @@ class _Vectors:
         pieces = [x.split([p.numel() for p in params]) for x in (self.g, self.u)]
         self._gradients, self._updates = ([v.view(p.shape) for v, p in zip(cut, params)] for cut in pieces)
         self._narrow = wide and any(p.dtype == torch.float32 for p in params)
+        spec = BasisSpec(partition.compartments, distribution_of(group["distribution"]), group["seed"], 0, 0)
+        self._prepared = kernels.prepare(spec, [p.numel() for p in params], params[0].device)
+
+    def find_direction(self, params: list[Tensor], step: int) -> tuple[Tensor, Tensor] | None:
+        """``rbd_direction`` of gradients read where they stand, or None where the kernels do not take them so."""
+        if self._prepared is None:
+            return None
+        c = self._prepared.project([p.grad for p in params], self.g.dtype, step)  # (d,)
+        return None if c is None else (self._prepared.expand(c, self.u, step), c)  # (D,), (d,)
 
     def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""
@@ -398,16 +408,20 @@ class RBD(_RandomBases):
 
     def _vectors(self) -> list[_Vectors]:
         """Those of every group, made anew when a setting, shape, dtype or device has changed since the last step."""
-        facts = [(group.get("partition"), group["dim"], [(p.shape, p.dtype, p.device) for p in group["params"]])
+        names = "partition", "dim", "distribution", "seed"
+        facts = [([group.get(name) for name in names], [(p.shape, p.dtype, p.device) for p in group["params"]])
                  for group in self.param_groups]  # fmt: skip
         if self._kept is None or self._kept[0] != facts:
-            made = [_Vectors(group["params"], self.partition(i)) for i, group in enumerate(self.param_groups)]
+            made = [_Vectors(group, self.partition(i)) for i, group in enumerate(self.param_groups)]
             self._kept = facts, made
         return self._kept[1]
 
     def _direction_alone(self, group: dict, vectors: _Vectors) -> tuple[Tensor, list[Tensor]]:
-        g, step = vectors.read(group["params"]), self._basis_step(group)
-        u, c = rbd_direction(g, vectors.partition, group["distribution"], group["seed"], 0, step, vectors.u)
+        params, step = group["params"], self._basis_step(group)
+        if (found := vectors.find_direction(params, step)) is None:
+            g = vectors.read(params)
+            found = rbd_direction(g, vectors.partition, group["distribution"], group["seed"], 0, step, vectors.u)
+        u, c = found
         return u, [c]
 
     def _directions(self, vectors: list[_Vectors] | None) -> list[Tensor]:

@@ -657,16 +657,29 @@ def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, 
 
 
 class Prepared:
-    """``moved`` and ``project`` for one spec, and tensors of the same sizes every time: what lasts is looked up once.
+    """``moved``, ``project`` and ``expand`` for tensors of the same sizes every time: what lasts is looked up once.
 
-    Both give None for tensors that the kernels do not take as they stand.
+    All give None for tensors that the kernels do not take as they stand. step: of the basis, if not that of the spec.
     """
 
     def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
-        compartments, self._name, self._dim, self._sizes = spec.from_first_row, _words_of(spec), spec.dim, sizes
+        compartments, self._spec, self._dim, self._sizes = spec.from_first_row, spec, spec.dim, sizes
+        self._name, self._size = _words_of(spec), spec.size
         self._bounds = list(accumulate(sizes, initial=0))
         self._project_plan = _project_plan(compartments, spec.distribution)
         self._expand_plan = _expand_plan(compartments, spec.distribution, tuple(sizes))
+
+    def _words(self, step: int | None) -> tuple[int, ...]:
+        return self._name if step is None else (self._spec.seed, self._spec.stream, step, self._name[-1])
+
+    def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
+        """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
+        u = torch.empty(self._size, dtype=c.dtype) if u is None else u
+        if _addresses((c, u), (self._dim, self._size), c.dtype) is None:
+            return None
+        pieces = [u.data_ptr() + place * u.element_size() for place in self._bounds[:-1]]
+        _write_to(pieces, [], self._expand_plan, self._words(step), c)
+        return u
 
     def moved(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """params + the vector with coordinates c, in new tensors: one pass."""
@@ -677,13 +690,14 @@ class Prepared:
         _write_to([p.data_ptr() for p in made], sources, self._expand_plan, self._name, c)
         return made
 
-    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype) -> torch.Tensor | None:
+    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype,
+                step: int | None = None) -> torch.Tensor | None:  # fmt: skip
         """Coordinates, of that dtype, of the vector that the parts make up, read where they stand."""
         places = _addresses(parts, self._sizes, dtype)
         if places is None:
             return None
         out = torch.empty(self._dim, dtype=dtype)
-        _read_from(places, self._bounds, self._project_plan, self._name, out)
+        _read_from(places, self._bounds, self._project_plan, self._words(step), out)
         return out
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -400,6 +400,8 @@ def _note(config: RunConfig, ended: Record | Failure, results: Path) -> Record |
 
 # ---------------------------------------------------------------- progress
 
+TRUST = 60.0  # s of cost that weigh as if they had been done at the estimated pace
+
 
 @dataclass
 class Progress:
@@ -411,16 +413,21 @@ class Progress:
     left: float  # s, cost of what is not done
     bar: tqdm
     done: float = 0.0  # s, cost of what is done
-    began: float = 0.0
+    taken: float = 0.0  # s, that it took, the jobs added up
+    running: dict[RunConfig, float] = field(default_factory=dict)  # and time.perf_counter() when it began
 
     def remaining(self, now: float) -> float:
-        """Wall seconds left: the cost that is left times wall seconds per cost so far; before the first run has ended, over
-        jobs."""
-        pace = (now - self.began) / self.done if self.done else 1 / self.jobs
-        return max(self.left, 0.0) * pace
+        """Wall seconds left: what the runs cost, at the pace of those that have ended, divided among the jobs.
+
+        At first the pace is 1, and the first runs change it little: they include the start of their processes.
+        """
+        pace = (self.taken + TRUST) / (self.done + TRUST)
+        begun = sum(min(now - since, self.seconds(config) * pace) for config, since in self.running.items())
+        return max(self.left * pace - begun, 0.0) / max(min(self.jobs, len(self.names) - self.bar.n), 1)
 
     def begin(self, config: RunConfig) -> None:
         """A run begins: a line, where no bar shows it, as in the log of a batch job."""
+        self.running[config] = perf_counter()
         if self.bar.disable:
             left = cost.format_duration(self.remaining(perf_counter()))
             print(f"{self._name(config)}: begun; {left} left", flush=True)
@@ -428,12 +435,13 @@ class Progress:
     def tell(self, config: RunConfig, ended: Record | Failure) -> None:
         """A run has ended."""
         self.done, self.left = self.done + self.seconds(config), self.left - self.seconds(config)
+        self.taken += perf_counter() - self.running.pop(config)
         what = f"failed: {ended.message}" if isinstance(ended, Failure) else record.summary(ended)
+        self.bar.n += 1  # update() counts nothing where no bar shows
+        self.show()
         left = cost.format_duration(self.remaining(perf_counter()))
         self.bar.write(f"{self._name(config)}: {what}; {left} left", file=sys.stdout)
         sys.stdout.flush()
-        self.bar.update()
-        self.show()
 
     def _name(self, config: RunConfig) -> str:
         return f"[{self.names[config.id]}/{len(self.names)}] {describe(config)}"
@@ -452,7 +460,7 @@ def show_progress(plan: Plan, missing: tuple[RunConfig, ...], results: Path, job
     names = {c.id: number for number, c in enumerate(plan.configs, 1)}
     with tqdm(total=len(names), initial=len(names) - len(missing), unit="run", disable=None,
               bar_format="{desc}: {n_fmt}/{total_fmt} done |{bar}| {elapsed}{postfix}", desc=plan.name) as bar:  # fmt: skip
-        progress = Progress(names, seconds, jobs, sum(map(seconds, missing)), bar, began=perf_counter())
+        progress = Progress(names, seconds, jobs, sum(map(seconds, missing)), bar)
         progress.show()
         yield progress
 

@@ -8,6 +8,7 @@ interval is above 0; without an interval (single runs) where it is above POINTS.
     reproduced without augmentation  not so with it, or not run with it, but so without
     not reproduced                   not so with it, and not shown without
     not run                          not run with it, and not shown without
+    partly run                       (a claim about many rows) so in every row that was run, and some were not
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ RATIO = 400  # D/d of table 1, by a second-hand source; the released configurati
 REPRODUCED, WITHOUT, NOT_REPRODUCED, NOT_RUN = VERDICTS = (
     "reproduced", "reproduced without augmentation", "not reproduced", "not run",
 )  # fmt: skip
+PARTLY_RUN = "partly run"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rbd import Basis
+from rbd import Basis, kernels
 from rbd.distribution import DISTRIBUTIONS
 
 NAMES = tuple(DISTRIBUTIONS)
@@ -129,6 +129,32 @@ def test_dtypes():
         assert basis.expand(normal(3, 0, dtype)).dtype == torch.float32
     assert basis.project(normal(100, 0, torch.float64)).dtype == torch.float64
     assert basis.expand(normal(3, 0, torch.float64)).dtype == torch.float64
+
+
+FORMS = {
+    "contiguous": lambda x: x,
+    "every second value": lambda x: x.repeat_interleave(2)[::2],
+    "negated view": lambda x: torch._neg_view(-x),
+    "of a parameter": lambda x: torch.nn.Parameter(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_products_are_those_of_the_kernels(name, form, dtype):
+    """To the bit, however a vector lies in memory; steps have bases of their own."""
+    for step in (0, 7):
+        basis = Basis(20, 300, name, seed=3, step=step, row=2, total=30)
+        g, c = normal(300, 1, dtype), normal(20, 2, dtype)
+        with torch.no_grad():
+            products = [(basis.project(form(g)), kernels.project(g, basis._spec(), backend="cpu")),
+                        (basis.expand(form(c)), kernels.expand(c, basis._spec(), backend="cpu"))]  # fmt: skip
+        for found, wanted in products:
+            assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+    for wrong in (normal(301, 1, dtype), normal(300, 1, dtype)[:, None]):
+        with pytest.raises(ValueError, match="shape"):
+            basis.project(wrong)
 
 
 def test_out_is_overwritten_and_returned():

@@ -6,6 +6,7 @@ What it has in common with the dense distributions is tested beside them, in tes
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -290,8 +291,12 @@ def test_prepared_products_are_the_general_ones():
     assert same_bits(prepared.project(params, f32), kernels.project(g, spec))
     moved = torch.cat([p.reshape(-1) for p in prepared.moved(c, params)])
     assert same_bits(moved, g + kernels.expand(c, spec))
+    later, u = replace(spec, step=9), torch.full((600,), math.nan)
+    assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
+    assert prepared.expand(c, u, 9) is u and same_bits(u, kernels.expand(c, later))
     zeros = torch._efficientzerotensor((100,))  # has no memory
     others = (params[0].t(), None), (params[0].double(), None), (params[0].to_sparse(), None), (params[0], zeros)
     others += (params[0], torch._neg_view(params[1])), (params[0], params[1][:99]), (params[0], None)
     assert all(prepared.project(other, f32) is None for other in others)
     assert prepared.moved(normal(49, 2), params) is None and prepared.moved(c.half(), params) is None
+    assert prepared.expand(normal(49, 2), u) is None and prepared.expand(c, u.double()) is None

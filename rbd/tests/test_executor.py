@@ -260,7 +260,7 @@ def test_time_left_is_estimated_from_the_records_of_all_sweeps(tmp_path):
     (tmp_path / "runs" / "other" / "damaged.json").write_text("{")  # told of by the sweep that asks for it
     with executor.show_progress(Plan("demo-quick", (RUN, other)), (RUN,), tmp_path, jobs=2) as progress:
         assert progress.seconds(RUN) == progress.left == pytest.approx(7 * cost.estimate(RUN))
-        assert progress.remaining(progress.began) == pytest.approx(progress.left / 2)
+        assert progress.remaining(0.0) == pytest.approx(progress.left)  # one run, on one of the two cores
 
 
 class Here(Workers):
@@ -293,17 +293,23 @@ def test_duration(seconds, text):
     assert cost.format_duration(seconds) == text
 
 
-def test_time_left_is_in_proportion_to_cost(capsys):
+def test_time_left_is_in_proportion_to_cost(capsys, monkeypatch):
     cheap, dear = RUN, replace(RUN, seed=1)
-    costs = {cheap.id: 1.0, dear.id: 9.0}
+    costs, clock = {cheap.id: 60.0, dear.id: 90.0}, [100.0]
+    monkeypatch.setattr(executor, "perf_counter", lambda: clock[0])
     with tqdm(total=2, disable=True) as bar:
-        progress = executor.Progress({cheap.id: 1, dear.id: 2}, lambda c: costs[c.id], 2, 10.0, bar, began=100.0)
-        assert progress.remaining(100.0) == 5.0  # s: 10 s of cost on 2 cores
+        progress = executor.Progress({cheap.id: 1, dear.id: 2}, lambda c: costs[c.id], 2, 150.0, bar)
+        assert progress.remaining(100.0) == 75.0  # s: 150 s of cost on 2 cores
+        progress.begin(cheap), progress.begin(dear)
+        assert progress.remaining(110.0) == 65.0
+        clock[0] = 280.0
         progress.tell(cheap, made(cheap))
-        assert progress.remaining(104.0) == pytest.approx(36.0)  # 4 s for a cost of 1: 36 s for 9
+        assert progress.remaining(280.0) == 0  # 180 s for 60 + TRUST: twice the cost, all of it spent
+        assert progress.remaining(190.0) == pytest.approx(90.0)  # of 180, one run left, on one core
         progress.tell(dear, job.Failure(dear, "ValueError: no"))
-        assert progress.remaining(200.0) == 0
-    lines = capsys.readouterr().out.splitlines()
+        assert progress.remaining(280.0) == 0
+    begun, _, *lines = capsys.readouterr().out.splitlines()
+    assert begun.endswith("seed=0: begun; 75 s left")
     assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epoch: 50.00")
     assert re.match(r"\[2/2\] .* seed=1: failed: ValueError: no; 0 s left", lines[1])
 
@@ -331,6 +337,7 @@ def test_bar_shows_runs_done_running_and_to_come_and_the_time_left(tmp_path, mon
     monkeypatch.setattr(sys, "stderr", screen)
     with executor.show_progress(planned, planned.configs[1:], tmp_path, jobs=2) as progress:
         for config in planned.configs[1:4]:
+            progress.begin(config)
             progress.tell(config, made(config))
     shown = re.findall(r"demo-quick: (\d/5) done .*?(\d running, \d to come), [\d.]+ \w+ left", screen.getvalue())
     states = ["1/5", "2 running, 2 to come"], ["2/5", "2 running, 1 to come"], ["3/5", "2 running, 0 to come"]

@@ -775,6 +775,36 @@ def test_gradients_are_not_changed():
     assert all(p.requires_grad and p.is_leaf for p in model.parameters())
 
 
+GRADIENTS = {  # each changes what a backward pass has left
+    "as they are": lambda params: None,
+    "transposed": lambda params: [setattr(p, "grad", p.grad.t().contiguous().t()) for p in params if p.dim() == 2],
+    "one missing": lambda params: setattr(params[1], "grad", None),
+    "negated views": lambda params: setattr(params[0], "grad", torch._neg_view(params[0].grad)),
+}
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.float64,), (torch.bfloat16,), (torch.float32, torch.float64)])
+@pytest.mark.parametrize("change", GRADIENTS.values(), ids=list(GRADIENTS))
+def test_gradients_are_read_where_they_stand(change, dtypes, monkeypatch):
+    """To the bit the step that copies them first, also after a setting of the group has changed."""
+    moved = []
+    for prepare in (kernels.prepare, lambda *_: None):
+        monkeypatch.setattr(kernels, "prepare", prepare)
+        params = [nn.Parameter(normal(*s, seed=9, dtype=t)) for s, t in zip([(30, 20), (70,), (9, 7)], 3 * dtypes)]
+        optimizer = RBD(params, lr=0.1, dim=40, distribution="countsketch", partition="even:2", redraw=2)
+        for step in range(6):
+            for i, p in enumerate(params):
+                p.grad = normal(*p.shape, seed=10 * step + i, dtype=p.dtype)
+            change(params)
+            optimizer.param_groups[0] |= {2: {"seed": 5}, 3: {"dim": 100}, 4: {"partition": "whole"},
+                                          5: {"distribution": "rademacher"}}.get(step, {})  # fmt: skip
+            optimizer.step()
+            moved.append([p.detach().clone() for p in params])
+    for one, other in zip(moved[:6], moved[6:]):
+        assert all(torch.equal(p, q) for p, q in zip(one, other))
+    assert not torch.equal(moved[4][0], moved[5][0])
+
+
 # what is refused
 
 
