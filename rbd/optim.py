@@ -126,7 +126,7 @@ class _RandomBases(torch.optim.Optimizer):
         """Warn, once, if parameters that were left out of the groups now need a gradient."""
         if names := [name for name, p in self._frozen if p.requires_grad]:
             self._frozen = ()
-            warnings.warn(f"{type(self).__name__} does not move {len(names)} parameters ({', '.join(names[:5])}"
+            warnings.warn(f"{type(self).__name__} does not move {len(names)} of the parameters given ({', '.join(names[:5])}"
                           f"{', ...' if len(names) > 5 else ''}): they needed no gradient when it was made, and need one "
                           f"now. Add them by add_param_group", stacklevel=2)  # fmt: skip
 

@@ -121,9 +121,11 @@ def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
 
 
 def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Any:
-    """What does ``moved`` and ``project`` for tensors of these sizes with less to look up, or None where nothing does.
+    """An object that multiplies by the bases of spec with less to look up in every call, or None where there is none.
 
-    It has ``moved(c, params)`` and ``project(parts, dtype)``, both of which may give None: then the general ways are left.
+    It has ``project(parts, dtype, step)``, ``expand(c, u, step)`` and ``moved(c, params)``, for a vector that is cut into
+    tensors of these sizes. Each gives None for tensors that it cannot read in place: use this module's ``project``,
+    ``expand`` or ``moved`` then. step: of the basis, by default the spec's.
     """
     if device.type not in _OF_DEVICE:
         return None

@@ -28,7 +28,8 @@ RULES = f"""\
 - **Claims of the paper that one method beats another.** A difference holds if its 95 % interval lies above 0 (single runs:
   if it is above {POINTS} points). *{REPRODUCED}*: every difference that was run holds. *{PARTLY}*: some hold.
   *{NOT_REPRODUCED}*: none holds. The quick profile trains on 5,000 images, so there the words are *{SMALL[0]}*,
-  *{SMALL[1]}* and *{SMALL[2]}*. The size of the difference does not decide; the paper's stands beside it.
+  *{SMALL[1]}* and *{SMALL[2]}*. The size of the difference does not decide; the paper's is given for
+  comparison.
 - **Numbers of the paper.** Ours agrees if it is at most {POINTS} points away, or at most two standard deviations of the
   difference. *{REPRODUCED}*: all numbers agree in the set-up that the paper describes. *{WITHOUT}*: all
   agree without augmentation. *{PARTLY}*: some agree in either. *{NOT_REPRODUCED}*: none does.

@@ -952,7 +952,7 @@ def test_parameters_that_are_unfrozen_later():
     optimizers = [RBD(model.named_parameters(), 0.5, 10), NES(model.parameters(), 0.5, 10)]
     model[0].weight.requires_grad_(True)
     for optimizer, name in zip(optimizers, ("0.weight", r"one of shape \(8, 6\)")):
-        message = rf"does not move 1 parameters \({name}\): they needed no gradient when .* Add them by add_param_group"
+        message = rf"not move 1 of the parameters given \({name}\): they needed no gradient .* Add them by add_param_group"
         with pytest.warns(UserWarning, match=message):
             train(model, optimizer, 1)
     model[0].bias.requires_grad_(True)
