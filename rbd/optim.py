@@ -264,9 +264,10 @@ class _Vectors:
 
     def find_direction(self, params: list[Tensor], step: int) -> tuple[Tensor, Tensor] | None:
         """``rbd_direction`` of gradients read where they stand, or None where the kernels do not take them so."""
-        if self._prepared is None:
+        grads = [p.grad for p in params]
+        if self._prepared is None or any(g is not None and g.shape != p.shape for g, p in zip(grads, params)):
             return None
-        c = self._prepared.project([p.grad for p in params], self.g.dtype, step)  # (d,)
+        c = self._prepared.project(grads, self.g.dtype, step)  # (d,)
         return None if c is None else (self._prepared.expand(c, self.u, step), c)  # (D,), (d,)
 
     def read(self, params: list[Tensor]) -> Tensor:

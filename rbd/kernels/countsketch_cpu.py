@@ -670,11 +670,13 @@ class Prepared:
         self._expand_plan = _expand_plan(compartments, spec.distribution, tuple(sizes))
 
     def _words(self, step: int | None) -> tuple[int, ...]:
-        return self._name if step is None else (self._spec.seed, self._spec.stream, step, self._name[-1])
+        if step is None:
+            return self._name
+        return self._spec.seed, self._spec.stream, int(step) % 2**32, self._name[-1]
 
     def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
         """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
-        u = torch.empty(self._size, dtype=c.dtype) if u is None else u
+        u = torch.empty(self._size, dtype=c.dtype, device="cpu") if u is None else u
         if _addresses((c, u), (self._dim, self._size), c.dtype) is None:
             return None
         pieces = [u.data_ptr() + place * u.element_size() for place in self._bounds[:-1]]
@@ -696,7 +698,7 @@ class Prepared:
         places = _addresses(parts, self._sizes, dtype)
         if places is None:
             return None
-        out = torch.empty(self._dim, dtype=dtype)
+        out = torch.empty(self._dim, dtype=dtype, device="cpu")  # whatever torch's default device is
         _read_from(places, self._bounds, self._project_plan, self._words(step), out)
         return out
 
@@ -707,7 +709,7 @@ def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dty
     for x, size in zip(tensors, sizes):
         if x is None or x.dtype != dtype or x.layout != torch.strided or not x.is_contiguous() or x.is_neg():
             return None
-        if x.numel() != size:
+        if x.numel() != size or not x.is_cpu:
             return None
         found.append(x.data_ptr())
     return found if dtype in _DTYPES and all(found) else None  # torch has tensors of zeros without memory

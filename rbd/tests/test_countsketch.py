@@ -282,6 +282,12 @@ def test_parts_are_read_where_they_stand(dim, dtype):
     assert same_bits(made["cpu"], made["reference"])
 
 
+class Elsewhere(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    is_cpu = False
+
+
 def test_prepared_products_are_the_general_ones():
     """To the bit; None for tensors that cannot be read as they stand."""
     spec, shapes = BasisSpec(one(50, 600), LAW, 1, 2, 3), ((20, 25), (100,))
@@ -294,9 +300,15 @@ def test_prepared_products_are_the_general_ones():
     later, u = replace(spec, step=9), torch.full((600,), math.nan)
     assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
     assert prepared.expand(c, u, 9) is u and same_bits(u, kernels.expand(c, later))
+    for step in (torch.tensor(9), 9.0, 9 + 2**32):  # as the general products take it
+        assert same_bits(prepared.project(params, f32, step), kernels.project(g, later))
+    with torch.device("meta"):  # torch's default device does not matter
+        assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
+        assert same_bits(prepared.expand(c, step=9), u)
     zeros = torch._efficientzerotensor((100,))  # has no memory
     others = (params[0].t(), None), (params[0].double(), None), (params[0].to_sparse(), None), (params[0], zeros)
     others += (params[0], torch._neg_view(params[1])), (params[0], params[1][:99]), (params[0], None)
+    others += ((params[0], params[1].as_subclass(Elsewhere)),)
     assert all(prepared.project(other, f32) is None for other in others)
     assert prepared.moved(normal(49, 2), params) is None and prepared.moved(c.half(), params) is None
     assert prepared.expand(normal(49, 2), u) is None and prepared.expand(c, u.double()) is None

@@ -805,6 +805,16 @@ def test_gradients_are_read_where_they_stand(change, dtypes, monkeypatch):
     assert not torch.equal(moved[4][0], moved[5][0])
 
 
+def test_a_gradient_of_another_shape_is_refused_as_torch_refuses_it():
+    """As it is left where a parameter's values are exchanged between backward pass and step."""
+    for name in ("rademacher", "countsketch"):
+        p = nn.Parameter(torch.zeros(3, 100))
+        p.grad, optimizer = normal(3, 100, seed=1), RBD([p], lr=0.1, dim=20, distribution=name)
+        p.data = torch.zeros(100, 3)
+        with pytest.raises(RuntimeError, match="must match the size"):
+            optimizer.step()
+
+
 # what is refused
 
 
