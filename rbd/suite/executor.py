@@ -412,14 +412,14 @@ class Progress:
     jobs: int
     left: float  # s, cost of what is not done
     bar: tqdm
-    done: float = 0.0  # s, cost of what is done
-    taken: float = 0.0  # s, that it took, the jobs added up
+    done: float = 0.0  # s, cost of the runs that have finished
+    taken: float = 0.0  # s, that they took, from their first step on, whoever made it and when
     running: dict[RunConfig, float] = field(default_factory=dict)  # and time.perf_counter() when it began
 
     def remaining(self, now: float) -> float:
-        """Wall seconds left: what the runs cost, at the pace of those that have ended, divided among the jobs.
+        """Wall seconds left: what the runs cost, at the pace of those that have finished, divided among the jobs.
 
-        At first the pace is 1, and the first runs change it little: they include the start of their processes.
+        At first the pace is 1, and short runs change it little.
         """
         pace = (self.taken + TRUST) / (self.done + TRUST)
         begun = sum(min(now - since, self.seconds(config) * pace) for config, since in self.running.items())
@@ -434,8 +434,10 @@ class Progress:
 
     def tell(self, config: RunConfig, ended: Record | Failure) -> None:
         """A run has ended."""
-        self.done, self.left = self.done + self.seconds(config), self.left - self.seconds(config)
-        self.taken += perf_counter() - self.running.pop(config)
+        self.left -= self.seconds(config)
+        self.running.pop(config, None)
+        if isinstance(ended, Record) and ended.outcome == "finished":  # others stopped before they had cost so much
+            self.done, self.taken = self.done + self.seconds(config), self.taken + ended.seconds[-1]
         what = f"failed: {ended.message}" if isinstance(ended, Failure) else record.summary(ended)
         self.bar.n += 1  # update() counts nothing where no bar shows
         self.show()

@@ -303,7 +303,7 @@ def test_time_left_is_in_proportion_to_cost(capsys, monkeypatch):
         progress.begin(cheap), progress.begin(dear)
         assert progress.remaining(110.0) == 65.0
         clock[0] = 280.0
-        progress.tell(cheap, made(cheap))
+        progress.tell(cheap, made(cheap, seconds=180.0))
         assert progress.remaining(280.0) == 0  # 180 s for 60 + TRUST: twice the cost, all of it spent
         assert progress.remaining(190.0) == pytest.approx(90.0)  # of 180, one run left, on one core
         progress.tell(dear, job.Failure(dear, "ValueError: no"))
@@ -312,6 +312,24 @@ def test_time_left_is_in_proportion_to_cost(capsys, monkeypatch):
     assert begun.endswith("seed=0: begun; 75 s left")
     assert lines[0].startswith("[1/2] fc mnist-embedded sgd batch_size=500 epochs=1 seed=0: finished after 1 epoch: 50.00")
     assert re.match(r"\[2/2\] .* seed=1: failed: ValueError: no; 0 s left", lines[1])
+
+
+@pytest.mark.parametrize(("waited", "ended"), [
+    (1.0, made(RUN, seconds=9000.0)),  # it went on from its last epochs
+    (90_000.0, made(RUN, seconds=9000.0)),  # another process did it, and was waited for
+    (1.0, made(RUN, "diverged", seconds=1.0)),
+    (1.0, job.Failure(RUN, "ValueError: no")),
+], ids=["resumed", "elsewhere", "diverged", "failed"])  # fmt: skip
+def test_the_pace_is_that_of_whole_runs(waited, ended, monkeypatch):
+    """9,000 s of cost take 9,000 s, whatever this process saw of them."""
+    other, clock = replace(RUN, seed=1), [0.0]
+    monkeypatch.setattr(executor, "perf_counter", lambda: clock[0])
+    with tqdm(total=2, disable=True) as bar:
+        progress = executor.Progress({RUN.id: 1, other.id: 2}, lambda _: 9000.0, 1, 18_000.0, bar)
+        progress.begin(RUN)
+        clock[0] += waited
+        progress.tell(RUN, ended)
+        assert progress.remaining(clock[0]) == 9000.0
 
 
 @pytest.mark.parametrize("terminal", [False, True])
