@@ -263,7 +263,7 @@ class _Vectors:
         self._prepared = kernels.prepare(spec, [p.numel() for p in params], params[0].device)
 
     def find_direction(self, params: list[Tensor], step: int) -> tuple[Tensor, Tensor] | None:
-        """``rbd_direction`` of gradients read where they stand, or None where the kernels do not take them so."""
+        """``rbd_direction`` of gradients read in place, or None where the kernels cannot read them so."""
         grads = [p.grad for p in params]
         if self._prepared is None or any(g is not None and g.shape != p.shape for g, p in zip(grads, params)):
             return None
