@@ -99,8 +99,8 @@ class Basis:
         """
         if _is_tracked(g, out):
             return kernels.differentiable_project(g, self._spec(), out)
-        if _is_plain(g, self.size, out) and (prepared := self._prepared(g.device)):
-            c = prepared.project((g,), g.dtype)
+        if _is_plain(g, self.size, out, self.dim) and (prepared := self._prepared(g.device)):
+            c = prepared.project((g,), g.dtype, out=out)
             if c is not None:
                 return c
         return kernels.project(g, self._spec(), out)
@@ -109,8 +109,8 @@ class Basis:
         """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors and derivatives as in ``project``."""
         if _is_tracked(c, out):
             return kernels.differentiable_expand(c, self._spec(), out)
-        if _is_plain(c, self.dim, out) and (prepared := self._prepared(c.device)):
-            u = prepared.expand(c)
+        if _is_plain(c, self.dim, out, self.size) and (prepared := self._prepared(c.device)):
+            u = prepared.expand(c, out)
             if u is not None:
                 return u
         return kernels.expand(c, self._spec(), out)
@@ -168,6 +168,14 @@ def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
     return tracked
 
 
-def _is_plain(x: torch.Tensor, length: int, out: torch.Tensor | None) -> bool:
+def _is_plain(x: torch.Tensor, length: int, out: torch.Tensor | None, result: int) -> bool:
     """Whether a product of x may need no more than what ``kernels.prepare`` gives, which looks less up."""
-    return out is None and isinstance(x, torch.Tensor) and x.shape == (length,) and not torch.compiler.is_compiling()
+    if not isinstance(x, torch.Tensor) or x.shape != (length,) or torch.compiler.is_compiling():
+        return False
+    return out is None or (isinstance(out, torch.Tensor) and out.shape == (result,) and _are_apart(x, out))
+
+
+def _are_apart(x: torch.Tensor, out: torch.Tensor) -> bool:
+    """Whether two tensors have memory of their own."""
+    return (x.layout == out.layout == torch.strided
+            and x.untyped_storage().data_ptr() != out.untyped_storage().data_ptr())  # fmt: skip

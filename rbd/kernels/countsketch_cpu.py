@@ -692,13 +692,13 @@ class Prepared:
         _write_to([p.data_ptr() for p in made], sources, self._expand_plan, self._name, c)
         return made
 
-    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype,
-                step: int | None = None) -> torch.Tensor | None:  # fmt: skip
-        """Coordinates, of that dtype, of the vector that the parts make up, read where they stand."""
+    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
+                out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
+        """Coordinates, of that dtype, of the vector that the parts make up, read in place; out, if given, gets them."""
         places = _addresses(parts, self._sizes, dtype)
-        if places is None:
+        if places is None or (out is not None and _addresses((out,), (self._dim,), dtype) is None):
             return None
-        out = torch.empty(self._dim, dtype=dtype, device="cpu")  # whatever torch's default device is
+        out = torch.empty(self._dim, dtype=dtype, device="cpu") if out is None else out  # whatever the default device is
         _read_from(places, self._bounds, self._project_plan, self._words(step), out)
         return out
 

@@ -150,6 +150,11 @@ def test_products_are_those_of_the_kernels(name, form, dtype):
         with torch.no_grad():
             products = [(basis.project(form(g)), kernels.project(g, basis._spec(), backend="cpu")),
                         (basis.expand(form(c)), kernels.expand(c, basis._spec(), backend="cpu"))]  # fmt: skip
+            for product, x, (_, wanted) in zip((basis.project, basis.expand), (g, c), products):
+                out = torch.full_like(wanted, math.nan)
+                assert product(form(x), out) is out and torch.equal(out, wanted)
+                room = torch.cat([x.to(wanted.dtype), torch.zeros(400, dtype=wanted.dtype)])  # out begins in the argument
+                assert torch.equal(product(room[: len(x)], room[5 : 5 + len(wanted)]), wanted)
         for found, wanted in products:
             assert found.dtype == wanted.dtype and torch.equal(found, wanted)
     for wrong in (normal(301, 1, dtype), normal(300, 1, dtype)[:, None]):
