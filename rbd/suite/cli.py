@@ -415,7 +415,10 @@ def _fill_marks(given: argparse.Namespace) -> None:
         records, missing = _load_table1(given, _plan_table1(given, "quick"))
         return f"{report.table(records, 'quick')}\n\n{report.legend(missing)}"
 
-    drawn = {mark: partial(report.read_table, name, given.results_dir) for mark, name in report.DRAWN.items()}
+    def read(name: str) -> str:
+        return report.link_claims(report.read_table(name, given.results_dir), given.results_dir, given.into.parent)
+
+    drawn = {mark: partial(read, name) for mark, name in report.DRAWN.items()}
     report.insert_into(given.into, {"table1-quick": render} | drawn)
 
 

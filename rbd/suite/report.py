@@ -23,6 +23,11 @@ RC: Any = {"font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 8, "a
       "axes.linewidth": 0.6, "lines.linewidth": 1.2, "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
 BUDGET = "full data, 100 epochs"  # of the paper's table 1
 DRAWN = {"table1-paper": "table1-verdicts-paper", "claims": "claims-short-paper"}  # of verdicts.ipynb
+EVIDENCE = {  # what a claim is linked to, in the results directory
+    "1: redraw beats fixed": "figures/table1-methods-paper.png", "2: compartments improve": "figures/compartments-quick.png",
+    "3: less memory": "figures/memory.png", "3: up to 10 × faster": "figures/speed-cpu.png",
+    "4: workers share seeds": "figures/workers-quick.png", "5: on all networks and data": "tables/verdicts-paper.md",
+}  # fmt: skip
 
 
 def _group(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
@@ -183,3 +188,11 @@ def read_table(name: str, results: str | os.PathLike[str]) -> str:
         return path.read_text("utf-8").removesuffix("\n")
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such table; run `rbd figures verdicts --profile paper --allow-missing`") from error
+
+
+def link_claims(table: str, results: str | os.PathLike[str], folder: Path) -> str:
+    """A table whose claims are linked to their evidence, seen from a folder; those without any stay as they are."""
+    for claim, name in EVIDENCE.items():
+        if (path := Path(results) / name).exists():
+            table = table.replace(f"| {claim} |", f"| [{claim}]({Path(os.path.relpath(path, folder)).as_posix()}) |")
+    return table

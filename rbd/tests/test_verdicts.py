@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import load
@@ -258,8 +259,11 @@ def test_report_fills_every_mark_that_a_file_has(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "curves", lambda *given: None)  # no picture
     assert main(["report", "--into", str(readme)]) == 0
     text = readme.read_text("utf-8")
+    unlinked = re.sub(r"\[(\d: [^]]*)\]\(([^)]*)\)", r"\1", text)
     for name in ("claims-short-paper", "table1-verdicts-paper"):
-        assert (root / "results" / "tables" / f"{name}.md").read_text("utf-8") in text
+        assert (root / "results" / "tables" / f"{name}.md").read_text("utf-8") in unlinked
+    links = re.findall(r"\[\d: [^]]*\]\(([^)]*)\)", text)
+    assert len(links) == len(report.EVIDENCE) and all((tmp_path / link).exists() for link in links)
     assert "| FC, MNIST | quick: 5,000 images" in text and text.startswith("a\n<!-- claims -->\n| claim |")
     assert main(["report", "--into", str(readme)]) == 0 and readme.read_text("utf-8") == text
 
