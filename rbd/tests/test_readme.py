@@ -96,6 +96,7 @@ def test_the_runs_behind_table_1_are_complete_and_clean():
 def test_the_report_command_changes_nothing(tmp_path, capsys):
     for name in ("runs", "tables"):
         shutil.copytree(ROOT / "results" / name, tmp_path / "results" / name)
+    shutil.copytree(ROOT / "results" / "figures", tmp_path / "results" / "figures", ignore=lambda *_: ["table1-quick.png"])
     shutil.copy(ROOT / "README.md", tmp_path)
     assert main(["report", "--into", str(tmp_path / "README.md"), "--results-dir", str(tmp_path / "results")]) == 0
     assert (tmp_path / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
