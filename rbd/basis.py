@@ -172,10 +172,4 @@ def _is_plain(x: torch.Tensor, length: int, out: torch.Tensor | None, result: in
     """Whether a product of x may need no more than what ``kernels.prepare`` gives, which looks less up."""
     if not isinstance(x, torch.Tensor) or x.shape != (length,) or torch.compiler.is_compiling():
         return False
-    return out is None or (isinstance(out, torch.Tensor) and out.shape == (result,) and _are_apart(x, out))
-
-
-def _are_apart(x: torch.Tensor, out: torch.Tensor) -> bool:
-    """Whether two tensors have memory of their own."""
-    return (x.layout == out.layout == torch.strided
-            and x.untyped_storage().data_ptr() != out.untyped_storage().data_ptr())  # fmt: skip
+    return out is None or (isinstance(out, torch.Tensor) and out.shape == (result,))

@@ -628,7 +628,11 @@ def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: tuple
 
 def _apart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """x, copied if it shares memory with out: units would read what others have written."""
-    return x.clone() if x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr() else x
+    return x.clone() if _share_memory(x, out) else x
+
+
+def _share_memory(x: torch.Tensor, out: torch.Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
 
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
@@ -659,7 +663,7 @@ def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, 
 class Prepared:
     """``moved``, ``project`` and ``expand`` for tensors of the same sizes every time: what lasts is looked up once.
 
-    All give None for tensors that the kernels do not take as they stand. step: of the basis, if not that of the spec.
+    All give None for tensors that the kernels cannot read or write in place. step: of the basis, if not that of the spec.
     """
 
     def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
@@ -677,7 +681,7 @@ class Prepared:
     def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
         """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
         u = torch.empty(self._size, dtype=c.dtype, device="cpu") if u is None else u
-        if _addresses((c, u), (self._dim, self._size), c.dtype) is None:
+        if _addresses((c, u), (self._dim, self._size), c.dtype) is None or _share_memory(c, u):
             return None
         pieces = [u.data_ptr() + place * u.element_size() for place in self._bounds[:-1]]
         _write_to(pieces, [], self._expand_plan, self._words(step), c)
@@ -696,9 +700,11 @@ class Prepared:
                 out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
         """Coordinates, of that dtype, of the vector that the parts make up, read in place; out, if given, gets them."""
         places = _addresses(parts, self._sizes, dtype)
-        if places is None or (out is not None and _addresses((out,), (self._dim,), dtype) is None):
+        if places is None:
             return None
         out = torch.empty(self._dim, dtype=dtype, device="cpu") if out is None else out  # whatever the default device is
+        if _addresses((out,), (self._dim,), dtype) is None or any(p is not None and _share_memory(p, out) for p in parts):
+            return None
         _read_from(places, self._bounds, self._project_plan, self._words(step), out)
         return out
 

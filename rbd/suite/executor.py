@@ -413,7 +413,7 @@ class Progress:
     left: float  # s, cost of what is not done
     bar: tqdm
     done: float = 0.0  # s, cost of the runs that have finished
-    taken: float = 0.0  # s, that they took, from their first step on, whoever made it and when
+    taken: float = 0.0  # s, that they took, as their records say
     running: dict[RunConfig, float] = field(default_factory=dict)  # and time.perf_counter() when it began
 
     def remaining(self, now: float) -> float:
