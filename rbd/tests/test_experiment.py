@@ -191,6 +191,14 @@ def test_scripts_keep_to_their_profile(name):
     assert seeds <= ({100, 101} if name in ("learning_rate", "full_length") else set(range(10)))
 
 
+@pytest.mark.parametrize("name", sorted(WITH_RUNS - {"learning_rate", "full_length"}))
+@pytest.mark.parametrize("profile", experiment.PROFILES)
+def test_one_seed_of_everything_goes_before_the_next_one(name, profile):
+    """So that a sweep that is stopped has n = 1 of all of it, not n = 3 of a part."""
+    seeds = [getattr(r, "config", r).seed for r in experiment.load(name).runs(profile)]
+    assert seeds == sorted(seeds)
+
+
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
     own = {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate", "intrinsic_dimension"}

@@ -12,10 +12,11 @@ CUTS = {"quick": (2, 4, 16, 64), "paper": (2, 4, 8, 16, 32, 64, 125)}  # K; d = 
 
 
 def runs(profile: str) -> Iterator[Request]:
+    """One seed of everything before the next one."""
     sets = ("mnist-embedded",) if profile == "quick" else ("mnist", "fmnist")
     epochs = 20 if profile == "quick" else 100
     partitions = ("whole", "by_layer", *(f"even:{count}" for count in CUTS[profile]))
-    for distribution, data, partition, seed in product(("rademacher", "countsketch"), sets, partitions, SEEDS):
+    for seed, distribution, data, partition in product(SEEDS, ("rademacher", "countsketch"), sets, partitions):
         yield tuned(model="fc", method="rbd", epochs=epochs, data=data, partition=partition, distribution=distribution,
                     seed=seed)  # fmt: skip
 
