@@ -281,6 +281,17 @@ def test_sparse_series_share_runs_and_leave_the_dense_ones_as_they_were(profile)
         assert {c.id for c in settings} == {c.id for c in whole(name, profile)} - ids[name]
 
 
+def test_compartments_has_the_cnn_at_full_scale():
+    """Issue 14, item 4: K and by_layer, n = 3, each at its own rate; one basis for all is the run of table 1."""
+    found = [c for c in whole("compartments", "paper") if c.model == "cnn"]
+    partitions = ["whole", "by_layer", "even:4", "even:16"]
+    assert [(c.partition, c.seed) for c in found] == [(p, seed) for seed in range(3) for p in partitions]
+    assert {(c.data, c.method, c.dim, c.distribution, c.epochs) for c in found} == {("mnist", "rbd", 250, "rademacher", 100)}
+    assert len({rates.key(c) for c in found}) == 4
+    assert {c.id for c in found} & {c.id for c in whole("table1", "paper")} == {c.id for c in found if c.partition == "whole"}
+    assert {c.model for c in whole("compartments", "quick")} == {"fc"}
+
+
 def test_budgets_of_nes_meet_those_of_rbd():
     """Equal images, or equal forward passes, over an epoch of 156 (quick) or 1,562 (paper) batches."""
     from rbd.suite.train import budget
