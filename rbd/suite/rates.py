@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from rbd.suite import cost, store
-from rbd.suite.config import RunConfig
+from rbd.suite.config import RunConfig, default_lr
 from rbd.suite.record import Record
 from rbd.suite.report import final
 
@@ -38,6 +38,15 @@ def keys(config: RunConfig) -> dict[str, str]:
     """Field -> key of its rate: lr, and then_lr where another method takes over."""
     then = {} if config.switch is None else {"then_lr": key(config.at(config.switch))}
     return {"lr": key(config)} | then
+
+
+def choose_rbd(model: str, data: str, dim: int) -> float:
+    """A rate for rbd where none was searched: SGD's default times √(D/d), three digits.
+
+    E ‖ΦᵀΦ g‖² = (d/D) ‖g‖², so at that rate an update is as long as SGD's.
+    """
+    size = cost.find_size(model, data)
+    return float(f"{default_lr(model, data, 'sgd') * math.sqrt(size / dim):.3g}")
 
 
 def choose_adam(model: str, data: str, dim: int) -> float:

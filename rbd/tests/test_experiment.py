@@ -13,6 +13,7 @@ import rbd
 from rbd.suite import experiment, paper, rates, record
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import Experiment, Plan
+from rbd.suite.rates import Request
 from rbd.suite.record import Point, Record
 
 ROOT = Path(rbd.__file__).parents[1]
@@ -201,9 +202,8 @@ def test_one_seed_of_everything_goes_before_the_next_one(name, profile):
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
-    own = {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate", "intrinsic_dimension"}
-    others = WITH_RUNS - own
-    asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
+    requests = (r for name in WITH_RUNS - {"learning_rate"} for r in experiment.load(name).runs(profile))
+    asked = {key for r in requests if isinstance(r, Request) for key in rates.keys(r.config).values()}
     tried: dict[str, set[float]] = {}
     for c in whole("learning_rate", profile):
         tried.setdefault(rates.key(c), set()).add(c.lr)
@@ -239,14 +239,28 @@ def test_the_papers_own_rates_are_inside_the_search():
 
 
 def test_sparse_bases_have_the_papers_rate_at_250_and_steps_as_long_as_those_of_sgd_at_a_tenth():
-    """η √(d/D) = η of SGD; the FC net goes first within a seed."""
-    found = whole("sparse", "paper")
+    """η √(d/D) = η of SGD; the FC net goes first within a seed, ResNet-8 last."""
+    every = [c for c in whole("sparse", "paper") if c.method == "rbd"]
+    found = [c for c in every if c.model != "resnet8"]
     rates_of = {(c.model, c.data, c.dim): c.lr for c in found}
     assert len(found) == 72 and {c.augment for c in found} == {None, "none"} and len(rates_of) == 12
     for (model, data, dim), lr in rates_of.items():
         known, size = paper.LEARNING_RATES[model, data], paper.find_size(model, data)
         assert lr == known["rbd"] if dim == 250 else lr * (dim / size) ** 0.5 == pytest.approx(known["sgd"], rel=0.01)
-    assert [c.model for c in found if c.seed == 0] == ["fc"] * 12 + ["cnn"] * 12 and found[24].seed == 1
+    assert [c.model for c in every if c.seed == 0] == ["fc"] * 12 + ["cnn"] * 12 + ["resnet8"] * 2 and every[26].seed == 1
+
+
+def test_sparse_has_figure_1_at_searched_rates_and_fpd_where_signs_are_below_the_paper():
+    """Issue 14, items 1 and 3. At d = 500 the key is that of the dense signs of `curves`, so both have one rate."""
+    requests = [r for r in experiment.load("sparse").runs("paper") if isinstance(r, Request)]
+    assert [(r.config.dim, r.config.seed) for r in requests] == [(dim, seed) for seed in range(3) for dim in (500, 7833)]
+    assert {(r.config.model, r.config.data, r.config.distribution) for r in requests} == {("resnet8", "cifar10", "countsketch")}
+    dense = {rates.key(c) for c in whole("curves", "paper")}
+    assert {r.config.dim for r in requests if rates.key(r.config) in dense} == {500}
+    fixed = [c for c in whole("sparse", "paper") if c.method == "fpd"]
+    assert [(c.model, c.data, c.dim, c.lr, c.seed) for c in fixed] == [("fc", "cifar10", d, 0.25, 0) for d in (250, 987)]
+    dense = {c.id for c in whole("settings", "paper")}
+    assert {replace(c, distribution="rademacher").id for c in fixed} <= dense
 
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
