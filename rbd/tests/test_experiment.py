@@ -263,6 +263,18 @@ def test_sparse_has_figure_1_at_searched_rates_and_fpd_where_signs_are_below_the
     assert {replace(c, distribution="rademacher").id for c in fixed} <= dense
 
 
+def test_settings_has_every_method_at_every_d():
+    """NES too: its verdict is given at d = D/400 where that was run."""
+    dims: dict[tuple, set] = {}
+    for c in whole("settings", "paper"):
+        dims.setdefault((c.model, c.data), set()).add((c.method, c.dim, c.augment, c.seed))
+    assert len(dims) == 6
+    for pair, found in dims.items():
+        own = {("fc", "cifar10"): {250, 987}, ("cnn", "cifar10"): {250, 306}}.get(pair, {250})
+        wanted = {("sgd", None), *((m, d) for m in ("rbd", "fpd", "nes") for d in own)}
+        assert found == {(*cell, augment, seed) for cell in wanted for augment in (None, "none") for seed in range(3)}
+
+
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_every_run_of_effective_rate_has_one_of_sgd_at_its_product(profile):
     """lr d/D is that of a run of SGD with the same data, augmentation and seed."""
