@@ -275,6 +275,16 @@ def test_settings_has_every_method_at_every_d():
         assert found == {(*cell, augment, seed) for cell in wanted for augment in (None, "none") for seed in range(3)}
 
 
+def test_normals_stand_beside_runs_with_signs_at_the_same_rates():
+    """Those of `settings`, on which the verdicts are given. The gradient methods wait for no search."""
+    requests = list(experiment.load("normals").runs("paper"))
+    assert [isinstance(r, Request) for r in requests] == [False] * 12 + [True] * 6
+    beside = {c.id for c in whole("settings", "paper")}
+    found = whole("normals", "paper")
+    assert {c.distribution for c in found} == {"normal"} and len(found) == 18
+    assert {replace(c, distribution="rademacher").id for c in found} <= beside
+
+
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_every_run_of_effective_rate_has_one_of_sgd_at_its_product(profile):
     """lr d/D is that of a run of SGD with the same data, augmentation and seed."""
