@@ -263,6 +263,15 @@ def test_sparse_has_figure_1_at_searched_rates_and_fpd_where_signs_are_below_the
     assert {replace(c, distribution="rademacher").id for c in fixed} <= dense
 
 
+def test_countsketch_has_the_three_networks_of_the_rule_and_full_scale_the_two_that_take_minutes():
+    """The pairs of ResNet-8 at full scale, which its docstring names, are runs of `sparse` and `curves` at one rate."""
+    cells = {p: {(c.model, c.dim) for c in whole("countsketch", p)} for p in experiment.PROFILES}
+    assert cells == {"quick": {("fc", 250), ("fc", 2500), ("cnn", 250), ("resnet8", 500)}, "paper": {("fc", 250), ("cnn", 250)}}
+    sparse = {c.id for c in whole("sparse", "paper")}
+    dense = [c for c in whole("curves", "paper") if c.method == "rbd"]
+    assert len(dense) == 3 and {replace(c, distribution="countsketch").id for c in dense} <= sparse
+
+
 def test_settings_has_every_method_at_every_d():
     """NES too: its verdict is given at d = D/400 where that was run."""
     dims: dict[tuple, set] = {}
