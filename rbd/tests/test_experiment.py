@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,7 +202,8 @@ def test_one_seed_of_everything_goes_before_the_next_one(name, profile):
 
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
-def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
+def test_learning_rate_searches_octaves_for_whatever_is_asked_for(profile):
+    """Nine; for ResNets ten, every second one. Full scale, CNN and ResNets by gradients: seven, and six, every second one."""
     requests = (r for name in WITH_RUNS - {"learning_rate"} for r in experiment.load(name).runs(profile))
     asked = {key for r in requests if isinstance(r, Request) for key in rates.keys(r.config).values()}
     tried: dict[str, set[float]] = {}
@@ -209,8 +211,45 @@ def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
         tried.setdefault(rates.key(c), set()).add(c.lr)
     assert set(tried) == asked
     for key, values in tried.items():
-        coarse = key.startswith("resnet")
-        assert (max(values) / min(values), len(values)) == ((2**10, 6) if coarse else (2**9, 10)), key
+        coarse, few = key.startswith("resnet"), profile == "paper" and key[:2] != "fc" and " nes" not in key
+        spans = {(False, False): (2**9, 10), (True, False): (2**10, 6), (False, True): (2**7, 8), (True, True): (2**6, 4)}
+        assert (max(values) / min(values), len(values)) == spans[coarse, few], key
+
+
+def test_searches_at_full_scale_are_long_enough_and_cost_less_than_a_run():
+    """In one to three epochs CNNs and ResNets found rates that diverged later. Ten, but for ResNet-32 and large dense d."""
+    epochs: dict[tuple, list[int]] = {}
+    for c in whole("learning_rate", "paper"):
+        if "nes" not in c.method:
+            epochs.setdefault((c.model, rates.key(c)), []).append(c.epochs)
+    for (model, key), of in epochs.items():
+        large = model == "fc" and 250 < int((re.search(r"dim=(\d+)", key) or [0, 0])[1]) <= 2500
+        assert set(of) == {3 if model == "resnet32" else 2 if large else 10}, key
+        assert sum(of) <= 100, key
+    assert {c.epochs for c in whole("learning_rate", "paper") if c.method == "nes" and c.model == "resnet8"} == {10}
+
+
+def test_the_search_at_full_scale_has_room_about_what_the_quick_one_found():
+    """From the quick profile's best rate to three octaves below it, where ten times the images moved those of the FC net."""
+    found = {key: lr for key, lr in rates.load("quick", ROOT / "results").items() if key.startswith(("cnn", "resnet8"))}
+    tried: dict[str, list[float]] = {}
+    for c in whole("learning_rate", "paper"):
+        tried.setdefault(" ".join([c.model, *rates.key(c).split()[2:]]), []).append(c.lr)
+    compared = 0
+    for key, best in found.items():
+        model, _, *rest = key.split()
+        if rest[0] != "nes" and (full := tried.get(" ".join([model, *rest]))):
+            assert min(full) <= best / 8 and best <= max(full), key
+            compared += 1
+    assert compared >= 9
+
+
+@in_repository
+@pytest.mark.parametrize("profile", experiment.PROFILES)
+def test_no_search_that_has_records_has_changed(profile):
+    """Nor any of its runs: else hours of training would count for nothing."""
+    made = {path.stem for path in (ROOT / "results" / "runs" / f"learning_rate-{profile}").glob("[!.]*.json")}
+    assert len(made) >= 80 and made <= {c.id for c in whole("learning_rate", profile)}
 
 
 @pytest.mark.parametrize(("profile", "sparse", "dense"), [("quick", 7, 4), ("paper", 12, 7)])
