@@ -90,7 +90,7 @@ def conclude(
     Nothing is written where nothing is chosen.
 
     Args:
-        ending: of the keys, FULL for runs of full length, which begin at the search's choice: larger rates have been tried.
+        ending: of the keys, FULL for runs of full length, from below the search's choice: larger rates have been tried.
 
     Returns:
         Warnings, a line each: keys that wait for runs, and those whose best rate lies at the edge of the grid.
