@@ -32,8 +32,9 @@ def runs(profile: str) -> Iterator[RunConfig | Request]:
 
 def list_fixed() -> Iterator[RunConfig]:
     """FPD in the row where dense signs at d = 250 are below the paper: is it the entries, or d? Dense: in `settings`."""
-    for dim in settings.choose_dims("fc", "cifar10"):
-        yield RunConfig("fc", "cifar10", "fpd", dim=dim, distribution="countsketch", lr=LEARNING_RATES["fc", "cifar10"]["fpd"])
+    pair = ("fc", "cifar10")
+    for dim in settings.choose_dims(*pair):
+        yield RunConfig(*pair, "fpd", dim=dim, distribution="countsketch", lr=LEARNING_RATES[pair]["fpd"])
 
 
 def choose_rates(model: str, data: str) -> dict[int, float]:
