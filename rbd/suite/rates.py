@@ -20,6 +20,8 @@ from rbd.suite.report import final
 SHIPPED = Path(__file__).parent / "embedded"  # copies for a package without a results directory
 FULL = " full length"  # ends a key whose rate was chosen among runs as long as the reported ones
 ADAM = 0.001  # learning rate of Adam in all D parameters
+DIM = 250  # d of the default rates of rbd and fpd
+RULED = ("rbd", "fpd", "subspace-sgd", "subspace-adam")  # methods with a rule for every d
 SCALE = ("model", "data", "method", "dim", "partition", "redraw")  # what the best rate depends on
 
 
@@ -56,6 +58,20 @@ def choose_adam(model: str, data: str, dim: int) -> float:
     """
     size = cost.find_size(model, data)
     return float(f"{ADAM * math.sqrt(size / dim):.3g}")
+
+
+def explain_default(config: RunConfig) -> str | None:
+    """That the default rate is for another d than the run's, and what the rule gives there; None where it is for this d.
+
+    Also None for NES and compartments by ratio, for which there is no rule.
+    """
+    adam, size = config.method == "subspace-adam", cost.find_size(config.model, config.data)
+    own = round(size / 100) if adam else DIM
+    if config.method not in RULED or config.dim is None or config.dim == own or config.dim > size:
+        return None
+    rule = (choose_adam if adam else choose_rbd)(config.model, config.data, config.dim)
+    start = f"Adam's {ADAM:g}" if adam else "SGD's rate"
+    return f"the default, {config.lr:g}, is for d = {own}; for d = {config.dim}, {start} times √(D/d) is {rule:g}"
 
 
 def choose(records: Iterable[Record], ends: tuple[Any, ...] = (min, max)) -> dict[str, dict[str, Any]]:
