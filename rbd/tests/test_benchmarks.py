@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ import pytest
 import torch
 
 from rbd.distribution import DISTRIBUTIONS
-from rbd.suite import checkpoint, record, replay, train
+from rbd.suite import checkpoint, experiment, paper, record, replay, train
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only")
@@ -137,6 +138,42 @@ def test_time_and_ratio_of_a_step_are_of_the_same_blocks(benchmarks, monkeypatch
     assert step.Step().track_time(cache, *cell) == pytest.approx(3) and step.Step().track_against_sgd(cache, *cell) == 1.5
     with pytest.raises(NotImplementedError, match="rbd normal"):
         step.Step().setup(cache, "cpu", "fc", "rbd normal")
+
+
+def test_the_price_of_a_step_is_measured_at_every_d_of_the_sweep(benchmarks):
+    """Else the notebook `price` draws the records' seconds, which hold validation and whatever ran beside them."""
+    step, price = benchmarks("step"), experiment.load("price")
+    configs = [request.config for profile in experiment.PROFILES for request in price.runs(profile)]
+    points = {(c.model, c.dim, f"{c.method} {c.distribution}") for c in configs if c.model == "fc" and c.method != "sgd"}
+    assert len(points) == 13 and points <= {cell[1:] for cell in product(*step.Price.params)}
+    assert paper.SIZES["fc", 1] == step.SIZE and step.Price.param_names == ("device", "network", "d", "method")
+
+
+def test_the_price_of_a_step_is_a_multiple_of_sgds_in_the_same_rounds(benchmarks, monkeypatch):
+    """SGD takes 2 ms, the others d ms; a dense step that takes too long for the set of cells is not made."""
+    step, made = benchmarks("step"), []
+
+    def make(network: str, method: str, device: str):
+        made.append((network, method))
+        return lambda: None
+
+    def clock(calls, device):
+        return {cell: 0.002 if cell == "sgd" else cell[0] / 1000 for cell in calls}
+
+    monkeypatch.setattr(step, "_step", make)
+    monkeypatch.setattr(step, "rounds", clock)
+    monkeypatch.setattr(step, "_steps", lambda *_: NotImplementedError("elsewhere"))
+    monkeypatch.setattr(step, "METHODS", ())
+    monkeypatch.setattr(step, "DEVICES", ("cpu",))
+    monkeypatch.setattr(importlib.import_module("benchmarks._measure"), "SET", "quick")  # 50 ms
+    cache, price = step.setup_cache(), step.Price()
+    for method, dim in (("rbd countsketch", 101_770), ("rbd rademacher", 2500)):
+        cell = ("cpu", "fc", dim, method)
+        price.setup(cache, *cell)
+        assert price.track_against_sgd(cache, *cell) == dim / 2 and ("fc", f"{method} {dim}") in made
+    with pytest.raises(NotImplementedError, match="not in the set 'quick'"):
+        price.setup(cache, "cpu", "fc", 101_770, "rbd rademacher")
+    assert ("fc", "rbd rademacher 101770") not in made
 
 
 def test_the_suites_loop_and_a_bare_one_take_turns(benchmarks, monkeypatch):
