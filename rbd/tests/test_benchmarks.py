@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import load
 import pytest
 import torch
 
@@ -444,6 +445,25 @@ def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
     assert math.isnan(read.get("memory.Peak.track_step", "cpu", "rademacher", "10"))  # it had failed
     text = table.tables(tmp_path)
     assert "| signs | 2.0 × / n/a |" in text and "| entries | stored fp32 |" in text and COMMIT[:8] in text
+
+
+def test_saved_results_are_seen_by_the_notebooks(benchmarks, tmp_path):
+    """Which skip what asv's list does not have, or has in another version; the rest of the list stays."""
+    run = benchmarks("run")
+    (price,) = run.benchmarks("step.Price")
+    (ratio,) = run.benchmarks("ratios.Ratio.track_project")
+    old = {"name": ratio.name, "version": "0", "params": [], "code": "def f(): pass"}
+    (tmp_path / "asv").mkdir()
+    (tmp_path / "asv" / "benchmarks.json").write_text(json.dumps({"version": 2, "gone": {"name": "gone"}, ratio.name: old}))
+    for benchmark in (price, ratio, price):
+        outcome = run.Outcome([1.5] * len(benchmark.cells), [], 1e9, 1.0)
+        run.save({benchmark: outcome}, tmp_path / "asv", COMMIT if benchmark is price else COMMIT[::-1], 1_600_000_000)
+    known = json.loads((tmp_path / "asv" / "benchmarks.json").read_text())
+    assert set(known) == {"version", "gone", price.name, ratio.name} and known[ratio.name]["version"] == ratio.version
+    table = load.asv(tmp_path)
+    cell = table[(table.benchmark == price.name) & (table.d == 2500) & (table.method == "rbd countsketch")]
+    assert set(cell.device) == {"cpu", "gpu"} and set(cell.value) == {1.5} and set(table.unit) == {price.unit, ratio.unit}
+    assert len(table) == len(price.cells) + len(ratio.cells)
 
 
 def test_table_of_workers(benchmarks, tmp_path):
