@@ -272,6 +272,31 @@ WAYS = ("normal", "uniform", "rademacher", "countsketch", "stored fp32", "stored
         "sklearn gaussian", "sklearn sparse", "stored sketch", "hadamard")  # fmt: skip
 
 
+def test_the_bare_loop_has_every_pair_of_the_paper_and_the_suites_layout(benchmarks, monkeypatch):
+    """A bare loop in the slower layout would flatter the suite's: what each side's networks get has equal strides."""
+    loop, models, seen = benchmarks("loop"), importlib.import_module("rbd.suite.models"), []
+    pairs = {*paper.TABLE1, ("resnet8", "cifar10"), ("resnet32", "cifar10")}
+    assert {tuple(pair.split()) for pair in loop.Loop.params[0]} == pairs - {("fc", "fmnist"), ("cnn", "fmnist")}
+    assert set(loop.SECONDS) == set(loop.BATCHES) == set(loop.Loop.params[0])
+    real = models.build
+
+    def watch(*given, **named):
+        model = real(*given, **named)
+        first = next(m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Flatten)))
+        first.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0].shape, inputs[0].stride())))
+        return model
+
+    monkeypatch.setattr(models, "build", watch)
+    for pair in ("fc mnist", "cnn mnist", "cnn cifar10"):
+        monkeypatch.setitem(loop.BATCHES, pair, 1)
+        sides = []
+        for run in (loop._suite_step(pair), loop._bare_epoch(pair)):
+            seen.clear()
+            run()
+            sides.append({found for found in seen if found[0][0] == loop.BATCH})
+        assert len(sides[0]) == 1 and sides[0] == sides[1], pair
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_are_right(benchmarks, way):
     ways, cost = benchmarks("_ways"), benchmarks("_cost")
