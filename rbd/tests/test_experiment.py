@@ -69,7 +69,7 @@ def test_table1_without_any_rate_says_how_to_find_them(tmp_path, monkeypatch):
     made = plan_table1("paper", tmp_path)
     assert made.configs == () and len(made.waiting) == 72 and len(made.untuned) == 24
     said = rates.explain(made.untuned, "paper")
-    assert said.startswith("no learning rate yet for 'fc mnist nes dim=250', ")
+    assert said.startswith("no learning rate yet for 'fc mnist sgd', ")
     assert said.endswith(": run `rbd sweep learning_rate --profile paper`")
 
 
