@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -258,3 +259,10 @@ except AttributeError as error:
         "['Basis', 'FPD', 'NES', 'RBD', 'Subspace', '__version__'] RBD FPD NES Basis True",
         "module 'rbd' has no attribute 'nothing'",
     ]
+
+
+def test_type_hints_are_shipped():
+    """Type checkers read the hints of a package that has this file; a wheel has it if the build is told so."""
+    assert (ROOT / "rbd/py.typed").is_file()
+    (files,) = re.findall(r'^"rbd" = \[(.*)\]$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert '"py.typed"' in files
