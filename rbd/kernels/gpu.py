@@ -300,7 +300,7 @@ class _Counters:
         captured by a CUDA graph must not have to load one that the call before it did not need.
         """
         groups = -(-groups // 4) * 4
-        return cls(groups, list(torch.zeros(slots, groups, dtype=torch.int32).to(device)), {})
+        return cls(groups, list(torch.zeros(slots, groups, dtype=torch.int32, device="cpu").to(device)), {})
 
     def of_call(self, device: torch.device) -> torch.Tensor:
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
