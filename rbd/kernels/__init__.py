@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -176,8 +176,27 @@ def _expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend:
     return u
 
 
-differentiable_project = _project_operator = compiled.register("project", _project, compiled.flat_dim, "expand")
-differentiable_expand = _expand_operator = compiled.register("expand", _expand, compiled.flat_size, "project")
+_project_operator = compiled.register("project", _project, compiled.flat_dim, "expand")
+_expand_operator = compiled.register("expand", _expand, compiled.flat_size, "project")
+
+
+def differentiable_project(g: torch.Tensor, spec: BasisSpec) -> torch.Tensor:
+    """``project`` for autograd: in reverse and in forward mode, and in the transforms of torch.func."""
+    if _goes_by_operator(spec):
+        return _project_operator(g, spec)
+    return compiled.Linear.apply(g, partial(project, spec=spec), partial(expand, spec=spec))
+
+
+def differentiable_expand(c: torch.Tensor, spec: BasisSpec) -> torch.Tensor:
+    """``expand`` for autograd, as in ``differentiable_project``."""
+    if _goes_by_operator(spec):
+        return _expand_operator(c, spec)
+    return compiled.Linear.apply(c, partial(expand, spec=spec), partial(project, spec=spec))
+
+
+def _goes_by_operator(spec: BasisSpec) -> bool:
+    """Whether derivatives come from the operators: torch.compile knows these, and they notice a step that has counted on."""
+    return torch.compiler.is_compiling() or isinstance(spec.step, torch.Tensor) or spec.first_row is not None
 
 
 def _module_for(device: torch.device, backend: str | None, spec: BasisSpec) -> ModuleType:
