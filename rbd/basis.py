@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -76,12 +76,20 @@ class Basis:
                 raise ValueError(f"total: got {self.total}, allowed {least} (row + dim) ... {self.size} (the size)")
         elif distribution_of(self.distribution).sparse and self.row + self.dim > self.size:
             raise ValueError(f"row: got {self.row}, allowed 0 ... {self.size - self.dim} (size - dim)")
-
-    @lru_cache(maxsize=256)  # noqa: B019  # a Basis is small: a cache may keep it
-    def _spec(self) -> BasisSpec:
         total = self.row + self.dim if self.total is None else self.total
         one = Compartment(self.compartment, 0, self.size, self.dim, self.row, total=total)
-        return BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
+        spec = BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
+        object.__setattr__(self, "_made", spec)  # here, since torch.compile warns of caches
+
+    def __getstate__(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def _spec(self) -> BasisSpec:
+        return self._made  # type: ignore[attr-defined]
 
     @lru_cache(maxsize=256)  # noqa: B019  # a Basis is small: a cache may keep it
     def _prepared(self, device: torch.device) -> Any:
@@ -143,9 +151,9 @@ class Basis:
             raise TypeError(f"params: got {got}, allowed real floating-point tensors (of sharded ones, the local part)")
         if first is not None:
             spec = self._part(check_word("first", first), sum(p.numel() for p in params))
-        kernels.add(alpha * c.to(sum_dtype(c.dtype)), spec, params)
+        x = kernels.check_operand("c", c, self.dim)
+        kernels.add(alpha * x.to(sum_dtype(x.dtype)), spec, params)
 
-    @lru_cache(maxsize=256)  # noqa: B019
     def _part(self, first: int, count: int) -> BasisSpec:
         """The spec of the columns first ... first + count - 1."""
         after = self.size - first - count

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
@@ -446,3 +447,39 @@ def test_out_that_must_not_be_changed(name):
         with pytest.raises((RuntimeError, ValueError), match="^out: got a"):
             basis.project(g, out=bad)
         assert not bad.any()
+
+
+@pytest.mark.parametrize("c", [torch.ones(4, dtype=torch.complex64), torch.ones(4, dtype=torch.int64), [1.0] * 4],
+                         ids=["complex", "integers", "list"])  # fmt: skip
+def test_coordinates_are_real_numbers(c):
+    params = [torch.zeros(60)]
+    with pytest.raises(TypeError, match="^c: got .*, allowed a real floating-point tensor$"):
+        Basis(4, 60).add_(params, c)
+    assert not params[0].any()
+
+
+def test_compiles_without_a_warning(recwarn):
+    """Dynamo warns of caches that it looks through."""
+    basis, g, c = Basis(4, 60, "countsketch"), normal(60), normal(4)
+
+    def work(g: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        basis.add_([p], c)
+        basis.add_([p[:30]], c, first=30)
+        return basis.project(g)
+
+    p = torch.zeros(60)
+    assert torch.equal(torch.compile(work, backend="eager")(g, p), basis.project(g))
+    assert torch.equal(p, torch.cat([basis.expand(c)[:30] + basis.expand(c)[30:], basis.expand(c)[30:]]))
+    assert not [w for w in recwarn if "cache" in str(w.message)]
+
+
+def test_only_the_fields_are_pickled():
+    """As in pickles of earlier versions, which are read; a copy multiplies as the original."""
+    basis, g = Basis(3, 10, "uniform", seed=1), normal(10)
+    assert basis.__reduce_ex__(2)[2] == {field.name: getattr(basis, field.name) for field in fields(basis)}
+    earlier = Basis.__new__(Basis)
+    earlier.__setstate__(dict(basis.__reduce_ex__(2)[2]))
+    for twin in (earlier, pickle.loads(pickle.dumps(basis)), copy.copy(basis), copy.deepcopy(basis), replace(basis)):
+        assert twin == basis and hash(twin) == hash(basis) and repr(twin) == repr(basis)
+        assert torch.equal(twin.project(g), basis.project(g))
+    assert not torch.equal(replace(basis, seed=2).project(g), basis.project(g))
