@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
-from rbd.kernels.compiled import sum_dtype
+from rbd.kernels.compiled import is_transformed, sum_dtype
 
 WORD = 2**32
 
@@ -76,29 +76,41 @@ class Basis:
                 raise ValueError(f"total: got {self.total}, allowed {least} (row + dim) ... {self.size} (the size)")
         elif distribution_of(self.distribution).sparse and self.row + self.dim > self.size:
             raise ValueError(f"row: got {self.row}, allowed 0 ... {self.size - self.dim} (size - dim)")
-        distribution_of(self.distribution)
-
-    @lru_cache(maxsize=256)  # noqa: B019  # a Basis is small: a cache may keep it
-    def _spec(self) -> BasisSpec:
         total = self.row + self.dim if self.total is None else self.total
         one = Compartment(self.compartment, 0, self.size, self.dim, self.row, total=total)
-        return BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
+        spec = BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
+        object.__setattr__(self, "_made", spec)  # here, since torch.compile warns of caches
 
-    @lru_cache(maxsize=256)  # noqa: B019
+    def __getstate__(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def _spec(self) -> BasisSpec:
+        return self._made  # type: ignore[attr-defined]
+
+    @lru_cache(maxsize=256)  # noqa: B019  # a Basis is small: a cache may keep it
     def _prepared(self, device: torch.device) -> Any:
         return kernels.prepare(self._spec(), (self.size,), device)
 
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """c = Φ g, (D,) -> (d,): float64 for float64 g, else float32. NaN and infinities pass through.
 
-        Differentiable any number of times; the gradient of ``project`` is ``expand`` with the same basis.
+        Differentiable any number of times, in reverse and in forward mode, and by torch.func; the gradient of ``project`` is
+        ``expand`` with the same basis.
+
+        Args:
+            out: (d,) contiguous, of the result's dtype, overwritten; without derivatives, and not under torch.func.
 
         Raises:
             TypeError, ValueError: g is not a real floating-point tensor of shape (D,), or out does not fit.
-            RuntimeError: there are no kernels for g's device, or out is given for a g that requires a gradient.
+            RuntimeError: there are no kernels for g's device, or out must not be changed, or is given where derivatives are
+                asked for.
         """
         if _is_tracked(g, out):
-            return kernels.differentiable_project(g, self._spec(), out)
+            return kernels.differentiable_project(g, self._spec())
         if _is_plain(g, self.size, out, self.dim) and (prepared := self._prepared(g.device)):
             c = prepared.project((g,), g.dtype, out=out)
             if c is not None:
@@ -108,7 +120,7 @@ class Basis:
     def expand(self, c: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors and derivatives as in ``project``."""
         if _is_tracked(c, out):
-            return kernels.differentiable_expand(c, self._spec(), out)
+            return kernels.differentiable_expand(c, self._spec())
         if _is_plain(c, self.dim, out, self.size) and (prepared := self._prepared(c.device)):
             u = prepared.expand(c, out)
             if u is not None:
@@ -125,7 +137,7 @@ class Basis:
 
         Args:
             params: real floating-point tensors on c's device.
-            c: (d,) coordinates.
+            c: (d,) coordinates, real and floating-point.
             first: index in the vector of the params' first value, if they are only a part of it (such as one worker's part).
 
         Raises:
@@ -139,9 +151,9 @@ class Basis:
             raise TypeError(f"params: got {got}, allowed real floating-point tensors (of sharded ones, the local part)")
         if first is not None:
             spec = self._part(check_word("first", first), sum(p.numel() for p in params))
-        kernels.add(alpha * c.to(sum_dtype(c.dtype)), spec, params)
+        x = kernels.check_operand("c", c, self.dim)
+        kernels.add(alpha * x.to(sum_dtype(x.dtype)), spec, params)
 
-    @lru_cache(maxsize=256)  # noqa: B019
     def _part(self, first: int, count: int) -> BasisSpec:
         """The spec of the columns first ... first + count - 1."""
         after = self.size - first - count
@@ -161,10 +173,13 @@ class Basis:
 
 
 def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
-    """Whether autograd has to record a product with x."""
-    tracked = torch.is_grad_enabled() and isinstance(x, torch.Tensor) and x.requires_grad
+    """Whether a product with x is one for autograd, or for a transform of torch.func."""
+    if not isinstance(x, torch.Tensor):
+        return False
+    tracked = (torch.is_grad_enabled() and x.requires_grad) or is_transformed(x)
     if tracked and out is not None:
-        raise RuntimeError("out= does not support automatic differentiation, but the argument requires a gradient")
+        raise RuntimeError("out= does not support automatic differentiation, but the argument requires a gradient or has a "
+                           "tangent, or a transform of torch.func is under way")  # fmt: skip
     return tracked
 
 

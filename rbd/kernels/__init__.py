@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rbd.compartment import BasisSpec, Compartment
-from rbd.kernels import compiled
+from rbd.kernels import compiled, memory
 from rbd.kernels.compiled import sum_dtype
 
 BACKENDS = ("reference", "cpu", "gpu")
@@ -49,15 +49,25 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, b
 
     Raises:
         TypeError: g or out is not a real floating-point tensor.
-        ValueError: g or out has another shape, dtype or device, or the backend's name is unknown.
-        RuntimeError: there are no kernels for the device, or the backend does not work there.
+        ValueError: g or out has another shape, dtype or device, out is not contiguous, or the backend's name is unknown.
+        RuntimeError: there are no kernels for the device, the backend does not work there, or out must not be changed.
     """
-    return (_project_operator if torch.compiler.is_compiling() else _project)(g, spec, out, backend)
+    if torch.compiler.is_compiling():
+        return _project_operator(g, spec, out, backend)
+    if memory.is_direct(g, out):
+        return _project(g, spec, out, backend)
+    x = check_operand("g", g, spec.size)
+    return _project_operator(x, spec, out if out is None else _check_out(out, x, spec.dim), backend)
 
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, backend: str | None = None) -> torch.Tensor:
     """The vector with coordinates c: u[start:stop] = Φ_kᵀ c_k, (d,) -> (D,); arguments and errors as in ``project``."""
-    return (_expand_operator if torch.compiler.is_compiling() else _expand)(c, spec, out, backend)
+    if torch.compiler.is_compiling():
+        return _expand_operator(c, spec, out, backend)
+    if memory.is_direct(c, out):
+        return _expand(c, spec, out, backend)
+    x = check_operand("c", c, spec.dim)
+    return _expand_operator(x, spec, out if out is None else _check_out(out, x, spec.size), backend)
 
 
 @contextmanager
@@ -89,16 +99,28 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
 
     Raises:
         TypeError, ValueError: params are not such tensors, or what ``expand`` raises.
+        RuntimeError: one of them must not be changed in place; then none is.
     """
-    x = _check_operand("c", c, spec.dim)
+    x = check_operand("c", c, spec.dim)
     _check_params(params, spec.size, x.device)
+    if memory.is_under_transform():
+        raise NotImplementedError("transforms of torch.func do not support additions to parameters in place: use expand, "
+                                  "and add what it returns")  # fmt: skip
+    if not memory.is_direct(x, *params):
+        return _copy(moved(c, spec, params, backend), params)
     module = _module_for(x.device, backend, spec)
-    if all(p.is_contiguous() and p.dtype == params[0].dtype for p in params):
-        module.add(x.to(sum_dtype(x.dtype)), _spec_for(module, spec), params)
-        torch.autograd.graph.increment_version(list(params))  # kernels that write through addresses do not
-    else:
-        for p, new in zip(params, moved(c, spec, params, backend)):
-            p.copy_(new)
+    if not all(p.is_contiguous() and p.dtype == params[0].dtype and not p.is_neg() for p in params):
+        return _copy(moved(c, spec, params, backend), params)
+    memory.check_memory("c", x)
+    memory.check_memory("params", *params)
+    for p in params:
+        memory.count_change(p)
+    module.add(x.to(sum_dtype(x.dtype)), _spec_for(module, spec), params)
+
+
+def _copy(values: Sequence[torch.Tensor], params: Sequence[torch.Tensor]) -> None:
+    for p, new in zip(params, values):
+        p.copy_(new)
 
 
 def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
@@ -107,16 +129,17 @@ def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
 
     Every value is summed in float32, or in float64 if c or it is float64, and rounded once. Errors as in ``expand``.
     """
-    x = _check_operand("c", c, spec.dim)
+    x = check_operand("c", c, spec.dim)
     if (values := sum(p.numel() for p in params)) != spec.size:
         raise ValueError(f"params: got {values} values, allowed {spec.size}")
-    module = _module_for(x.device, backend, spec)
-    if hasattr(module, "Prepared"):
+    direct = memory.is_direct(x, *params)
+    if direct and hasattr(module := _module_for(x.device, backend, spec), "Prepared"):
         made = module.Prepared(_spec_for(module, spec), [p.numel() for p in params]).moved(x, params)
         if made is not None:
             return made
-    parts = _expand(x, spec, None, backend).split([p.numel() for p in params])
-    sums = (v.view(p.shape).to(torch.promote_types(v.dtype, p.dtype)).add_(p) for p, v in zip(params, parts))
+    parts = expand(x, spec, None, backend).split([p.numel() for p in params])
+    wide = (v.view(p.shape).to(torch.promote_types(v.dtype, p.dtype)) for p, v in zip(params, parts))
+    sums = (v.add_(p) if direct else v + p for p, v in zip(params, wide))  # a wrapper may add each of its parts
     return [torch.empty_like(p).copy_(total) for p, total in zip(params, sums)]
 
 
@@ -134,8 +157,9 @@ def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Any:
 
 
 def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend: str | None) -> torch.Tensor:
-    x = _check_operand("g", g, spec.size)
+    x = check_operand("g", g, spec.size)
     module = _module_for(x.device, backend, spec)
+    memory.check_memory("g", x)
     c = _result(out, x, spec.dim)
     if x.dtype != c.dtype and not _is_gpu(module):  # which widens numbers as it reads them
         x = x.to(c.dtype)
@@ -144,15 +168,35 @@ def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend
 
 
 def _expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend: str | None) -> torch.Tensor:
-    x = _check_operand("c", c, spec.dim)
+    x = check_operand("c", c, spec.dim)
     module = _module_for(x.device, backend, spec)
+    memory.check_memory("c", x)
     u = _result(out, x, spec.size)
     module.expand(x if x.dtype == u.dtype else x.to(u.dtype), _spec_for(module, spec), u)
     return u
 
 
-differentiable_project = _project_operator = compiled.register("project", _project, compiled.flat_dim, "expand")
-differentiable_expand = _expand_operator = compiled.register("expand", _expand, compiled.flat_size, "project")
+_project_operator = compiled.register("project", _project, compiled.flat_dim, "expand")
+_expand_operator = compiled.register("expand", _expand, compiled.flat_size, "project")
+
+
+def differentiable_project(g: torch.Tensor, spec: BasisSpec) -> torch.Tensor:
+    """``project`` for autograd: in reverse and in forward mode, and in the transforms of torch.func."""
+    if _goes_by_operator(spec):
+        return _project_operator(g, spec)
+    return compiled.Linear.apply(g, partial(project, spec=spec), partial(expand, spec=spec))
+
+
+def differentiable_expand(c: torch.Tensor, spec: BasisSpec) -> torch.Tensor:
+    """``expand`` for autograd, as in ``differentiable_project``."""
+    if _goes_by_operator(spec):
+        return _expand_operator(c, spec)
+    return compiled.Linear.apply(c, partial(expand, spec=spec), partial(project, spec=spec))
+
+
+def _goes_by_operator(spec: BasisSpec) -> bool:
+    """Whether derivatives come from the operators: torch.compile knows these, and they notice a step that has counted on."""
+    return torch.compiler.is_compiling() or isinstance(spec.step, torch.Tensor) or spec.first_row is not None
 
 
 def _module_for(device: torch.device, backend: str | None, spec: BasisSpec) -> ModuleType:
@@ -181,8 +225,12 @@ def _spec_for(module: ModuleType, spec: BasisSpec) -> BasisSpec:
     return replace(spec, compartments=tuple(moved), step=int(spec.step) % 2**32, first_row=None)
 
 
-def _check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
-    """x as the kernels take it: one-dimensional, contiguous."""
+def check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
+    """x as the kernels take it: one-dimensional, contiguous.
+
+    Raises:
+        TypeError, ValueError: x is not a real floating-point tensor of shape (length,).
+    """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"{name}: got {got}, allowed a real floating-point tensor")
@@ -199,17 +247,30 @@ def _check_params(params: Sequence[torch.Tensor], size: int, device: torch.devic
         raise TypeError(f"params: got {got}, allowed floating-point tensors on {device}")
     if (values := sum(p.numel() for p in params)) != size:
         raise ValueError(f"params: got {values} values, allowed {size}")
+    memory.check_writable("params", params)
 
 
 def _result(out: torch.Tensor | None, x: torch.Tensor, length: int) -> torch.Tensor:
-    """out, or a new tensor, for a result made from x."""
-    dtype = sum_dtype(x.dtype)
+    """out, about to be overwritten, or a new tensor, for a result made from x."""
     if out is None:
-        return torch.empty(length, dtype=dtype, device=x.device)
+        return torch.empty(length, dtype=sum_dtype(x.dtype), device=x.device)
+    _check_out(out, x, length)
+    memory.check_memory("out", out)
+    memory.count_change(out)
+    return out
+
+
+def _check_out(out: torch.Tensor, x: torch.Tensor, length: int) -> torch.Tensor:
+    """out, if a result made from x may be written there."""
+    dtype = sum_dtype(x.dtype)
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out: got {type(out).__name__}, allowed a {dtype} tensor")
-    if (out.shape, out.dtype, out.device) != ((length,), dtype, x.device) or not out.is_contiguous():
-        raise ValueError(
-            f"out: got {out.dtype} {tuple(out.shape)} on {out.device}, allowed contiguous {dtype} ({length},) on {x.device}"
-        )
+    allowed = f"{dtype} ({length},) on {x.device}"
+    if (out.shape, out.dtype, out.device) != ((length,), dtype, x.device):
+        raise ValueError(f"out: got {out.dtype} {tuple(out.shape)} on {out.device}, allowed contiguous {allowed}")
+    if not out.is_contiguous():
+        raise ValueError(f"out: got a tensor that is not contiguous (stride {out.stride()}), allowed contiguous {allowed}")
+    if out.is_neg():
+        raise ValueError(f"out: got a lazily negated view, allowed a tensor that holds its values itself: {allowed}")
+    memory.check_writable("out", [out])
     return out

@@ -9,11 +9,14 @@ these.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
+from rbd.kernels.memory import is_under_transform
 
 FIELDS = 8  # of a compartment
 
@@ -66,6 +69,42 @@ def register(name: str, product: Product, length: Callable[[Sequence[int]], int]
         return made if out is None else out.copy_(made)
 
     return call
+
+
+class Linear(torch.autograd.Function):
+    """A product with derivatives in reverse and forward mode, also in torch.func's transforms; operators lack some of these.
+
+    It is linear in x: its tangent is the product of x's tangent, its gradient is the adjoint's product.
+    """
+
+    @staticmethod
+    def forward(x: torch.Tensor, product: Product, adjoint: Product) -> torch.Tensor:
+        return product(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        x, ctx.product, ctx.adjoint = inputs
+        ctx.dtype = x.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        return Linear.apply(grad, ctx.adjoint, ctx.product).to(ctx.dtype), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return Linear.apply(tangent, ctx.product, ctx.adjoint)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple, x: torch.Tensor, product: Product, adjoint: Product) -> tuple[torch.Tensor, int]:
+        return torch.stack([Linear.apply(row, product, adjoint) for row in x.movedim(dims[0], 0)]), 0
+
+
+def is_transformed(x: torch.Tensor) -> bool:
+    """Whether x has a tangent, or a transform of torch.func is under way; torch.compile takes care of both itself."""
+    if torch.compiler.is_compiling():
+        return False
+    open_level = getattr(forward_ad, "_current_level", 0)  # a private name; -1: none
+    return is_under_transform() or (open_level >= 0 and forward_ad.unpack_dual(x).tangent is not None)
 
 
 def flatten(compartments: Sequence[Compartment]) -> list[int]:

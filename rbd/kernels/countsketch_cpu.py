@@ -29,6 +29,7 @@ from rbd.distribution import Distribution
 from rbd.kernels import cpu, simd, team
 from rbd.kernels.cpu import _inline, _philox, _rademacher
 from rbd.kernels.jit import jit
+from rbd.kernels.memory import ORDINARY, count_change, find_obstacle, is_watched, share_memory
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
@@ -628,11 +629,7 @@ def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: tuple
 
 def _apart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """x, copied if it shares memory with out: units would read what others have written."""
-    return x.clone() if _share_memory(x, out) else x
-
-
-def _share_memory(x: torch.Tensor, out: torch.Tensor) -> bool:
-    return x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+    return x.clone() if share_memory(x, out) else x
 
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
@@ -680,17 +677,24 @@ class Prepared:
 
     def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
         """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
-        u = torch.empty(self._size, dtype=c.dtype, device="cpu") if u is None else u
-        if _addresses((c, u), (self._dim, self._size), c.dtype) is None or _share_memory(c, u):
+        if is_watched() or (u is not None and find_obstacle(u)):
             return None
-        pieces = [u.data_ptr() + place * u.element_size() for place in self._bounds[:-1]]
+        made = torch.empty(self._size, dtype=c.dtype, device="cpu") if u is None else u
+        if _addresses((c, made), (self._dim, self._size), c.dtype) is None or share_memory(c, made):
+            return None
+        if u is not None:
+            count_change(u)
+        first, width = made.data_ptr(), made.element_size()
+        pieces = [first + place * width for place in self._bounds[:-1]]
         _write_to(pieces, [], self._expand_plan, self._words(step), c)
-        return u
+        return made
 
     def moved(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """params + the vector with coordinates c, in new tensors: one pass."""
+        if is_watched() or c.shape != (self._dim,) or _addresses((c,), (self._dim,), c.dtype) is None:
+            return None
         sources = _addresses(params, self._sizes, c.dtype)
-        if sources is None or c.shape != (self._dim,) or not c.is_contiguous() or c.is_neg():
+        if sources is None:
             return None
         made = [torch.empty_like(p) for p in params]
         _write_to([p.data_ptr() for p in made], sources, self._expand_plan, self._name, c)
@@ -699,12 +703,16 @@ class Prepared:
     def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
                 out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
         """Coordinates, of that dtype, of the vector that the parts make up, read in place; out, if given, gets them."""
-        places = _addresses(parts, self._sizes, dtype)
-        if places is None:
+        if is_watched() or (places := _addresses(parts, self._sizes, dtype)) is None:
             return None
-        out = torch.empty(self._dim, dtype=dtype, device="cpu") if out is None else out  # whatever the default device is
-        if _addresses((out,), (self._dim,), dtype) is None or any(p is not None and _share_memory(p, out) for p in parts):
-            return None
+        if out is None:
+            out = torch.empty(self._dim, dtype=dtype, device="cpu")  # whatever the default device is
+        else:
+            if find_obstacle(out) or _addresses((out,), (self._dim,), dtype) is None:
+                return None
+            if any(p is not None and share_memory(p, out) for p in parts):
+                return None
+            count_change(out)
         _read_from(places, self._bounds, self._project_plan, self._words(step), out)
         return out
 
@@ -715,7 +723,7 @@ def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dty
     for x, size in zip(tensors, sizes):
         if x is None or x.dtype != dtype or x.layout != torch.strided or not x.is_contiguous() or x.is_neg():
             return None
-        if x.numel() != size or not x.is_cpu:
+        if x.numel() != size or not x.is_cpu or type(x).__torch_dispatch__ is not ORDINARY:
             return None
         found.append(x.data_ptr())
     return found if dtype in _DTYPES and all(found) else None  # torch has tensors of zeros without memory

@@ -24,7 +24,6 @@ from rbd.kernels.gpu import (
     _Counters,
     _first_row,
     _keep,
-    _overlap,
     _owned,
     _philox,
     _row_of,
@@ -34,6 +33,7 @@ from rbd.kernels.gpu import (
     tl,  # from there, as it says what to do where there is no Triton
     triton,
 )
+from rbd.kernels.memory import share_memory
 from rbd.philox import BLOCKS, OFFSETS, SIGNS, WORDS
 
 DEVICE = gpu.DEVICE
@@ -257,7 +257,7 @@ def _launch_words(plan: _Plan, spec: BasisSpec, device: torch.device) -> torch.T
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
-    if _overlap(g, out):
+    if share_memory(g, out):
         g = g.clone()  # programs would read what others have written
     plan = _project_plan(spec.from_first_row, spec.distribution, g.device)
     counters = plan.counters.of_call(g.device)
@@ -273,7 +273,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``; step as in ``project``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, c.device, (spec.size,))
-    if _overlap(c, out):
+    if share_memory(c, out):
         c = c.clone()  # programs would read what others have written
     _launch_expand(plan, c, spec, out, out, False)
 

@@ -21,6 +21,7 @@ import torch
 
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import QUANTILE, Distribution
+from rbd.kernels.memory import share_memory
 from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
 
 try:
@@ -300,7 +301,7 @@ class _Counters:
         captured by a CUDA graph must not have to load one that the call before it did not need.
         """
         groups = -(-groups // 4) * 4
-        return cls(groups, list(torch.zeros(slots, groups, dtype=torch.int32).to(device)), {})
+        return cls(groups, list(torch.zeros(slots, groups, dtype=torch.int32, device="cpu").to(device)), {})
 
     def of_call(self, device: torch.device) -> torch.Tensor:
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -449,7 +450,7 @@ def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int | No
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
-    if _overlap(g, out):
+    if share_memory(g, out):
         made = torch.empty_like(out)  # programs would read what others have written
         project(g, spec, made)
         out.copy_(made)
@@ -465,14 +466,10 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
                                       **_limit(distribution, out.dtype))  # fmt: skip
 
 
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``; step as in ``project``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, c.device, (spec.size,))
-    if _overlap(c, out):
+    if share_memory(c, out):
         c = c.clone()  # programs would read what others have written
     _launch_expand(plan, c, spec, out, out, False)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad as fwAD
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from rbd import Basis, kernels
 from rbd.distribution import DISTRIBUTIONS
@@ -360,3 +364,122 @@ def test_tensors_of_equal_shape_get_different_directions():
 def test_what_cannot_be_perturbed(params, more, error, message):
     with pytest.raises(error, match=message):
         Basis(2, 10).add_(params, torch.ones(2), **more)
+
+
+# transforms, forward-mode derivatives, and what is refused
+
+
+FAMILIES = ("rademacher", "countsketch")  # of kernels
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transforms_of_torch_func(name):
+    basis, g, c = Basis(4, 60, name, seed=1), normal(60, 1), normal(4, 2)
+    phi, rows = basis.dense(), torch.stack([normal(60, seed) for seed in range(3)])
+    wanted = torch.stack([basis.project(row) for row in rows])
+    assert torch.equal(torch.func.vmap(basis.project)(rows), wanted)
+    assert torch.equal(torch.func.vmap(basis.project, in_dims=1, out_dims=1)(rows.T), wanted.T)
+    value, tangent = torch.func.jvp(basis.project, (g,), (rows[0],))
+    assert torch.equal(value, basis.project(g)) and torch.equal(tangent, wanted[0])
+    for jacobian in (torch.func.jacfwd, torch.func.jacrev):
+        assert torch.equal(jacobian(basis.project)(g), phi) and torch.equal(jacobian(basis.expand)(c), phi.T)
+    assert torch.equal(torch.func.grad(lambda c: basis.expand(c) @ g)(c), basis.project(g))
+    gram = torch.func.hessian(lambda c: basis.expand(c).square().sum())(c)  # forward over reverse
+    torch.testing.assert_close(gram, 2 * phi @ phi.T)
+    per_sample = torch.func.vmap(torch.func.grad(lambda c, g: basis.expand(c) @ g), in_dims=(None, 0))(c, rows)
+    assert torch.equal(per_sample, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_forward_mode(name, dtype):
+    """The tangent of a product is the product of the tangent, with and without a gradient."""
+    basis, g, c, v = Basis(4, 60, name), normal(60, 1, dtype), normal(4, 2, dtype), normal(60, 3, dtype)
+    for x in (g, g.clone().requires_grad_()):
+        with fwAD.dual_level():
+            assert fwAD.unpack_dual(basis.project(g)).tangent is None
+            for product in (basis.project, lambda x: kernels.differentiable_project(x, basis._spec())):
+                made = fwAD.unpack_dual(product(fwAD.make_dual(x, v)))
+                assert torch.equal(made.primal, basis.project(g)) and torch.equal(made.tangent, basis.project(v))
+            made = fwAD.unpack_dual(basis.expand(fwAD.make_dual(c, v[:4])))
+            assert torch.equal(made.primal, basis.expand(c)) and torch.equal(made.tangent, basis.expand(v[:4]))
+    c = c.double().requires_grad_()
+    assert torch.autograd.gradcheck(basis.expand, c, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda c: basis.expand(c).square(), c, check_fwd_over_rev=True)
+
+
+def test_what_derivatives_do_not_support():
+    basis, g, c = Basis(4, 60), normal(60), normal(4)
+    with fwAD.dual_level(), pytest.raises(RuntimeError, match="^out= does not support automatic differentiation"):
+        basis.project(fwAD.make_dual(g, g), out=torch.zeros(4))
+    with pytest.raises(RuntimeError, match="^out= does not support .* a transform of torch.func is under way"):
+        torch.func.vmap(lambda g: basis.project(g, out=torch.zeros(4)))(torch.ones(2, 60))
+    with pytest.raises(NotImplementedError, match="^transforms of torch.func do not support additions"):
+        torch.func.vmap(lambda p: basis.add_([p], c))(torch.ones(2, 60))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tensors_without_an_address(name):
+    """Each of these ended the process, or gave what happened to be in memory."""
+    basis, g, c = Basis(4, 60, name), normal(60), normal(4)
+    with pytest.raises(RuntimeError, match="^params: got zeros without memory"):
+        basis.add_([torch._efficientzerotensor((60,))], c)
+    fake = FakeTensorMode().from_tensor(torch.zeros(60))
+    with pytest.raises(Exception, match="convert all Tensors to FakeTensors"):
+        basis.add_([fake], c)
+    assert isinstance(basis.project(fake), FakeTensor)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(basis.expand(c), FakeTensor) and isinstance(basis.project(g), FakeTensor)
+    assert torch.equal(make_fx(lambda g: basis.project(g))(torch.zeros(60))(g), basis.project(g))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_out_that_must_not_be_changed(name):
+    basis, g = Basis(4, 60, name), normal(60)
+    out, w = torch.zeros(4), torch.ones(4, requires_grad=True)
+    y = (w * out).sum()
+    basis.project(g, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    with torch.inference_mode():
+        inference = torch.zeros(4)
+    for bad in (inference, torch.zeros(4, requires_grad=True), torch._neg_view(torch.zeros(4))):
+        with pytest.raises((RuntimeError, ValueError), match="^out: got a"):
+            basis.project(g, out=bad)
+        assert not bad.any()
+
+
+@pytest.mark.parametrize("c", [torch.ones(4, dtype=torch.complex64), torch.ones(4, dtype=torch.int64), [1.0] * 4],
+                         ids=["complex", "integers", "list"])  # fmt: skip
+def test_coordinates_are_real_numbers(c):
+    params = [torch.zeros(60)]
+    with pytest.raises(TypeError, match="^c: got .*, allowed a real floating-point tensor$"):
+        Basis(4, 60).add_(params, c)
+    assert not params[0].any()
+
+
+def test_compiles_without_a_warning(recwarn):
+    """Dynamo warns of caches that it looks through."""
+    basis, g, c = Basis(4, 60, "countsketch"), normal(60), normal(4)
+
+    def work(g: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        basis.add_([p], c)
+        basis.add_([p[:30]], c, first=30)
+        return basis.project(g)
+
+    p = torch.zeros(60)
+    assert torch.equal(torch.compile(work, backend="eager")(g, p), basis.project(g))
+    assert torch.equal(p, torch.cat([basis.expand(c)[:30] + basis.expand(c)[30:], basis.expand(c)[30:]]))
+    assert not [w for w in recwarn if "cache" in str(w.message)]
+
+
+def test_only_the_fields_are_pickled():
+    """As in pickles of earlier versions, which are read; a copy multiplies as the original."""
+    basis, g = Basis(3, 10, "uniform", seed=1), normal(10)
+    assert basis.__reduce_ex__(2)[2] == {field.name: getattr(basis, field.name) for field in fields(basis)}
+    earlier = Basis.__new__(Basis)
+    earlier.__setstate__(dict(basis.__reduce_ex__(2)[2]))
+    for twin in (earlier, pickle.loads(pickle.dumps(basis)), copy.copy(basis), copy.deepcopy(basis), replace(basis)):
+        assert twin == basis and hash(twin) == hash(basis) and repr(twin) == repr(basis)
+        assert torch.equal(twin.project(g), basis.project(g))
+    assert not torch.equal(replace(basis, seed=2).project(g), basis.project(g))

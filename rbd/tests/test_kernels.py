@@ -6,11 +6,12 @@ BACKENDS in conftest.py lists what runs here; all tensors are put where that bac
 from __future__ import annotations
 
 import math
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -18,12 +19,15 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map
 
 import rbd
 from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import DISTRIBUTIONS, Distribution, distribution, sketch
-from rbd.kernels import reference, team
+from rbd.kernels import memory, reference, team
 from rbd.philox import words
 from rbd.tests.conftest import DEVICES, INTERPRETED, on_a_gpu
 
@@ -1153,3 +1157,222 @@ def test_gpu_kernels_compile_for_hopper(fresh_python):
     """To machine code without spills, by Triton and ptxas, which need no GPU: the interpreter accepts what they do not."""
     pytest.importorskip("triton")
     assert fresh_python(COMPILE, TRITON_INTERPRET="0").endswith("compiled\n")
+
+
+# tensors without an address, and whoever follows torch's operations
+
+
+class Wrapped(torch.Tensor):
+    """Two tensors in the place of one, as wrappers in torch's own tests are: no values at an address of its own."""
+
+    @staticmethod
+    def __new__(cls, a: torch.Tensor, b: torch.Tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, a.shape, dtype=a.dtype, device=a.device)
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor):
+        self.both = a, b
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        def at(i: int, x):
+            return tree_map(lambda v: v.both[i] if isinstance(v, Wrapped) else v, x)
+
+        made = [func(*at(i, args), **at(i, kwargs or {})) for i in range(2)]
+        if func.__name__.split(".")[0].endswith("_"):  # in place
+            return args[0]
+        return tree_map(lambda a, b: cls(a, b) if isinstance(a, torch.Tensor) else a, *made)
+
+
+FAMILIES = ("rademacher", "countsketch")  # of kernels
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+def test_private_names_of_torch_are_there_and_tell_who_follows():
+    """Without them, kernels would again read from no address: the process ends."""
+    assert not memory.is_watched()
+    with FakeTensorMode():
+        assert memory.is_watched()
+    seen = []
+    torch.func.vmap(lambda x: seen.append(memory.is_watched()) or x)(torch.ones(2, 3))
+    for options in ({}, {"pre_dispatch": True}, {"tracing_mode": "fake"}):
+        make_fx(lambda x: seen.append(memory.is_watched()) or x + 1, **options)(torch.ones(3))
+    torch.jit.trace(lambda x: seen.append(memory.is_watched()) or x + 1, (torch.ones(3),), check_trace=False)
+    assert len(seen) == 5 and all(seen) and not memory.is_watched()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_traces_hold_the_product(name):
+    """Not only the memory for its result."""
+    spec, g, c = BasisSpec(one(10, 1000), distribution(name), *KEY), normal(1000, 1), normal(10, 2)
+    for product, x in ((kernels.project, g), (kernels.expand, c)):
+        call, zeros = partial(product, spec=spec), torch.zeros_like(x)
+        for traced in (make_fx(lambda x: call(x))(zeros), make_fx(lambda x: call(x), pre_dispatch=True)(zeros),  # noqa: B023
+                       torch.jit.trace(lambda x: call(x), (zeros,))):  # noqa: B023  # fmt: skip
+            assert same_bits(traced(x), call(x))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fake_tensors_give_fake_results(name):
+    """As estimators of memory make them; mixed with real ones in torch's own way."""
+    spec, g, c = BasisSpec(one(10, 1000), distribution(name), *KEY), normal(1000, 1), normal(10, 2)
+    mode = FakeTensorMode()
+    fakes = {length: mode.from_tensor(torch.zeros(length)) for length in (10, 1000)}
+    assert isinstance(made := kernels.project(fakes[1000], spec), FakeTensor) and made.shape == (10,)
+    assert isinstance(made := kernels.expand(fakes[10], spec), FakeTensor) and made.shape == (1000,)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(kernels.expand(c, spec), FakeTensor) and isinstance(kernels.project(g, spec), FakeTensor)
+        assert all(isinstance(p, FakeTensor) for p in kernels.moved(c, spec, [g]))
+    with mode:
+        params = [torch.zeros(10, 100)]
+        kernels.add(torch.ones(10), spec, params)
+        prepared = kernels.prepare(spec, [1000], torch.device("cpu"))
+        if prepared is not None:
+            assert prepared.project([torch.zeros(1000)], torch.float32) is None
+            assert prepared.expand(torch.zeros(10)) is None
+            assert prepared.moved(torch.zeros(10), [torch.zeros(1000)]) is None
+    with pytest.raises(Exception, match="Please convert all Tensors to FakeTensors first"):
+        kernels.add(c, spec, [fakes[1000]])
+    with pytest.raises(Exception, match="FakeTensor"):
+        kernels.project(g, spec, out=fakes[10])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_wrapped_tensors_go_through_torch(name):
+    spec, g, h, c = BasisSpec(one(10, 1000), distribution(name), *KEY), normal(1000, 1), normal(1000, 2), normal(10, 3)
+    both = kernels.project(Wrapped(g, h), spec).both
+    assert same_bits(both[0], kernels.project(g, spec)) and same_bits(both[1], kernels.project(h, spec))
+    wanted = [x + kernels.expand(c, spec) for x in (g, h)]
+    param = Wrapped(g.clone(), h.clone())
+    kernels.add(c, spec, [param])
+    assert all(map(same_bits, param.both, wanted))
+    if prepared := kernels.prepare(spec, [1000], torch.device("cpu")):
+        assert prepared.project([param], torch.float32) is None and prepared.moved(c, [param]) is None
+        assert prepared.expand(Wrapped(c, c)) is None and prepared.expand(c, Wrapped(g, h)) is None
+        assert prepared.moved(Wrapped(c, c), [g]) is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sharded_tensors_are_refused(name, fresh_python):
+    source = f"""
+        import torch, torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Replicate, distribute_tensor
+        from rbd import Basis, kernels
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        basis, mesh = Basis(10, 1000, {name!r}), init_device_mesh("cpu", (1,))
+        param = distribute_tensor(torch.zeros(1000), mesh, [Replicate()])
+        for call in (lambda: kernels.add(torch.ones(10), basis._spec(), [param]), lambda: basis.project(param)):
+            try:
+                call()
+            except (RuntimeError, NotImplementedError) as error:
+                print(error)
+        print("zeros", int(param.to_local().count_nonzero()))
+        dist.destroy_process_group()
+    """
+    found = fresh_python(textwrap.dedent(source))
+    assert "mixed torch.Tensor and DTensor" in found and "sharding strategy" in found and "zeros 0" in found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_zeros_without_memory(name):
+    """Of forward-mode derivatives: products are zeros, and none can be overwritten."""
+    spec, g, c = BasisSpec(one(10, 1000), distribution(name), *KEY), normal(1000, 1), normal(10, 2)
+    zeros = {length: torch._efficientzerotensor((length,)) for length in (10, 500, 1000)}
+    assert not kernels.project(zeros[1000], spec).any() and not kernels.expand(zeros[10], spec).any()
+    first = torch.zeros(500)
+    for call in (lambda: kernels.add(c, spec, [first, zeros[500]]), lambda: kernels.project(g, spec, out=zeros[10])):
+        with pytest.raises(RuntimeError, match="^(params|out): got zeros without memory"):
+            call()
+    assert not first.any()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_freed_memory(name):
+    """The storage of a tensor may be resized to nothing, as FSDP does."""
+    spec, g, c = BasisSpec(one(10, 1000), distribution(name), *KEY), normal(1000, 1), normal(10, 2)
+
+    def freed(length: int) -> torch.Tensor:
+        x = torch.zeros(length)
+        x.untyped_storage().resize_(0)
+        return x
+
+    for what, call in {"g": lambda: kernels.project(freed(1000), spec), "c": lambda: kernels.expand(freed(10), spec),
+                       "out": lambda: kernels.project(g, spec, out=freed(10)),
+                       "params": lambda: kernels.add(c, spec, [freed(1000)])}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{what}: got a tensor whose memory was freed"):
+            call()
+
+
+# writes that autograd has to know of
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_out_counts_as_changed(backend, name):
+    """A graph that needs the old values of out raises, as after torch's own operations; wrong gradients otherwise."""
+    spec, device = BasisSpec(one(10, 1000), distribution(name), *KEY), DEVICES[backend]
+    g, c = normal(1000, 1).to(device), normal(10, 2).to(device)
+    for product, x, length in ((kernels.project, g, 10), (kernels.expand, c, 1000)):
+        out, w = torch.zeros(length, device=device), torch.ones(length, device=device, requires_grad=True)
+        y = (w * out).sum()
+        product(x, spec, out=out, backend=backend)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.backward()
+    if prepared := kernels.prepare(spec, [1000], device=torch.device("cpu")):
+        c_out, u_out = torch.zeros(10), torch.zeros(1000)
+        prepared.project([g.cpu()], torch.float32, out=c_out)
+        prepared.expand(c.cpu(), u_out)
+        assert c_out._version == u_out._version == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_may_not_be_overwritten(backend, name):
+    """It is refused before anything is written, params as well as out."""
+    spec, device = BasisSpec(one(10, 1000), distribution(name), *KEY), DEVICES[backend]
+    g, c = normal(1000, 1).to(device), normal(10, 2).to(device)
+    with torch.inference_mode():
+        inference = {length: torch.zeros(length, device=device) for length in (10, 500)}
+    leaf = {length: torch.zeros(length, device=device, requires_grad=True) for length in (10, 500)}
+    first = torch.zeros(500, device=device)
+    for bad, message in ((inference, "an inference tensor"), (leaf, "a tensor that requires a gradient")):
+        with pytest.raises(RuntimeError, match=f"^out: got {message}"):
+            kernels.project(g, spec, out=bad[10], backend=backend)
+        with pytest.raises(RuntimeError, match=f"^params: got {message}"):
+            kernels.add(c, spec, [first, bad[500]], backend=backend)
+        assert not any(x.any() for x in (first, *bad.values()))
+        if prepared := kernels.prepare(spec, [1000], torch.device("cpu")):
+            assert prepared.project([g.cpu()], torch.float32, out=bad[10].cpu() if device != "cpu" else bad[10]) is None
+    wanted = kernels.expand(c, spec, backend=backend)
+    with torch.no_grad():  # as optimizers do
+        kernels.add(c, spec, [first, leaf[500]], backend=backend)
+        assert same_bits(torch.cat([first, leaf[500]]), wanted)
+        kernels.project(g, spec, out=leaf[10], backend=backend)
+    with torch.inference_mode():
+        kernels.add(c, spec, [inference[500], inference[500].clone()], backend=backend)
+        kernels.project(g, spec, out=inference[10], backend=backend)
+    assert same_bits(inference[500], wanted[:500]) and same_bits(inference[10], kernels.project(g, spec, backend=backend))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lazily_negated_views(backend, name):
+    """Their memory holds the negated values: added to in torch's way, refused as out."""
+    spec, device = BasisSpec(one(10, 1000), distribution(name), *KEY), DEVICES[backend]
+    g, c, memory_of = normal(1000, 1).to(device), normal(10, 2).to(device), torch.zeros(1000, device=device)
+    kernels.add(c, spec, [torch._neg_view(memory_of)], backend=backend)
+    assert same_bits(memory_of, -kernels.expand(c, spec, backend=backend))
+    with pytest.raises(ValueError, match="^out: got a lazily negated view"):
+        kernels.project(g, spec, out=torch._neg_view(torch.zeros(10, device=device)), backend=backend)
+
+
+def test_message_for_a_strided_out():
+    spec = BasisSpec(one(10, 1000), distribution("rademacher"), *KEY)
+    with pytest.raises(ValueError, match=r"^out: got a tensor that is not contiguous \(stride \(2,\)\), allowed contiguous"):
+        kernels.project(torch.zeros(1000), spec, out=torch.zeros(20)[::2])
+
+
+@pytest.mark.gpu
+def test_counters_do_not_follow_the_default_device():
+    with torch.device("meta"):
+        counters = kernels.load("gpu")._Counters.of(3, torch.device(DEVICES["gpu"]))
+    assert {x.device.type for x in counters.free} == {DEVICES["gpu"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ LAYERS = {  # modules may import from their own layer or a lower one, lazily or 
     "rbd.compartment": 2,
     "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3, "rbd.kernels.jit": 3,
     "rbd.kernels.reference": 3, "rbd.kernels.cpu": 3, "rbd.kernels.gpu": 3, "rbd.kernels.team": 3,
-    "rbd.kernels.countsketch_cpu": 3, "rbd.kernels.countsketch_gpu": 3,
+    "rbd.kernels.countsketch_cpu": 3, "rbd.kernels.countsketch_gpu": 3, "rbd.kernels.memory": 3,
     "rbd.basis": 4, "rbd.partition": 4,
     "rbd.distributed": 5, "rbd.distributed.variants": 5, "rbd.distributed.exchange": 5, "rbd.distributed.fsdp": 5,
     "rbd.distributed.ddp_hook": 5, "rbd.distributed.launch": 5,
@@ -115,7 +116,7 @@ if TYPE_CHECKING:
     assert imported(source, "rbd.kernels") == {
         "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.suite.datasets",
         "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.kernels.jit", "rbd.kernels.countsketch_cpu",
-        "rbd.kernels.countsketch_gpu", "rbd.kernels.team", "rbd.suite.train",
+        "rbd.kernels.countsketch_gpu", "rbd.kernels.memory", "rbd.kernels.team", "rbd.suite.train",
     }  # fmt: skip
 
 
@@ -258,3 +259,10 @@ except AttributeError as error:
         "['Basis', 'FPD', 'NES', 'RBD', 'Subspace', '__version__'] RBD FPD NES Basis True",
         "module 'rbd' has no attribute 'nothing'",
     ]
+
+
+def test_type_hints_are_shipped():
+    """Type checkers read the hints of a package that has this file; a wheel has it if the build is told so."""
+    assert (ROOT / "rbd/py.typed").is_file()
+    (files,) = re.findall(r'^"rbd" = \[(.*)\]$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert '"py.typed"' in files
