@@ -129,11 +129,11 @@ def test_expectation_of_the_update():
 @pytest.mark.parametrize(("dim", "size"), SHAPES + LIMITS)
 def test_products_of_every_shape(backend, dim, size):
     """Integers to the bit, real numbers within eps times the sum of magnitudes, all rows and a third of them."""
-    if slow(backend) and size > 10_000:
-        pytest.skip("seconds each in Triton's interpreter")
-    some = max(1, dim // 3)
-    for dtype in FLOATS:
-        for k in (one(dim, size), one(some, size, dim - some, dim)):
+    long, some = slow(backend) and size > 10_000, max(1, dim // 3)
+    if long and dim not in (250, size):
+        pytest.skip("half a second a product in Triton's interpreter; d = 250 and d = D are not skipped, in float32")
+    for dtype in FLOATS[: 1 if long else 2]:
+        for k in (one(dim, size), one(some, size, dim - some, dim))[: 1 if long else 2]:
             g, c = integers(size, 1, 100, dtype), integers(k[0].dim, 2, 100, dtype)
             assert same_bits(project(backend, g, k, LAW), project("reference", g, k, LAW))
             assert same_bits(expand(backend, c, k, UNSCALED), expand("reference", c, k, UNSCALED))
@@ -269,7 +269,7 @@ def test_rows_that_no_basis_has(given, message):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("dim", [1, 7, 250, 1500, 5000])
-def test_parts_are_read_where_they_stand(dim, dtype):
+def test_parts_are_read_in_place(dim, dtype):
     """To the bit what their vector gives: chunks of one tensor, of two, of many small ones; the definition on integers."""
     sizes = (4096, 3000, 1, 0, 700, *[5] * 40, 9000, 3003)  # 20,000
     k = Compartment(0, 0, 5001, dim), Compartment(1, 5001, 20_000, dim)  # the second begins inside a tensor

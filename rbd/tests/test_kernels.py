@@ -6,6 +6,7 @@ BACKENDS in conftest.py lists what runs here; all tensors are put where that bac
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,8 +88,8 @@ def thread_counts(backend: str, *counts: int) -> tuple[int, ...]:
 @pytest.fixture
 def bearable(backend, name, request) -> None:
     given = request.node.callspec.params
-    if slow(backend) and given["size"] > 10_000 and (name, given.get("dim")) != ("uniform", 7):
-        pytest.skip("minutes in Triton's interpreter; uniform entries with d = 7 are not skipped")
+    if slow(backend) and given["size"] > 10_000 and (name, given.get("dim")) not in (("uniform", 7), ("countsketch", None)):
+        pytest.skip("minutes in Triton's interpreter; uniform entries with d = 7 are not skipped, nor a row of a sketch")
 
 
 def normal(count: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -657,7 +658,7 @@ def peak():
 
 def use(dim):
     g = torch.ones(size)
-    for name in ("normal", "rademacher"):
+    for name in ("normal", "rademacher", "countsketch"):
         spec = BasisSpec((Compartment(0, 0, size, dim),), distribution(name), 0, 0, 0)
         kernels.expand(kernels.project(g, spec, backend=backend), spec, backend=backend)
         if backend == "cpu":
@@ -684,6 +685,38 @@ def test_memory_of_the_reference_does_not_grow_with_dim(fresh_python):
     pytest.importorskip("resource")
     before, after = map(int, fresh_python(PEAK, "reference", "50", "600", "40000").split())
     assert after <= 1.05 * before
+
+
+PEAK_OF_STEPS = """
+import resource
+import torch
+from rbd import RBD
+size, few, many = 10**7, 10, 10_000  # vectors of 40 MB, which malloc gives back to the system at once
+
+def peak(optimizer):
+    optimizer.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def sketched(p, dim):
+    return RBD([p], lr=1.0, dim=dim, distribution="countsketch")
+
+for dim in (few, many, 20_000):  # loads the kernels
+    p = torch.nn.Parameter(torch.zeros(20_000))
+    p.grad = torch.ones(20_000)
+    sketched(p, dim).step()
+p = torch.nn.Parameter(torch.zeros(size))
+p.grad = torch.ones(size)
+print(peak(torch.optim.SGD([p], lr=1.0)), *(peak(sketched(p, dim)) for dim in (few, many, size)))
+"""
+
+
+def test_memory_of_a_step_with_countsketch(fresh_python):
+    """1 % more at most from d = 10 to 10,000; 3 D floats more than SGD's, also at d = D, where the coordinates are D floats."""
+    pytest.importorskip("resource")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    sgd, few, many, most = (unit * int(word) for word in fresh_python(PEAK_OF_STEPS).split())
+    assert many <= 1.01 * few
+    assert most <= sgd + 3 * 4 * 10**7
 
 
 # compiled code kept between processes

@@ -785,7 +785,7 @@ GRADIENTS = {  # each changes what a backward pass has left
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.float64,), (torch.bfloat16,), (torch.float32, torch.float64)])
 @pytest.mark.parametrize("change", GRADIENTS.values(), ids=list(GRADIENTS))
-def test_gradients_are_read_where_they_stand(change, dtypes, monkeypatch):
+def test_gradients_are_read_in_place(change, dtypes, monkeypatch):
     """To the bit the step that copies them first, also after a setting of the group has changed."""
     moved = []
     for prepare in (kernels.prepare, lambda *_: None):
