@@ -711,7 +711,7 @@ print(peak(torch.optim.SGD([p], lr=1.0)), *(peak(sketched(p, dim)) for dim in (f
 
 
 def test_memory_of_a_step_with_countsketch(fresh_python):
-    """1 % more at most from d = 10 to 10,000; 3 D floats more than SGD's, also at d = D, where the coordinates are D floats."""
+    """From d = 10 to 10,000 it may grow by 1 %; it is at most SGD's + 3 D floats, also where d = D and c has D floats."""
     pytest.importorskip("resource")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
     sgd, few, many, most = (unit * int(word) for word in fresh_python(PEAK_OF_STEPS).split())
