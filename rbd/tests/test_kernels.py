@@ -762,52 +762,52 @@ def test_compiled_code_is_not_older_than_the_generator(compiled):
 
 
 @pytest.mark.parametrize("direction", [kernels.project, kernels.expand], ids=["project", "expand"])
+@pytest.mark.parametrize("spec", [BasisSpec(one(10, 10), distribution(name), *KEY) for name in ("normal", "countsketch")],
+                         ids=["normal", "countsketch"])  # fmt: skip
 class TestBadInput:
     """g for project, c for expand, both (10,), in a basis of ten directions in R^10."""
 
-    SPEC = BasisSpec(one(10, 10), distribution("normal"), *KEY)
-
     @pytest.mark.parametrize("shape", [(9,), (11,), (1, 10), (10, 1), (), (0,)], ids=str)
-    def test_shape(self, direction, shape):
+    def test_shape(self, direction, spec, shape):
         with pytest.raises(ValueError, match=rf"^[gc]: got shape {_escaped(shape)}, allowed \(10,\)$"):
-            direction(torch.zeros(shape), self.SPEC)
+            direction(torch.zeros(shape), spec)
 
     @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64], ids=str)
-    def test_dtype(self, direction, dtype):
+    def test_dtype(self, direction, spec, dtype):
         with pytest.raises(TypeError, match=rf"^[gc]: got {dtype}, allowed a real floating-point tensor$"):
-            direction(torch.zeros(10, dtype=dtype), self.SPEC)
+            direction(torch.zeros(10, dtype=dtype), spec)
 
     @pytest.mark.parametrize("given", [[0.0] * 10, np.zeros(10), None, 1.0], ids=["list", "array", "None", "float"])
-    def test_type(self, direction, given):
+    def test_type(self, direction, spec, given):
         with pytest.raises(TypeError, match=rf"^[gc]: got {type(given).__name__}, allowed a real floating-point"):
-            direction(given, self.SPEC)
+            direction(given, spec)
 
-    def test_layout(self, direction):
+    def test_layout(self, direction, spec):
         with pytest.raises(TypeError, match=r"^[gc]: got layout torch.sparse_coo, allowed torch.strided$"):
-            direction(torch.ones(10).to_sparse(), self.SPEC)
+            direction(torch.ones(10).to_sparse(), spec)
 
-    def test_device(self, direction):
+    def test_device(self, direction, spec):
         with pytest.raises(RuntimeError, match=r"^device: no kernels for 'meta', allowed .*'cpu'"):
-            direction(torch.zeros(10, device="meta"), self.SPEC)
+            direction(torch.zeros(10, device="meta"), spec)
         with pytest.raises(RuntimeError, match=r"^device: backend 'reference' works on 'cpu', got a tensor on 'meta'$"):
-            direction(torch.zeros(10, device="meta"), self.SPEC, backend="reference")
+            direction(torch.zeros(10, device="meta"), spec, backend="reference")
 
     @pytest.mark.parametrize("out", [
         torch.zeros(10, dtype=torch.float64), torch.zeros(10, dtype=torch.int32), torch.zeros(9), torch.zeros(1, 10),
         torch.zeros(20)[::2], torch.zeros(10, device="meta"), [0.0] * 10, np.zeros(10, np.float32),
     ], ids=["float64", "int32", "short", "matrix", "strided", "meta", "list", "array"])  # fmt: skip
-    def test_out(self, direction, out):
+    def test_out(self, direction, spec, out):
         with pytest.raises((TypeError, ValueError), match=r"^out: got .*allowed .*torch.float32"):
-            direction(torch.zeros(10), self.SPEC, out=out)
+            direction(torch.zeros(10), spec, out=out)
 
-    def test_out_of_double(self, direction):
+    def test_out_of_double(self, direction, spec):
         with pytest.raises(ValueError, match=r"^out: got torch.float32 \(10,\) on cpu, allowed .* torch.float64"):
-            direction(torch.zeros(10, dtype=torch.float64), self.SPEC, out=torch.zeros(10))
+            direction(torch.zeros(10, dtype=torch.float64), spec, out=torch.zeros(10))
 
     @pytest.mark.parametrize("name", ["tpu", "", "CPU"])
-    def test_backend(self, direction, name):
+    def test_backend(self, direction, spec, name):
         with pytest.raises(ValueError, match=rf"^backend: got '{name}', allowed 'reference', 'cpu'"):
-            direction(torch.zeros(10), self.SPEC, backend=name)
+            direction(torch.zeros(10), spec, backend=name)
 
 
 def _escaped(shape: tuple) -> str:
