@@ -14,7 +14,7 @@ from rbd import Basis, kernels
 from rbd.distribution import DISTRIBUTIONS
 
 NAMES = tuple(DISTRIBUTIONS)
-DENSE = tuple(name for name, law in DISTRIBUTIONS.items() if not law.sparse)
+DENSE = tuple(name for name, distribution in DISTRIBUTIONS.items() if not distribution.sparse)
 FIELDS = ("seed", "stream", "compartment", "step", "row")
 EPS = torch.finfo(torch.float32).eps
 

@@ -364,8 +364,8 @@ def test_parameter_groups():
     options = [(0.5, "rademacher", 0, False), (0.1, "rademacher", 9, False), (0.1, "uniform", 0, True)]
     expected = [p.detach().clone() for p in params]
     for step in range(3):
-        for i, (lr, law, seed, fixed) in enumerate(options):
-            u, _ = rbd_direction(params[i].grad, optimizer.partition(i), law, seed, 0, 0 if fixed else step)
+        for i, (lr, distribution, seed, fixed) in enumerate(options):
+            u, _ = rbd_direction(params[i].grad, optimizer.partition(i), distribution, seed, 0, 0 if fixed else step)
             expected[i].add_(u, alpha=-lr)
         optimizer.step()
     assert all(torch.equal(p, e) for p, e in zip(params, expected))

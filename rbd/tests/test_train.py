@@ -767,8 +767,8 @@ def test_stopped_command_says_how_to_go_on(sent, status, word, tmp_path, undistu
 
 def learnt(name: str, epochs: int, rates: dict[str, float]) -> dict[str, list[tuple[Point, ...]]]:
     """The curves of the seeds 0, 1, 2 by method: the paper's d and batches, signs for entries."""
-    law = {method: None if method == "sgd" else "rademacher" for method in rates}
-    configs = {method: RunConfig(data=name, method=method, lr=lr, distribution=law[method], epochs=epochs)
+    names = {method: None if method == "sgd" else "rademacher" for method in rates}
+    configs = {method: RunConfig(data=name, method=method, lr=lr, distribution=names[method], epochs=epochs)
                for method, lr in rates.items()}  # fmt: skip
     return {method: [train(replace(c, seed=seed)).curve for seed in (0, 1, 2)] for method, c in configs.items()}
 
