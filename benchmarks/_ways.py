@@ -13,7 +13,8 @@ from numba import njit, prange
 
 from benchmarks._cost import LANES, ON_DEMAND, TILE, padded, rows, seconds, stored_mib, words
 from benchmarks._measure import captured, expected, fits
-from rbd import Basis, distribution, philox
+from rbd import Basis, philox
+from rbd import distribution as distributions
 
 
 def build(way: str, dim: int, size: int, device: str = "cpu"):
@@ -56,18 +57,19 @@ class OnDemand:
 
     def window(self) -> tuple[slice, torch.Tensor]:
         """The last columns, 128 at most, and the entries that the definition gives them, (d, columns) float64."""
-        law, b = distribution.distribution(self.basis.distribution), self.basis
-        if getattr(law, "sparse", False):
+        distribution, b = distributions.distribution(self.basis.distribution), self.basis
+        if getattr(distribution, "sparse", False):
             columns = np.arange(max(0, b.size - min(128, 1 + 2**24 // b.dim)), b.size)
-            which, signs = distribution.sketch(columns, b.dim, b.seed, b.stream, b.step, b.compartment)
+            which, signs = distributions.sketch(columns, b.dim, b.seed, b.stream, b.step, b.compartment)
             phi = torch.zeros(b.dim, len(columns), dtype=torch.float64)
-            phi[which, np.arange(len(columns))] = torch.from_numpy(signs).double() * law.scale(b.size, b.dim)
+            phi[which, np.arange(len(columns))] = torch.from_numpy(signs).double() * distribution.scale(b.size, b.dim)
             return slice(int(columns[0]), b.size), phi
-        chunk = (b.size - 1) // law.columns
+        chunk = (b.size - 1) // distribution.columns
         drawn = philox.words(b.row + np.arange(b.dim), np.array([chunk]), b.seed, b.stream, b.step, b.compartment)
-        start = max(chunk * law.columns, b.size - 128)
-        levels = law.entries(drawn).reshape(b.dim, -1)[:, start - chunk * law.columns : b.size - chunk * law.columns]
-        return slice(start, b.size), torch.from_numpy(levels).double() / (law.deviation * b.size**0.5)
+        first = chunk * distribution.columns
+        start = max(first, b.size - 128)
+        levels = distribution.entries(drawn).reshape(b.dim, -1)[:, start - first : b.size - first]
+        return slice(start, b.size), torch.from_numpy(levels).double() / (distribution.deviation * b.size**0.5)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def seconds(call: Callable[[], torch.Tensor]) -> float:
     return alone(captured(call), "cuda")
 
 
-def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Iterator[tuple[str, int, bool, float]]:
+def tiles(distribution: Distribution, dim: int, size: int, clock: Clock = seconds) -> Iterator[tuple[str, int, bool, float]]:
     """(what, its number, whether that is the constant now, seconds) for rows, warps, programs and parts.
 
     Other rows or warps than now have no limit of registers: the limits are for those, and others would spill with them.
@@ -43,7 +43,7 @@ def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Ite
     from rbd.compartment import BasisSpec, Compartment
     from rbd.kernels import gpu
 
-    spec = BasisSpec((Compartment(0, 0, size, dim),), law, 0, 0, 0)
+    spec = BasisSpec((Compartment(0, 0, size, dim),), distribution, 0, 0, 0)
     device = torch.device(gpu.DEVICE)
     g, c = torch.randn(size, device=device), torch.randn(dim, device=device)
     limits = getattr(gpu, "_REGISTERS", {})  # none in Triton's interpreter
@@ -51,12 +51,12 @@ def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Ite
                                      ("programs", "project", g, PROGRAMS), ("parts", "expand", c, PARTS)):  # fmt: skip
         expected = getattr(kernels, product)(x, spec, backend="gpu")
         constants = {"rows": gpu._ROWS, "warps": gpu._WARPS, "parts": gpu._PARTS}.get(what, {})
-        now = constants.get(law.name, gpu.PROGRAMS)
+        now = constants.get(distribution.name, gpu.PROGRAMS)
         for count in counts:
-            if what == "parts" and law.per_word % count:
+            if what == "parts" and distribution.per_word % count:
                 continue
-            free = {law.name: (None, None)} if limits and what in ("rows", "warps") and count != now else {}
-            with (patch.dict(constants, {law.name: count}), patch.dict(limits, free),
+            free = {distribution.name: (None, None)} if limits and what in ("rows", "warps") and count != now else {}
+            with (patch.dict(constants, {distribution.name: count}), patch.dict(limits, free),
                   patch.object(gpu, "PROGRAMS", count if what == "programs" else gpu.PROGRAMS)):  # fmt: skip
                 gpu._project_plan.cache_clear()
                 gpu._expand_plan.cache_clear()
@@ -64,7 +64,7 @@ def tiles(law: Distribution, dim: int, size: int, clock: Clock = seconds) -> Ite
                 def call(product: str = product, x: torch.Tensor = x) -> torch.Tensor:
                     return getattr(kernels, product)(x, spec, backend="gpu")
 
-                assert torch.equal(call(), expected), f"{law.name}, {count} {what}: other bits than {now}"
+                assert torch.equal(call(), expected), f"{distribution.name}, {count} {what}: other bits than {now}"
                 yield what, count, count == now, clock(call)
     gpu._project_plan.cache_clear()  # plans of other tiles
     gpu._expand_plan.cache_clear()
@@ -76,9 +76,9 @@ def main() -> int:
         print("tiles: there is no GPU", file=sys.stderr)
         return 3
     print(f"{torch.cuda.get_device_name(0)}, d = {DIM}, D = {SIZE:,}, milliseconds; * the constant now")
-    for law in [law for law in DISTRIBUTIONS.values() if not law.sparse]:
-        for what, count, now, took in tiles(law, DIM, SIZE):
-            print(f"{law.name:10} {what:8} {count:4}{'*' if now else ' '} {1000 * took:.4f}")
+    for distribution in [x for x in DISTRIBUTIONS.values() if not x.sparse]:
+        for what, count, now, took in tiles(distribution, DIM, SIZE):
+            print(f"{distribution.name:10} {what:8} {count:4}{'*' if now else ' '} {1000 * took:.4f}")
     return 0
 
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from rbd import distributed
 from rbd.compartment import BasisSpec
-from rbd.distribution import distribution
+from rbd.distribution import distribution as distribution_of
 from rbd.partition import Partition, partition
 from rbd.suite import batches, datasets, models, record
 from rbd.suite import train as loop
@@ -238,11 +238,11 @@ def _workers(case: Case) -> tuple[dict[str, float], list[dict[str, float]]]:
     """W workers with own bases on one batch, by one process in turn: θ ← θ - η Σ_r Φ_rᵀ Φ_r g."""
     config, sets, steps, losses = case.config, _dataset(case.config.data), [], []
     model, gradient, observe, bases = _network(config), gradients(config), observer(case, steps), bases_of(config)
-    theta, law = parameters_to_vector(model.parameters()).detach(), distribution(config.distribution)
+    theta, distribution = parameters_to_vector(model.parameters()).detach(), distribution_of(config.distribution)
     per_epoch = len(sets.train) // config.batch_size
     for step in range(config.epochs * per_epoch):
         loss, g = gradient(theta)
-        part = distributed.Part(g, BasisSpec(bases.compartments, law, config.seed, 0, step))
+        part = distributed.Part(g, BasisSpec(bases.compartments, distribution, config.seed, 0, step))
         moved = theta - config.lr * distributed.in_turn([part] * case.workers, "directions")
         observe(theta - moved, g)
         losses.append(float(loss))

@@ -18,7 +18,7 @@ from rbd import Basis, kernels
 from rbd.distribution import DISTRIBUTIONS
 
 NAMES = tuple(DISTRIBUTIONS)
-DENSE = tuple(name for name, law in DISTRIBUTIONS.items() if not law.sparse)
+DENSE = tuple(name for name, distribution in DISTRIBUTIONS.items() if not distribution.sparse)
 FIELDS = ("seed", "stream", "compartment", "step", "row")
 EPS = torch.finfo(torch.float32).eps
 
@@ -175,14 +175,36 @@ def test_out_is_overwritten_and_returned():
     assert torch.equal(u, basis.expand(c))
 
 
-def test_shapes_are_checked():
-    basis = Basis(3, 100)
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_shapes_are_checked(name):
+    basis = Basis(3, 100, name)
     with pytest.raises(ValueError, match=r"^g: got shape \(3,\), allowed \(100,\)$"):
         basis.project(torch.zeros(3))
     with pytest.raises(ValueError, match=r"^c: got shape \(100,\), allowed \(3,\)$"):
         basis.expand(torch.zeros(100))
     with pytest.raises(ValueError, match=r"^out: got torch.float32 \(100,\) on cpu, allowed .* \(3,\) on cpu$"):
         basis.project(torch.zeros(100), out=torch.zeros(100))
+
+
+@pytest.mark.parametrize(("x", "out", "error", "message"), [
+    (torch.zeros(10, dtype=torch.int64), None, TypeError, "[gc]: got torch.int64, allowed a real floating-point tensor"),
+    (torch.zeros(10, dtype=torch.complex64), None, TypeError, "[gc]: got torch.complex64, allowed a real floating-point"),
+    ([0.0] * 10, None, TypeError, "[gc]: got list, allowed a real floating-point tensor"),
+    (torch.ones(10).to_sparse(), None, TypeError, "[gc]: got layout torch.sparse_coo, allowed torch.strided"),
+    (torch.zeros(10, device="meta"), None, RuntimeError, "device: no kernels for 'meta', allowed .*'cpu'"),
+    (torch.zeros(10), torch.zeros(10, dtype=torch.float64), ValueError, "out: got torch.float64 .* torch.float32"),
+    (torch.zeros(10, dtype=torch.float64), torch.zeros(10), ValueError, "out: got torch.float32 .* torch.float64"),
+    (torch.zeros(10), torch.zeros(20)[::2], ValueError, "out: got .* allowed contiguous torch.float32"),
+    (torch.zeros(10), torch.zeros(10, device="meta"), ValueError, "out: got .* on meta, allowed .* on cpu"),
+    (torch.zeros(10), [0.0] * 10, TypeError, "out: got list, allowed a torch.float32 tensor"),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_what_cannot_be_multiplied(name, x, out, error, message):
+    """The errors of the kernels, in both directions, of which a sketch's are called in another way."""
+    basis = Basis(10, 10, name)
+    for product in (basis.project, basis.expand):
+        with pytest.raises(error, match=f"^{message}"):
+            product(x, out)
 
 
 # which entries

@@ -367,7 +367,7 @@ def test_an_older_rbd_has_no_sketch(benchmarks, measure, monkeypatch):
     """Then cells of it are n/a, and others are measured: asv runs old commits by the benchmarks of today."""
     from rbd import distribution
 
-    older = {name: law for name, law in distribution.DISTRIBUTIONS.items() if name != "countsketch"}
+    older = {name: distribution for name, distribution in distribution.DISTRIBUTIONS.items() if name != "countsketch"}
     monkeypatch.setattr(distribution, "DISTRIBUTIONS", older)
     ratios, kernels, step = benchmarks("ratios"), benchmarks("kernels"), benchmarks("step")
     tried = [measure.attempt(kernels._check, "cpu", way) for way in ("countsketch", "stored sketch")]
@@ -614,21 +614,21 @@ def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name, monkeypatch):
     """And every one is timed once, the constant among them or beside them; limits of registers are those of its tile."""
     from rbd.kernels import gpu
 
-    tiles, law, limits = benchmarks("tiles"), DISTRIBUTIONS[name], []
+    tiles, distribution, limits = benchmarks("tiles"), DISTRIBUTIONS[name], []
     monkeypatch.setattr(gpu, "_REGISTERS", {name: (72, 96)}, raising=False)
 
     def clock(call) -> float:
         limits.append(gpu._REGISTERS[name])
         return float(call().isfinite().all())
 
-    found = list(tiles.tiles(law, 3, 300, clock))
+    found = list(tiles.tiles(distribution, 3, 300, clock))
     for limit, (what, _, now, _) in zip(limits, found, strict=True):
         assert limit == ((None, None) if what in ("rows", "warps") and not now else (72, 96))
     assert [count for what, count, *_ in found if what == "rows"] == list(tiles.ROWS)
     assert [count for what, count, *_ in found if what == "warps"] == list(tiles.WARPS)
     assert [count for what, count, *_ in found if what == "programs"] == list(tiles.PROGRAMS)
     parts = [count for what, count, *_ in found if what == "parts"]
-    assert parts == [n for n in tiles.PARTS if law.per_word % n == 0]
+    assert parts == [n for n in tiles.PARTS if distribution.per_word % n == 0]
     assert all(seconds == 1.0 for *_, seconds in found)
 
 

@@ -15,12 +15,13 @@ import torch
 
 from rbd import FPD, NES, RBD, Basis, kernels
 from rbd.compartment import BasisSpec, Compartment
-from rbd.distribution import distribution, offsets, sketch
+from rbd.distribution import distribution as distribution_of
+from rbd.distribution import offsets, sketch
 from rbd.philox import OFFSETS, SIGNS, philox4x32, words
 from rbd.tests.conftest import DEVICES
 from rbd.tests.test_kernels import FLOATS, INDEX, KEY, expand, integers, normal, one_hot, project, same_bits, slow, unscaled
 
-LAW, UNSCALED = distribution("countsketch"), unscaled("countsketch")
+COUNTSKETCH, UNSCALED = distribution_of("countsketch"), unscaled("countsketch")
 SHAPES = [(d, D) for D in (1, 3, 127, 128, 129, 1000, 101_770) for d in sorted({1, 2, 7, 250, D - 1, D}) if 1 <= d <= D]
 LIMITS = [(d, 9000) for d in (16, 17, 64, 65, 1024, 1025, 4096, 4097)]  # where the CPU kernels change their ways
 
@@ -32,7 +33,7 @@ def one(dim: int, size: int, row: int = 0, total: int | None = None) -> tuple[Co
 def magnitudes(g: torch.Tensor, k: Compartment) -> torch.Tensor:
     """Sum of |phi_ij g_j| for every row."""
     rows, _ = sketch(np.arange(k.size), k.total, *KEY, INDEX)
-    sums = np.bincount(rows, g.abs().double().numpy(), k.total) * LAW.scale(k.size, k.total)
+    sums = np.bincount(rows, g.abs().double().numpy(), k.total) * COUNTSKETCH.scale(k.size, k.total)
     return torch.from_numpy(sums[k.row : k.row + k.dim])
 
 
@@ -71,7 +72,7 @@ def test_one_entry_in_a_column_and_rows_of_equal_support(dim, size):
 def test_no_word_is_shared():
     """Blocks of dense rows, of signs and of offsets, for the longest vector and the most segments that a word can name."""
     most = 2**32
-    dense = 16 * -(-most // distribution("normal").columns)
+    dense = 16 * -(-most // distribution_of("normal").columns)
     assert dense <= 2**29 <= SIGNS
     assert SIGNS + 16 * (most // 2048) <= OFFSETS
     assert OFFSETS + 16 * (most // 64) <= 2**32  # d = 1; offsets of a single row are not drawn
@@ -129,19 +130,20 @@ def test_expectation_of_the_update():
 @pytest.mark.parametrize(("dim", "size"), SHAPES + LIMITS)
 def test_products_of_every_shape(backend, dim, size):
     """Integers to the bit, real numbers within eps times the sum of magnitudes, all rows and a third of them."""
-    if slow(backend) and size > 10_000:
-        pytest.skip("seconds each in Triton's interpreter")
-    some = max(1, dim // 3)
-    for dtype in FLOATS:
-        for k in (one(dim, size), one(some, size, dim - some, dim)):
+    long, some = slow(backend) and size > 10_000, max(1, dim // 3)
+    if long and dim not in (250, size):
+        pytest.skip("half a second a product in Triton's interpreter; d = 250 and d = D are not skipped, in float32")
+    for dtype in FLOATS[: 1 if long else 2]:
+        for k in (one(dim, size), one(some, size, dim - some, dim))[: 1 if long else 2]:
             g, c = integers(size, 1, 100, dtype), integers(k[0].dim, 2, 100, dtype)
-            assert same_bits(project(backend, g, k, LAW), project("reference", g, k, LAW))
+            assert same_bits(project(backend, g, k, COUNTSKETCH), project("reference", g, k, COUNTSKETCH))
             assert same_bits(expand(backend, c, k, UNSCALED), expand("reference", c, k, UNSCALED))
             g, c = normal(size, 3, dtype), normal(k[0].dim, 4, dtype)
-            most = magnitudes(g, k[0]) + 1.5 * project("reference", g, k, LAW).abs().double()
-            error = project(backend, g, k, LAW).double() - project("reference", g.double(), k, LAW)
+            most = magnitudes(g, k[0]) + 1.5 * project("reference", g, k, COUNTSKETCH).abs().double()
+            error = project(backend, g, k, COUNTSKETCH).double() - project("reference", g.double(), k, COUNTSKETCH)
             assert (error.abs() <= torch.finfo(dtype).eps * most).all()
-            assert same_bits(expand(backend, c, k, LAW), expand("reference", c, k, LAW))  # no sums: to the bit
+            u = expand(backend, c, k, COUNTSKETCH)
+            assert same_bits(u, expand("reference", c, k, COUNTSKETCH))  # no sums: to the bit
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -151,13 +153,13 @@ def test_rows_alone_are_rows_of_the_whole(backend, dim, dtype):
     size = 2000 if slow(backend) else 20_000
     dim = min(dim, size)
     g, whole = normal(size, 14, dtype), one(dim, size)
-    c = project(backend, g, whole, LAW)
+    c = project(backend, g, whole, COUNTSKETCH)
     for first, last in ((0, 1), (dim // 3, dim // 2 + 1), (dim - 1, dim)):
         k = one(last - first, size, first, dim)
-        assert same_bits(project(backend, g, k, LAW), c[first:last])
+        assert same_bits(project(backend, g, k, COUNTSKETCH), c[first:last])
         share = torch.zeros(dim, dtype=dtype)
         share[first:last] = c[first:last]
-        assert same_bits(expand(backend, c[first:last], k, LAW), expand(backend, share, whole, LAW))
+        assert same_bits(expand(backend, c[first:last], k, COUNTSKETCH), expand(backend, share, whole, COUNTSKETCH))
 
 
 def test_more_rows_than_2_to_the_31(backend):
@@ -166,7 +168,7 @@ def test_more_rows_than_2_to_the_31(backend):
     offset = int(offsets(np.array([0]), d, *name)[0])
     assert offset << 32 >= 2**63
     k = Compartment(0, 0, size, size, offset, 0, d - size, d)
-    spec, g = BasisSpec((k,), LAW, *name[:3]), normal(size, 1).to(DEVICES[backend])
+    spec, g = BasisSpec((k,), COUNTSKETCH, *name[:3]), normal(size, 1).to(DEVICES[backend])
     c = kernels.project(g, spec, backend=backend)
     assert torch.equal(c.abs(), g.abs())  # rows from the offset on, in order
     assert torch.equal(kernels.expand(c, spec, backend=backend), g)
@@ -179,10 +181,11 @@ def test_many_columns_are_shared_out(set_threads, dim):
     g, c, k = integers(size, 1, 10, torch.float32), normal(dim, 2), one(dim, size)
     for threads in (1, 2, 3):
         set_threads(threads)
-        made.append((project("cpu", g, k, UNSCALED), project("cpu", normal(size, 3), k, LAW), expand("cpu", c, k, LAW)))
+        real = project("cpu", normal(size, 3), k, COUNTSKETCH), expand("cpu", c, k, COUNTSKETCH)
+        made.append((project("cpu", g, k, UNSCALED), *real))
     assert all(same_bits(a, b) for others in made[1:] for a, b in zip(others, made[0]))
     assert same_bits(made[0][0], project("reference", g, k, UNSCALED))
-    assert same_bits(made[0][2], expand("reference", c, k, LAW))
+    assert same_bits(made[0][2], expand("reference", c, k, COUNTSKETCH))
 
 
 def test_numbers_that_are_not_finite_stay_in_their_row_and_column(backend):
@@ -192,15 +195,15 @@ def test_numbers_that_are_not_finite_stay_in_their_row_and_column(backend):
         for bad in (math.nan, math.inf):
             for place in (0, 499, 999):
                 g = torch.where(one_hot(place, size) == 1, bad, 1.0)
-                c = project(backend, g, one(d, size), LAW)
+                c = project(backend, g, one(d, size), COUNTSKETCH)
                 assert (~c.isfinite()).nonzero().ravel().tolist() == [rows[place]]
-            u = expand(backend, torch.where(one_hot(d // 2, d) == 1, bad, 1.0), one(d, size), LAW)
+            u = expand(backend, torch.where(one_hot(d // 2, d) == 1, bad, 1.0), one(d, size), COUNTSKETCH)
             assert np.array_equal(~u.isfinite().numpy(), rows == d // 2)
 
 
 def test_the_total_goes_through_torch_compile(backend):
     k = (Compartment(INDEX, 0, 100, 3, 4, 0, 0, 20),)
-    spec, g = BasisSpec(k, LAW, 1, 2, 3), normal(100, 5).to(DEVICES[backend])
+    spec, g = BasisSpec(k, COUNTSKETCH, 1, 2, 3), normal(100, 5).to(DEVICES[backend])
     compiled = torch.compile(lambda x: kernels.project(x, spec, backend=backend), backend="aot_eager", fullgraph=True)
     assert same_bits(compiled(g), kernels.project(g, spec, backend=backend))
 
@@ -213,9 +216,9 @@ def test_the_total_goes_through_torch_compile(backend):
 def test_as_many_directions_as_parameters_are_the_identity(backend, size, dtype):
     """A signed cyclic shift and its inverse: u is g to the bit."""
     g, k = normal(size, 6, dtype), one(size, size)
-    c = project(backend, g, k, LAW)
+    c = project(backend, g, k, COUNTSKETCH)
     assert same_bits(c.abs().sort().values, g.abs().sort().values)
-    assert same_bits(expand(backend, c, k, LAW), g)
+    assert same_bits(expand(backend, c, k, COUNTSKETCH), g)
 
 
 @pytest.mark.parametrize("optimizer", [RBD, FPD])
@@ -269,12 +272,12 @@ def test_rows_that_no_basis_has(given, message):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("dim", [1, 7, 250, 1500, 5000])
-def test_parts_are_read_where_they_stand(dim, dtype):
+def test_parts_are_read_in_place(dim, dtype):
     """To the bit what their vector gives: chunks of one tensor, of two, of many small ones; the definition on integers."""
     sizes = (4096, 3000, 1, 0, 700, *[5] * 40, 9000, 3003)  # 20,000
     k = Compartment(0, 0, 5001, dim), Compartment(1, 5001, 20_000, dim)  # the second begins inside a tensor
-    for g, law in ((normal(20_000, 20, dtype), LAW), (integers(20_000, 21, 100, dtype), UNSCALED)):
-        spec, parts, made = BasisSpec(k, law, 1, 2, 3), [p.clone() for p in g.split(sizes)], {}
+    for g, distribution in ((normal(20_000, 20, dtype), COUNTSKETCH), (integers(20_000, 21, 100, dtype), UNSCALED)):
+        spec, parts, made = BasisSpec(k, distribution, 1, 2, 3), [p.clone() for p in g.split(sizes)], {}
         for backend in ("reference", "cpu"):
             made[backend] = torch.full((2 * dim,), math.nan, dtype=dtype)
             kernels.load(backend, sparse=True).project_parts(parts, spec, made[backend])
@@ -290,7 +293,7 @@ class Elsewhere(torch.Tensor):
 
 def test_prepared_products_are_the_general_ones():
     """To the bit; None for tensors that cannot be read as they stand."""
-    spec, shapes = BasisSpec(one(50, 600), LAW, 1, 2, 3), ((20, 25), (100,))
+    spec, shapes = BasisSpec(one(50, 600), COUNTSKETCH, 1, 2, 3), ((20, 25), (100,))
     prepared = kernels.prepare(spec, [500, 100], torch.device("cpu"))
     params, c, f32 = [normal(math.prod(s), 1).view(s) for s in shapes], normal(50, 2), torch.float32
     g = torch.cat([p.reshape(-1) for p in params])

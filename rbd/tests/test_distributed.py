@@ -102,6 +102,7 @@ CASES = {f"{variant} {name}": case for variant in VARIANTS for name, case in {
                    partition="by_ratio:4", distribution="rademacher"))),  # fmt: skip
     "accumulated": Case(variant, accumulate=2),
     "few directions": Case(variant, options(dim=2)),  # fewer than workers
+    "countsketch": Case(variant, options(dim=13, partition="by_layer", distribution="countsketch", redraw=2)),
     "large": Case(variant, options(dim=21, distribution="rademacher"), widths=LARGE),
     "float64": Case(variant, options(distribution="rademacher"), dtype=torch.float64),
 }.items()}  # fmt: skip
@@ -136,22 +137,23 @@ def ddp_trained(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
     return after
 
 
-def behind_hook(model: nn.Module, group: dist.ProcessGroup, dim: int = 21, bucket_mb: float = 25, **options):
+def behind_hook(model: nn.Module, group: dist.ProcessGroup, dim: int = 21, distribution: str = "rademacher",
+                bucket_mb: float = 25, **options):  # fmt: skip
     """A model under DDP whose hook sends coordinates, and the hook's state."""
     replica = nn.parallel.DistributedDataParallel(model, process_group=group, bucket_cap_mb=bucket_mb)
-    state = distributed.CoordinatesState(model.parameters(), dim, "rademacher", process_group=group, **options)
+    state = distributed.CoordinatesState(model.parameters(), dim, distribution, process_group=group, **options)
     replica.register_comm_hook(state, distributed.coordinates_hook)
     return replica, state
 
 
-def hooked(make, group: dist.ProcessGroup, bucket_mb: float = 25, resume: int | None = None) -> list[Tensor]:
+def hooked(make, group: dist.ProcessGroup, resume: int | None = None, **given) -> list[Tensor]:
     """The parameters after every step of the user's own optimizer behind the hook that sends coordinates."""
     model, case = network(LARGE), Case("common", widths=LARGE)
-    replica, _ = behind_hook(model, group, bucket_mb=bucket_mb, seed=5, redraw=2)
+    replica, _ = behind_hook(model, group, seed=5, redraw=2, **given)
     optimizer, after = make(model.parameters()), []
     for step in range(STEPS):
         if step == resume:  # as after a restart
-            replica, state = behind_hook(model, group, seed=5, redraw=2)
+            replica, state = behind_hook(model, group, seed=5, redraw=2, **given)
             state.step = step
         optimizer.zero_grad()
         case.backward(replica, step, dist.get_rank(group))
@@ -274,7 +276,8 @@ def resumed(group: dist.ProcessGroup, state: dict, weights: dict) -> Tensor:
 
 SHARDED = {"whole": dict(partition="whole", dim=7),
            "even": dict(partition="even:40", dim=80, redraw=2, distribution="uniform"),
-           "by layer": dict(partition="by_layer", dim=9, distribution="rademacher")}  # fmt: skip
+           "by layer": dict(partition="by_layer", dim=9, distribution="rademacher"),
+           "countsketch": dict(partition="by_layer", dim=9, distribution="countsketch")}  # fmt: skip
 
 
 def sharded(case: Case, group: dist.ProcessGroup) -> list[Tensor]:
@@ -445,6 +448,7 @@ def battery(state: dict, weights: dict, folder: Path) -> dict:
             mine |= {f"hook {name}": hooked(make, group) for name, make in OPTIMIZERS.items()}
             mine["hook small buckets"] = hooked(OPTIMIZERS["sgd"], group, bucket_mb=0.001)
             mine["hook resumed"] = hooked(OPTIMIZERS["sgd"], group, resume=3)  # in the middle of a basis
+            mine["hook countsketch"] = hooked(OPTIMIZERS["sgd"], group, distribution="countsketch")
             mine["resumed"] = resumed(group, state, weights)
             mine |= {f"sharded {name}": sharded(Case("ddp", options(**given), accumulate=2), group)
                      for name, given in SHARDED.items()}  # fmt: skip
@@ -563,8 +567,10 @@ def test_ddp_in_order_is_the_mean_gradient(found, workers):
 
 def test_what_users_own_optimizers_do_behind_the_hook(found):
     """Plain SGD behind it is RBD by tensors, whatever DDP's buckets; others move as one process that is told it."""
+    case = Case("common", options(dim=21, partition="by_tensor", distribution="rademacher", redraw=2), widths=LARGE)
+    sketched = replace(case, options=case.options + options(distribution="countsketch"))
     for workers in range(1, MOST + 1):
-        case = Case("common", options(dim=21, partition="by_tensor", distribution="rademacher", redraw=2), widths=LARGE)
+        equal(found[workers, "hook countsketch"], followed(sketched, workers))
         equal(found[workers, "hook sgd"], followed(case, workers))
         equal(found[workers, "hook small buckets"], followed(case, workers))
         equal(found[workers, "hook resumed"], followed(case, workers))
@@ -923,7 +929,7 @@ def dense(part: Part, variant: str, worker: int, workers: int) -> list[tuple[sli
     k: Compartment
     spec, made, stream = part.spec, [], worker if variant in ("bases", "directions") else 0
     for k in worker_rows(spec.compartments, worker, workers) if variant == "shares" else spec.compartments:
-        phi = Basis(k.dim, k.size, spec.distribution.name, spec.seed, stream, k.number, spec.step, k.row).dense()
+        phi = Basis(k.dim, k.size, spec.distribution.name, spec.seed, stream, k.number, spec.step, k.row, k.total).dense()
         made.append((slice(k.start, k.stop), phi.double()))
     return made
 
@@ -931,12 +937,13 @@ def dense(part: Part, variant: str, worker: int, workers: int) -> list[tuple[sli
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 @pytest.mark.parametrize("form", ["whole", "by_layer", "even:5"])
-def test_in_turn_is_the_table(variant, workers, form):
+@pytest.mark.parametrize("name", ["uniform", "countsketch"])
+def test_in_turn_is_the_table(name, variant, workers, form):
     """By dense matrices in float64, whose float32 entries carry rounding of 1e-7."""
     layout = tuple((name, p.numel()) for name, p in network().named_parameters())
     cut = partition(form, layout, 12).compartments
     g = [normal(83, seed=r if variant in OWN_BATCH else 0, dtype=torch.float64) for r in range(workers)]
-    parts = [Part(g_r, BasisSpec(cut, DISTRIBUTIONS["uniform"], 3, 0, 9)) for g_r in g]
+    parts = [Part(g_r, BasisSpec(cut, DISTRIBUTIONS[name], 3, 0, 9)) for g_r in g]
     expected = torch.zeros(83, dtype=torch.float64)
     for r, part in enumerate(parts):
         for columns, phi in dense(part, variant, r, workers):
@@ -946,11 +953,12 @@ def test_in_turn_is_the_table(variant, workers, form):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_one_worker_is_plain_rbd(variant):
+@pytest.mark.parametrize("name", ["normal", "countsketch"])
+def test_one_worker_is_plain_rbd(name, variant):
     cut = partition("even:5", (("", 83),), 12)
     g = normal(83)
-    u = in_turn([Part(g, BasisSpec(cut.compartments, DISTRIBUTIONS["normal"], 3, 0, 9))], variant)
-    assert torch.equal(u, rbd_direction(g, cut, "normal", 3, 0, 9)[0])
+    u = in_turn([Part(g, BasisSpec(cut.compartments, DISTRIBUTIONS[name], 3, 0, 9))], variant)
+    assert torch.equal(u, rbd_direction(g, cut, name, 3, 0, 9)[0])
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 7, 30])

@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rbd.distribution import DISTRIBUTIONS, QUANTILE, _fma, distribution
+from rbd.distribution import DISTRIBUTIONS, QUANTILE, _fma
+from rbd.distribution import distribution as distribution_of
 from rbd.philox import words
 
-NAMES = tuple(name for name, law in DISTRIBUTIONS.items() if not law.sparse)  # tests of the sparse one: test_countsketch
+NAMES = tuple(name for name in DISTRIBUTIONS if not DISTRIBUTIONS[name].sparse)  # tests of the sparse one: test_countsketch
 ROWS, COLUMNS = 32, 2**15  # about a million entries: the standard error of a mean is 0.001
 
 
 @cache
 def sample(name: str, seed: int = 0, stream: int = 0, step: int = 0, compartment: int = 0) -> np.ndarray:
     """Levels of variance 1 of the first rows and columns of a basis, (ROWS, COLUMNS) float64."""
-    law = distribution(name)
-    made = words(np.arange(ROWS), np.arange(COLUMNS // law.columns), seed, stream, step, compartment)
-    return law.entries(made).reshape(ROWS, -1).astype(np.float64) / law.deviation
+    distribution = distribution_of(name)
+    made = words(np.arange(ROWS), np.arange(COLUMNS // distribution.columns), seed, stream, step, compartment)
+    return distribution.entries(made).reshape(ROWS, -1).astype(np.float64) / distribution.deviation
 
 
 # tables
@@ -35,47 +36,49 @@ def sample(name: str, seed: int = 0, stream: int = 0, step: int = 0, compartment
 
 @pytest.mark.parametrize(("name", "bits"), [("normal", 16), ("uniform", 8), ("rademacher", 1)])
 def test_table(name, bits):
-    law = distribution(name)
-    assert (law.name, law.bits, law.per_word, law.columns) == (name, bits, 32 // bits, 64 * 32 // bits)
-    assert law.levels.shape == (2**bits,)
-    assert law.levels.dtype == np.float32
-    assert len(np.unique(law.levels)) == 2**bits
-    assert (law.levels != 0).all()  # so a NaN or an infinity in a gradient always reaches the coordinates
-    np.testing.assert_array_equal(np.sort(law.levels), -np.sort(law.levels)[::-1])  # symmetric: the mean is 0 exactly
+    distribution = distribution_of(name)
+    assert (distribution.name, distribution.bits) == (name, bits)
+    assert (distribution.per_word, distribution.columns) == (32 // bits, 64 * 32 // bits)
+    assert distribution.levels.shape == (2**bits,)
+    assert distribution.levels.dtype == np.float32
+    assert len(np.unique(distribution.levels)) == 2**bits
+    assert (distribution.levels != 0).all()  # so a NaN or an infinity in a gradient always reaches the coordinates
+    upwards = np.sort(distribution.levels)
+    np.testing.assert_array_equal(upwards, -upwards[::-1])  # symmetric: the mean is 0 exactly
     with pytest.raises(ValueError, match="read-only"):
-        law.levels[0] = 1
+        distribution.levels[0] = 1
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_variance_is_one(name):
-    law = distribution(name)
-    mean_square = sum(Fraction(float(level)) ** 2 for level in law.levels) / len(law.levels)
-    assert law.deviation == math.sqrt(mean_square)  # the exact mean square, rounded once
-    assert law.scale(10, 3) == 1 / (law.deviation * math.sqrt(10))
+    distribution = distribution_of(name)
+    mean_square = sum(Fraction(float(level)) ** 2 for level in distribution.levels) / len(distribution.levels)
+    assert distribution.deviation == math.sqrt(mean_square)  # the exact mean square, rounded once
+    assert distribution.scale(10, 3) == 1 / (distribution.deviation * math.sqrt(10))
 
 
 def test_levels_of_signs_and_uniform_numbers():
-    assert distribution("rademacher").levels.tolist() == [1, -1]
-    assert distribution("rademacher").deviation == 1
+    assert distribution_of("rademacher").levels.tolist() == [1, -1]
+    assert distribution_of("rademacher").deviation == 1
     by_hand = [2 * (b - 256 if b > 127 else b) + 1 for b in range(256)]
-    assert distribution("uniform").levels.tolist() == by_hand
-    assert distribution("uniform").deviation == math.sqrt((256**2 - 1) / 3)  # of n odd integers: (n^2 - 1) / 3
+    assert distribution_of("uniform").levels.tolist() == by_hand
+    assert distribution_of("uniform").deviation == math.sqrt((256**2 - 1) / 3)  # of n odd integers: (n^2 - 1) / 3
 
 
 def test_levels_of_normal_numbers_are_quantiles():
     """3.2e-5: the polynomials' largest error of 3.1e-5, and float32's roundings (half an ulp at 4: 2.4e-7)."""
-    levels = distribution("normal").levels
+    levels = distribution_of("normal").levels
     quantiles = [-NormalDist().inv_cdf((m + 0.5) / 2**16) for m in range(2**15)]
     assert np.abs(levels[: 2**15] - np.array(quantiles)).max() < 3.2e-5
     np.testing.assert_array_equal(levels[2**15 :], -levels[: 2**15])  # bit 15 is the sign
     assert (np.diff(levels[: 2**15]) < 0).all()  # further from the tail, nearer to 0
     assert np.abs(levels).max() <= 4.325
-    assert abs(distribution("normal").deviation - 1) < 1e-4
+    assert abs(distribution_of("normal").deviation - 1) < 1e-4
 
 
 def test_small_levels_keep_their_relative_precision():
     """The least level, half of 2**-16 from the middle, to 1 %: 3.2e-5 would be more than all of it."""
-    least = distribution("normal").levels[2**15 - 1]
+    least = distribution_of("normal").levels[2**15 - 1]
     assert least == pytest.approx(NormalDist().inv_cdf(0.5 + 0.5 / 2**16), rel=0.01)
     assert QUANTILE[15, 0] == 0
 
@@ -111,13 +114,13 @@ def test_fma_rounds_once_for_every_level():
         exact = [Fraction(a) * Fraction(b) + Fraction(d) for a, b, d in zip(*(v.tolist() for v in (z, s, c[power])))]
         z = _fma(z, s, c[power])
         np.testing.assert_array_equal(z, np.array([rounded(f) for f in exact], np.float32))
-    np.testing.assert_array_equal(z, distribution("normal").levels[: 2**15])
+    np.testing.assert_array_equal(z, distribution_of("normal").levels[: 2**15])
 
 
 @pytest.mark.parametrize("bad", ["gauss", "Normal", "", None, 3])
 def test_unknown_name(bad):
     with pytest.raises(ValueError, match=r"distribution: got .*, allowed 'normal', 'uniform', 'rademacher'"):
-        distribution(bad)
+        distribution_of(bad)
 
 
 # order of columns
@@ -126,15 +129,15 @@ def test_unknown_name(bad):
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_columns(name):
     """Column 64 part + p of a chunk is part number ``part``, the lowest bits first, of word p."""
-    law = distribution(name)
+    distribution = distribution_of(name)
     made = words(np.array([4, 9]), np.array([0, 7, 8]), 1, 2, 3, 4)  # (2, 3, 64)
-    entries = law.entries(made)
-    assert entries.shape == (2, 3, law.columns)
+    entries = distribution.entries(made)
+    assert entries.shape == (2, 3, distribution.columns)
     assert entries.dtype == np.float32
     for place in np.ndindex(made.shape):
         word = int(made[place])
-        for part in range(law.per_word):
-            level = law.levels[(word >> (law.bits * part)) % 2**law.bits]
+        for part in range(distribution.per_word):
+            level = distribution.levels[(word >> (distribution.bits * part)) % 2**distribution.bits]
             assert entries[place[0], place[1], 64 * part + place[2]] == level
 
 
@@ -144,7 +147,7 @@ def test_order_of_columns(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_moments(name):
     """Mean, variance, skewness, kurtosis within 5 standard errors, from the moments of the levels themselves."""
-    x, levels = sample(name), distribution(name).levels / distribution(name).deviation
+    x, levels = sample(name), distribution_of(name).levels / distribution_of(name).deviation
     for power in (1, 2, 3, 4):
         expected = np.mean(levels.astype(np.float64) ** power)
         error = np.std(levels.astype(np.float64) ** power) / math.sqrt(x.size)
@@ -153,7 +156,7 @@ def test_moments(name):
 
 def test_kurtosis_is_that_of_the_law():
     """The table of normal levels ends at 4.325 and still has kurtosis 3 to 0.2 %; uniform numbers have 9/5, signs 1."""
-    kurtosis = {n: np.mean(distribution(n).levels.astype(float) ** 4) / distribution(n).deviation ** 4 for n in NAMES}
+    kurtosis = {n: np.mean(distribution_of(n).levels.astype(float) ** 4) / distribution_of(n).deviation ** 4 for n in NAMES}
     assert kurtosis["normal"] == pytest.approx(3, rel=0.002)
     assert kurtosis["uniform"] == pytest.approx(9 / 5, rel=1e-4)
     assert kurtosis["rademacher"] == 1
@@ -181,7 +184,8 @@ def test_chi_square_of_uniform_levels():
 
 def test_chi_square_of_normal_levels():
     """1024 equally likely bands of 64 levels, 1024 numbers expected in each."""
-    place = np.searchsorted(np.sort(distribution("normal").levels), sample("normal") * distribution("normal").deviation)
+    distribution = distribution_of("normal")
+    place = np.searchsorted(np.sort(distribution.levels), sample("normal") * distribution.deviation)
     counts = np.bincount(place.ravel() // 64, minlength=1024)
     assert len(counts) == 1024
     assert 1e-4 < scipy.stats.chisquare(counts).pvalue < 1 - 1e-4
@@ -193,7 +197,7 @@ def test_balance_of_signs(name):
     positive = sample(name) > 0
     assert abs(positive.mean() - 0.5) < 5 * 0.5 / math.sqrt(positive.size)
     assert np.abs(positive.mean(axis=1) - 0.5).max() < 5 * 0.5 / math.sqrt(COLUMNS)
-    parts = positive.reshape(ROWS, -1, distribution(name).per_word, 64).mean(axis=(0, 1, 3))
+    parts = positive.reshape(ROWS, -1, distribution_of(name).per_word, 64).mean(axis=(0, 1, 3))
     assert np.abs(parts - 0.5).max() < 5 * 0.5 / math.sqrt(positive.size / len(parts))
 
 
@@ -221,10 +225,10 @@ def test_bases_of_other_names_are_uncorrelated(name, field):
     """Neighbours, powers of two and the largest number of every field; also squares, which would show equal sizes."""
     x = sample(name)
     for value in (1, 2, 2**16, 2**31, 2**32 - 1):
-        law = distribution(name)
+        distribution = distribution_of(name)
         fields = {"seed": 0, "stream": 0, "step": 0, "compartment": 0, field: value}
-        made = words(np.arange(4), np.arange(COLUMNS // law.columns), **fields)
-        y = law.entries(made).reshape(4, -1) / law.deviation
+        made = words(np.arange(4), np.arange(COLUMNS // distribution.columns), **fields)
+        y = distribution.entries(made).reshape(4, -1) / distribution.deviation
         assert abs((x[:4] * y).mean()) < 5 / math.sqrt(y.size), value
         kurtosis = (x**4).mean()
         covariance = ((x[:4] ** 2 - 1) * (y**2 - 1)).mean()

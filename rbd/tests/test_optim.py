@@ -220,7 +220,8 @@ def test_one_sign_in_one_dimension_is_gradient_descent():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_fpd_never_leaves_its_plane(form):
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_fpd_never_leaves_its_plane(name, form):
     """θ - θ0 is a combination of the rows of one Φ: least squares leave 1e-6 of it (dense() rounds entries by 1e-7).
 
     RBD does leave it, by far.
@@ -228,11 +229,11 @@ def test_fpd_never_leaves_its_plane(form):
     for optimizer_class, stays in ((FPD, True), (RBD, False)):
         model = network(torch.float64)
         start = flat(model.parameters())
-        optimizer = optimizer_class(model.named_parameters(), lr=0.5, dim=20, partition=form)
+        optimizer = optimizer_class(model.named_parameters(), lr=0.5, dim=20, partition=form, distribution=name)
         train(model, optimizer, 20)
         moved = flat(model.parameters()) - start
         compartments = optimizer.partition().compartments
-        planes = [Basis(k.dim, k.stop - k.start, compartment=k.number).dense().double() for k in compartments]
+        planes = [Basis(k.dim, k.size, name, compartment=k.number).dense().double() for k in compartments]
         plane = torch.block_diag(*planes).T  # (D, d)
         rest = moved - plane @ torch.linalg.lstsq(plane, moved[:, None]).solution[:, 0]
         assert (rest.norm() < 1e-6 * moved.norm()) == stays
@@ -363,8 +364,8 @@ def test_parameter_groups():
     options = [(0.5, "rademacher", 0, False), (0.1, "rademacher", 9, False), (0.1, "uniform", 0, True)]
     expected = [p.detach().clone() for p in params]
     for step in range(3):
-        for i, (lr, law, seed, fixed) in enumerate(options):
-            u, _ = rbd_direction(params[i].grad, optimizer.partition(i), law, seed, 0, 0 if fixed else step)
+        for i, (lr, distribution, seed, fixed) in enumerate(options):
+            u, _ = rbd_direction(params[i].grad, optimizer.partition(i), distribution, seed, 0, 0 if fixed else step)
             expected[i].add_(u, alpha=-lr)
         optimizer.step()
     assert all(torch.equal(p, e) for p, e in zip(params, expected))
@@ -446,7 +447,7 @@ def test_add_param_group():
 
 METHODS = {
     "rbd": lambda model, seed: RBD(model.named_parameters(), 0.5, 20, "by_layer", "uniform", seed, redraw=2),
-    "fpd": lambda model, seed: FPD(model.parameters(), 0.5, 20, "even:3", seed=seed),
+    "fpd": lambda model, seed: FPD(model.parameters(), 0.5, 20, "even:3", "countsketch", seed),
     "nes": lambda model, seed: NES(model.parameters(), 0.1, 10, seed=seed),
 }
 
@@ -785,7 +786,7 @@ GRADIENTS = {  # each changes what a backward pass has left
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.float64,), (torch.bfloat16,), (torch.float32, torch.float64)])
 @pytest.mark.parametrize("change", GRADIENTS.values(), ids=list(GRADIENTS))
-def test_gradients_are_read_where_they_stand(change, dtypes, monkeypatch):
+def test_gradients_are_read_in_place(change, dtypes, monkeypatch):
     """To the bit the step that copies them first, also after a setting of the group has changed."""
     moved = []
     for prepare in (kernels.prepare, lambda *_: None):
@@ -820,11 +821,12 @@ def test_a_gradient_of_another_shape_is_refused_as_torch_refuses_it():
 
 @pytest.mark.parametrize("form", ["whole", "by_layer"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_gradients_that_are_not_finite(bad, form):
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_gradients_that_are_not_finite(name, bad, form):
     """The parameter is named; no parameter of any group moves, no step is counted; the next good gradient works."""
     model, extra = network(), parameter(normal(10), normal(10))
     groups = [{"params": [("extra", extra)], "dim": 2}, {"params": list(model.named_parameters())}]
-    optimizer = RBD(groups, lr=0.5, dim=20, partition=form)
+    optimizer = RBD(groups, lr=0.5, dim=20, partition=form, distribution=name)
     loss(model).backward()
     model[2].bias.grad[1] = bad
     before = flat([extra, *model.parameters()])
@@ -839,19 +841,21 @@ def test_gradients_that_are_not_finite(bad, form):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("seed", range(4))  # signs of the one entry that meets it
-def test_gradients_that_are_not_finite_in_one_direction(bad, seed):
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_gradients_that_are_not_finite_in_one_direction(name, bad, seed):
     """With d = 1 the only coordinate is infinite, of either sign, rather than NaN."""
     p = parameter(normal(10), normal(10))
     p.grad[3] = bad
     with pytest.raises(FloatingPointError, match="^gradient: got NaN or infinity in parameter 0"):
-        RBD([p], lr=0.5, dim=1, seed=seed).step()
+        RBD([p], lr=0.5, dim=1, distribution=name, seed=seed).step()
     assert torch.equal(p, normal(10))
 
 
-def test_unnamed_parameters_are_counted():
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_unnamed_parameters_are_counted(name):
     params = [parameter(normal(5), normal(5)), parameter(normal(5), torch.full((5,), math.nan))]
     with pytest.raises(FloatingPointError, match="NaN or infinity in parameter 1, allowed"):
-        RBD(params, lr=0.5, dim=2).step()
+        RBD(params, lr=0.5, dim=2, distribution=name).step()
 
 
 def test_gradients_whose_projections_overflow():
@@ -861,11 +865,12 @@ def test_gradients_whose_projections_overflow():
     assert torch.equal(p, normal(1000))
 
 
-def test_sparse_gradients():
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_sparse_gradients(name):
     embedding = nn.Embedding(10, 3, sparse=True)
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(TypeError, match="^sparse gradients are not supported$"):
-        RBD(embedding.parameters(), lr=0.5, dim=2).step()
+        RBD(embedding.parameters(), lr=0.5, dim=2, distribution=name).step()
 
 
 BAD = [

@@ -43,7 +43,7 @@ IMAGES, BATCH, PER_EPOCH = 320, 32, 10  # of the fixture `few`
 FIELDS = {
     "sgd": {"lr": 0.125},
     "rbd": {"lr": 4.0, "dim": 20, "distribution": "rademacher"},
-    "fpd": {"lr": 4.0, "dim": 20, "distribution": "rademacher"},
+    "fpd": {"lr": 4.0, "dim": 20, "distribution": "countsketch"},
     "nes": {"lr": 0.1, "dim": 3, "distribution": "rademacher"},
     "rbd-nes": {"lr": 0.1, "dim": 3, "distribution": "rademacher"},
     "subspace-adam": {"lr": 0.25, "dim": 20, "distribution": "rademacher"},
@@ -111,7 +111,7 @@ def test_one_epoch_is_the_papers_formula(method, few, tmp_path, set_threads):
         loss = cross_entropy(model(x), y)
         g = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
         if method != "sgd":
-            phi = Basis(6, SIZE, "rademacher", seed=run.seed, step=step if method == "rbd" else 0).dense()
+            phi = Basis(6, SIZE, run.distribution, seed=run.seed, step=step if method == "rbd" else 0).dense()
             g = phi.T @ (phi @ g)
         theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - run.lr * g
         torch.nn.utils.vector_to_parameters(theta, model.parameters())
@@ -491,6 +491,7 @@ def test_a_run_says_on_how_many_threads_its_earlier_epochs_ran(few, tmp_path, mo
 @pytest.mark.parametrize("changes", [
     {"redraw": 7},  # 7 steps to a basis, 10 to an epoch: the basis of steps 7 ... 13 is needed on both sides
     {"partition": "by_layer", "distribution": "normal"},
+    {"redraw": 7, "distribution": "countsketch", "dim": 2500},
     {"partition": "by_ratio:10000", "dim": None, "distribution": "uniform"},
     {"model": "resnet8", "epochs": 2},  # batch norm: running means are state too
     {"switch": 1}, {"switch": 2},  # it goes on where sgd takes over, and before
@@ -766,8 +767,8 @@ def test_stopped_command_says_how_to_go_on(sent, status, word, tmp_path, undistu
 
 def learnt(name: str, epochs: int, rates: dict[str, float]) -> dict[str, list[tuple[Point, ...]]]:
     """The curves of the seeds 0, 1, 2 by method: the paper's d and batches, signs for entries."""
-    law = {method: None if method == "sgd" else "rademacher" for method in rates}
-    configs = {method: RunConfig(data=name, method=method, lr=lr, distribution=law[method], epochs=epochs)
+    names = {method: None if method == "sgd" else "rademacher" for method in rates}
+    configs = {method: RunConfig(data=name, method=method, lr=lr, distribution=names[method], epochs=epochs)
                for method, lr in rates.items()}  # fmt: skip
     return {method: [train(replace(c, seed=seed)).curve for seed in (0, 1, 2)] for method, c in configs.items()}
 
