@@ -396,16 +396,22 @@ class RBD(_RandomBases):
 
     def _queue(self) -> None:
         """The update as work for the device alone: θ += Φᵀ (-η Φ g)."""
-        for index, group in enumerate(self.param_groups):
-            if any(p.grad is None for p in group["params"]):
-                raise ValueError("capturable=True needs a gradient in every parameter")
-            part = self._part(index)
-            with kernels.owned(self, part.g.device):
-                c = kernels.project(part.g, part.spec)  # (d,)
-            kernels.add(-group["lr"] * c, part.spec, group["params"])
+        moves = [self._queue_move(index) for index in range(len(self.param_groups))]  # before anything is moved
+        for group, move in zip(self.param_groups, moves):
+            kernels.add(*move, group["params"])
         counted = self._is_moving_there()
         for group in self.param_groups:
             group["step"] += counted
+
+    def _queue_move(self, index: int) -> tuple[Tensor, BasisSpec]:
+        """-η Φ g (d,) of a group, and its bases."""
+        group = self.param_groups[index]
+        if any(p.grad is None for p in group["params"]):
+            raise ValueError("capturable=True needs a gradient in every parameter")
+        part = self._part(index)
+        with kernels.owned(self, part.g.device):
+            c = kernels.project(part.g, part.spec)  # (d,)
+        return -group["lr"] * c, part.spec
 
     def _vectors(self) -> list[_Vectors]:
         """Those of every group, made anew when a setting, shape, dtype or device has changed since the last step."""

@@ -1246,6 +1246,15 @@ def test_capturable_needs_all_gradients():
         optimizer.step()
 
 
+@pytest.mark.parametrize(("grad", "error"), [(None, ValueError), (torch.ones(3).to_sparse(), TypeError)])
+def test_capturable_moves_no_group_if_one_has_no_gradient_to_use(grad, error):
+    params = [parameter(torch.ones(3), torch.ones(3)), parameter(torch.ones(3), grad)]
+    optimizer = RBD([{"params": [p]} for p in params], lr=1.0, dim=2, capturable=True)
+    with pytest.raises(error):
+        optimizer.step()
+    assert torch.equal(flat(params), torch.ones(6)) and int(optimizer.param_groups[0]["step"]) == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["rademacher", "countsketch"])
 def test_capturable_optimizers_have_counters_of_their_own(name, monkeypatch):
