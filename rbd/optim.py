@@ -539,7 +539,7 @@ class _Trial:
     @classmethod
     def of(cls, group: dict, capturable: bool) -> _Trial:
         start = [torch.empty_like(p) for p in group["params"]]
-        losses = torch.zeros(group["dim"], device=start[0].device)
+        losses = torch.zeros(group["dim"], dtype=torch.float32, device=start[0].device)
         return cls(start, losses, torch.zeros((), dtype=torch.int64, device=start[0].device) if capturable else 0)
 
     def fits(self, group: dict) -> bool:
@@ -671,7 +671,7 @@ class NES(_RandomBases):
 
     def _loss_at(self, closure: Callable[[], Tensor | float], start: list[Tensor], row: int | Tensor) -> Tensor:
         (group,) = self.param_groups
-        spec, one = self._spec(0), torch.ones(1, device=start[0].device)
+        spec, one = self._spec(0), torch.ones(1, dtype=torch.float32, device=start[0].device)
         (whole,), there = spec.compartments, row if isinstance(row, Tensor) else None
         number = 0 if isinstance(row, Tensor) else row
         direction = Compartment(whole.number, 0, whole.stop, 1, number, total=whole.total)
@@ -692,7 +692,8 @@ def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
     Raises:
         TypeError: it is not a number, or has more than one value.
     """
-    loss = torch.as_tensor(value, device=device) if hasattr(value, "__float__") else None  # as numbers and arrays have
+    dtype = torch.float32 if type(value) is float else None  # whatever torch's default dtype is
+    loss = torch.as_tensor(value, dtype=dtype, device=device) if hasattr(value, "__float__") else None  # as arrays have too
     if loss is not None and loss.numel() == 1 and not loss.is_complex():
         return loss.detach().reshape(())
     got = repr(value) if loss is None else f"{loss.dtype} of shape {tuple(loss.shape)}"

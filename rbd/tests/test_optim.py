@@ -8,6 +8,7 @@ import io
 import math
 import pickle
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -1001,7 +1002,7 @@ def test_centred_ranks_by_hand():
 
 def bowl(p: Tensor) -> Tensor:
     """A quadratic whose axes differ."""
-    return ((p - normal(len(p), seed=3)) ** 2 * torch.linspace(1, 2, len(p))).sum()
+    return ((p - normal(len(p), seed=3)) ** 2 * torch.linspace(1, 2, len(p), dtype=p.dtype)).sum()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -1067,6 +1068,27 @@ def test_losses_are_where_the_parameters_are():
     """A number has no device, and a model may return its loss on another one."""
     for value in (1.5, np.float32(1.5), torch.tensor([1.5])):
         assert _as_loss(value, torch.device("meta")).device.type == "meta"
+
+
+@pytest.fixture
+def set_default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """torch.set_default_dtype, undone after the test."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_nes_is_the_same_whatever_the_default_dtype(capturable, set_default_dtype):
+    ended = []
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        set_default_dtype(dtype)
+        p = parameter(normal(30))
+        optimizer = NES([p], lr=0.1, dim=12, capturable=capturable)
+        means = [optimizer.step(lambda: bowl(p).item()) for _ in range(2)]  # noqa: B023 (called at once)
+        assert means[0].dtype == torch.float32
+        ended.append((p.detach(), *means))
+    assert all(torch.equal(x, y) for other in ended[1:] for x, y in zip(ended[0], other))
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 4, (torch.float64,) * 4, (torch.float32, torch.float64) * 2], ids=str)
