@@ -552,7 +552,7 @@ class NES(_RandomBases):
     """Natural evolution strategies in a random basis: θ ← θ - η / (σ d) Φᵀ c, without gradients.
 
     c_i is the centred rank of the loss at θ + σ φ_i; each of the d rows φ_i has unit expected norm and is regenerated for
-    its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
+    its own evaluation. Parameters frozen after it was made stay where they are. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
 
     The optimizer knows parameters only. Whatever else an evaluation changes is changed d times a step: in training mode,
     BatchNorm's running statistics then follow d perturbed networks. To leave them alone, evaluate the model on copies of its
@@ -563,7 +563,10 @@ class NES(_RandomBases):
         sigma: σ > 0, length of a perturbation.
         capturable: keep the numbers of the step and of the next row in device memory and never wait for the device, as CUDA
             graphs need: of a whole step, or of its pieces ``begin``, ``evaluate`` (d times) and ``finish``. Losses are not
-            checked for NaN.
+            checked for NaN, nor is it checked that there are d of them.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range, or there is a second parameter group.
     """
 
     _trial: _Trial | None = None
@@ -596,6 +599,7 @@ class NES(_RandomBases):
         Raises:
             TypeError: there is no closure, or its first loss is not a number; the parameters are restored first.
             FloatingPointError: a loss is NaN; the parameters are restored first.
+            RuntimeError: every parameter was frozen after the optimizer was made.
         """
         (group,) = self.param_groups
         if closure is None:
@@ -604,28 +608,31 @@ class NES(_RandomBases):
             raise TypeError("NES.step needs a closure that returns the loss")
         self._warn_of_unfrozen()
         self.begin()
-        assert self._trial
         try:
             for _ in range(group["dim"]):
                 self.evaluate(closure)
+            return self.finish()
         finally:
-            torch._foreach_copy_(group["params"], self._trial.start)
-        losses = self._trial.losses
-        if not self._capturable and losses.isnan().any():
-            raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
-        mean = self.finish()
-        if not self._capturable:
-            self._trial = None
-        return mean
+            self._end()
 
     @torch.no_grad()
     def begin(self) -> None:
-        """The first piece of a step, before its d evaluations, for CUDA graphs of some evaluations each."""
+        """The first piece of a step, before its d evaluations, for CUDA graphs of some evaluations each.
+
+        Raises:
+            RuntimeError: every parameter was frozen after the optimizer was made.
+        """
         (group,) = self.param_groups
+        if not any(p.requires_grad for p in group["params"]):
+            raise RuntimeError("NES has nothing to move: every parameter was frozen after it was made")
         if self._trial is None or not self._trial.fits(group):
             self._trial = _Trial.of(group, self._capturable)
         torch._foreach_copy_(self._trial.start, group["params"])
         self._trial.row *= 0
+
+    def _end(self) -> None:
+        if not self._capturable:  # a captured graph writes to it in later steps too
+            self._trial = None
 
     def _begun(self) -> _Trial:
         if self._trial is None:
@@ -636,15 +643,20 @@ class NES(_RandomBases):
     def evaluate(self, closure: Callable[[], Tensor | float]) -> Tensor:
         """The next of a step's d evaluations: the loss, (), at the parameters moved along the next row of the basis.
 
-        With capturable, a graph of it evaluates another row at every replay: the row's number is in device memory too.
+        The parameters are moved for as long as the closure runs; if it raises, the row may be evaluated again. With
+        capturable, a graph of it evaluates another row at every replay: the row's number is in device memory too.
 
         Raises:
-            RuntimeError: ``begin`` was not called.
+            RuntimeError: ``begin`` was not called, or all d rows have been evaluated (with capturable, this is not checked).
             TypeError: the loss is not a number.
         """
-        (group,) = self.param_groups
-        trial = self._begun()
-        loss = self._loss_at(closure, trial.start, trial.row)
+        (group,), trial = self.param_groups, self._begun()
+        if isinstance(trial.row, int) and trial.row == len(trial.losses):
+            raise RuntimeError(f"all {trial.row} rows of this step have been evaluated: call finish")
+        try:
+            loss = self._loss_at(closure, trial.row)
+        finally:
+            torch._foreach_copy_(group["params"], trial.start)
         if isinstance(trial.row, Tensor):
             trial.losses.index_copy_(0, trial.row.reshape(1), loss.float().reshape(1))
         else:
@@ -657,33 +669,39 @@ class NES(_RandomBases):
         """The last piece of a step: the update from the losses of all rows; returns their mean, ().
 
         Raises:
-            RuntimeError: ``begin`` was not called.
+            RuntimeError: ``begin`` was not called, or not all d rows were evaluated.
+            FloatingPointError: a loss is NaN. With capturable, neither the number of rows nor their losses are checked.
         """
         (group,), trial = self.param_groups, self._begun()
-        start, losses = trial.start, trial.losses
+        losses = trial.losses
+        if isinstance(trial.row, int) and trial.row < len(losses):
+            raise RuntimeError(f"{trial.row} of {len(losses)} rows of this step have been evaluated: call evaluate for each")
+        if not self._capturable and losses.isnan().any():
+            raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
         u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         if self._capturable and isinstance(group["lr"], Tensor):  # which may be in device memory
-            self._move(group["params"], start, u * -group["lr"], 1.0)
+            self._move(group["params"], u * -group["lr"], 1.0)
         else:
-            self._move(group["params"], start, u, -float(group["lr"]))
+            self._move(group["params"], u, -float(group["lr"]))
         group["step"] += self._is_moving_there() if self._capturable else self._is_moving()
+        self._end()
         return losses.mean()
 
-    def _loss_at(self, closure: Callable[[], Tensor | float], start: list[Tensor], row: int | Tensor) -> Tensor:
-        (group,) = self.param_groups
-        spec, one = self._spec(0), torch.ones(1, dtype=torch.float32, device=start[0].device)
+    def _loss_at(self, closure: Callable[[], Tensor | float], row: int | Tensor) -> Tensor:
+        (group,), device = self.param_groups, self.param_groups[0]["params"][0].device
+        spec, one = self._spec(0), torch.ones(1, dtype=torch.float32, device=device)
         (whole,), there = spec.compartments, row if isinstance(row, Tensor) else None
         number = 0 if isinstance(row, Tensor) else row
         direction = Compartment(whole.number, 0, whole.stop, 1, number, total=whole.total)
         phi = kernels.expand(one, replace(spec, compartments=(direction,), first_row=there))  # (D,)
-        self._move(group["params"], start, phi, group["sigma"])
-        return _as_loss(closure(), start[0].device)
+        self._move(group["params"], phi, group["sigma"])
+        return _as_loss(closure(), device)
 
     @staticmethod
-    def _move(params: list[Tensor], start: list[Tensor], u: Tensor, alpha: float) -> None:
-        """θ = start + alpha u."""
-        torch._foreach_copy_(params, start)
-        torch._foreach_add_(params, _views(u, params), alpha=alpha)
+    def _move(params: list[Tensor], u: Tensor, alpha: float) -> None:
+        """θ += alpha u, without the parameters that have been frozen since."""
+        pairs = [(p, v) for p, v in zip(params, _views(u, params)) if p.requires_grad]
+        torch._foreach_add_(*zip(*pairs), alpha=alpha)
 
 
 def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:

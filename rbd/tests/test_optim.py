@@ -1100,7 +1100,8 @@ def test_nes_moves_parameters_as_one_by_one(dtypes):
     u = normal(sum(v.numel() for v in values), seed=2, dtype=max(dtypes, key=lambda t: t.itemsize))
     for alpha in (0.01, -0.3):
         with torch.no_grad():
-            NES._move(params, start, u, alpha)
+            torch._foreach_copy_(params, start)
+            NES._move(params, u, alpha)
         for p, old, v in zip(params, start, u.split([v.numel() for v in values])):
             expected = torch.empty_like(p.detach()).copy_(old).add_(v.view(p.shape).to(p.dtype), alpha=alpha)
             assert torch.equal(p, expected)
@@ -1232,6 +1233,59 @@ def test_pieces_of_a_step_before_it_begins(piece):
     optimizer = NES([nn.Parameter(torch.zeros(3))], lr=0.1, dim=2)
     with pytest.raises(RuntimeError, match="call begin first"):
         getattr(optimizer, piece)(*[lambda: 0.0] * (piece == "evaluate"))
+
+
+def test_a_step_in_pieces_needs_each_row_once():
+    """Fewer or more evaluations, and a second finish, raise and move nothing; then the step goes on."""
+    p, q = parameter(normal(30)), parameter(normal(30))
+    optimizer, closure = NES([p], lr=0.1, dim=5), lambda: bowl(p)
+    optimizer.begin()
+    optimizer.evaluate(closure)
+    assert torch.equal(p, q)
+    with pytest.raises(RuntimeError, match="^1 of 5 rows of this step have been evaluated: call evaluate for each$"):
+        optimizer.finish()
+    for _ in range(4):
+        optimizer.evaluate(closure)
+    with pytest.raises(RuntimeError, match="^all 5 rows of this step have been evaluated: call finish$"):
+        optimizer.evaluate(closure)
+    optimizer.finish()
+    NES([q], lr=0.1, dim=5).step(lambda: bowl(q))
+    assert torch.equal(p, q) and optimizer.param_groups[0]["step"] == 1
+    for piece in (optimizer.finish, lambda: optimizer.evaluate(closure)):
+        with pytest.raises(RuntimeError, match="call begin first"):
+            piece()
+    assert torch.equal(p, q) and optimizer.param_groups[0]["step"] == 1
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_an_evaluation_leaves_the_parameters_where_they_were(capturable):
+    """Also one that raises; so a step may be begun again in the middle of another."""
+    p = parameter(normal(30))
+    optimizer = NES([p], lr=0.1, dim=5, capturable=capturable)
+    optimizer.begin()
+    optimizer.evaluate(lambda: bowl(p))
+    with pytest.raises(ZeroDivisionError):
+        optimizer.evaluate(lambda: 1 / 0)
+    assert torch.equal(p, normal(30))
+    optimizer.begin()
+    values = iter([math.nan, 1.0, 2.0, 3.0, 4.0])
+    for _ in range(5):
+        optimizer.evaluate(lambda: next(values))
+    if not capturable:
+        with pytest.raises(FloatingPointError, match="^closure: got NaN in 1 of 5 losses$"):
+            optimizer.finish()
+        assert torch.equal(p, normal(30))
+
+
+def test_nes_leaves_parameters_alone_that_are_frozen_later():
+    params = [parameter(normal(20)), parameter(normal(10, seed=1))]
+    optimizer, seen = NES(params, lr=0.1, dim=5), []
+    params[0].requires_grad_(False)
+    optimizer.step(lambda: seen.append(params[0].clone()) or bowl(params[1]))
+    assert all(torch.equal(p, normal(20)) for p in (params[0], *seen)) and not torch.equal(params[1], normal(10, seed=1))
+    params[1].requires_grad_(False)
+    with pytest.raises(RuntimeError, match="^NES has nothing to move: every parameter was frozen after it was made$"):
+        optimizer.step(lambda: bowl(params[1]))
 
 
 @pytest.mark.parametrize("name", ["uniform", "countsketch"])
