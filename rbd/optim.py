@@ -449,10 +449,14 @@ class RBD(_RandomBases):
 
         Every column of a basis has an entry that is not 0, so a NaN or infinity in g always shows in the coordinates.
         """
-        for group, (_, coordinates) in zip(self.param_groups, found):
-            bad = [r for r, c in enumerate(coordinates) if not math.isfinite(float(c.sum()))]
-            if bad:
-                raise FloatingPointError(f"gradient: got {_culprit(group, bad, self._workers)}, allowed finite values")
+        alike = self._workers is None or self._workers.variant != "sharded"  # whether all workers have all of u, to decide by
+        for index, (u, coordinates) in enumerate(found):
+            suspects = [r for r, c in enumerate(coordinates) if not math.isfinite(float(c.sum()))]
+            bad = [r for r in suspects if not coordinates[r].isfinite().all()]  # the sum of finite ones may overflow
+            if bad or (suspects and not (alike and u.isfinite().all())):
+                of = f" of group {index}" if len(self.param_groups) > 1 else ""
+                got = _culprit(self.param_groups[index], of, bad or suspects, self._workers)
+                raise FloatingPointError(f"gradient: got {got}, allowed finite values")
         return [u for u, _ in found]
 
     def _part(self, index: int) -> Part:
@@ -499,8 +503,8 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
     return [t.to_local() if is_sharded(t) else t for t in tensors]
 
 
-def _culprit(group: dict, bad: list[int], workers: Workers | None) -> str:
-    names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+def _culprit(group: dict, of: str, bad: list[int], workers: Workers | None) -> str:
+    names = group.get("param_names") or [f"parameter {i}{of}" for i in range(len(group["params"]))]
     found = [n for n, p in zip(names, group["params"]) if p.grad is not None and not _finite(p.grad)]
     if found:
         return f"NaN or infinity in {', '.join(found)}"

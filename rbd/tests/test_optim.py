@@ -862,6 +862,28 @@ def test_gradients_whose_projections_overflow():
     assert torch.equal(p, normal(1000))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_finite_coordinates_whose_sum_overflows(seed):
+    """With d = D the step is SGD's."""
+    big = torch.full((1000,), 1e37)
+    params = [parameter(torch.zeros(1000), big) for _ in range(2)]
+    RBD([{"params": [p]} for p in params], lr=0.5, dim=1000, distribution="countsketch", seed=seed).step()
+    assert all(torch.equal(p, -0.5 * big) for p in params)
+
+
+def test_finite_coordinates_whose_update_overflows():
+    p = parameter(torch.zeros(2), torch.full((2,), 3e38))
+    optimizer = RBD([p], lr=0.5, dim=2)
+    with pytest.raises(FloatingPointError, match="finite values whose projections overflow"):
+        optimizer._check_finite([(torch.tensor([math.inf, 0.0]), [torch.full((2,), 3e38)])])
+
+
+def test_unnamed_parameters_of_several_groups_are_counted_by_group():
+    params = [parameter(normal(5), normal(5)), parameter(normal(5), torch.full((5,), math.nan))]
+    with pytest.raises(FloatingPointError, match="NaN or infinity in parameter 0 of group 1, allowed"):
+        RBD([{"params": [p]} for p in params], lr=0.5, dim=2).step()
+
+
 def test_sparse_gradients():
     embedding = nn.Embedding(10, 3, sparse=True)
     embedding(torch.tensor([1, 2])).sum().backward()
