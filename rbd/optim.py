@@ -37,12 +37,21 @@ def rbd_direction(
     """The gradient seen through random bases: u = Φᵀ Φ g, compartment by compartment (arXiv 2011.04720).
 
     Args:
-        g: (D,) real floating-point gradient; the others name the bases.
+        g: (D,) real floating-point gradient.
+        partition, distribution, seed, stream, step: name the bases; integers of 0 ... 2**32 - 1, step also () int64 on g's
+            device.
         out: (D,) for u, of its dtype, overwritten.
 
     Returns:
         u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range, or g or out has another shape, dtype or device.
+        RuntimeError: there are no kernels for the device.
     """
+    if not (type(seed) is type(stream) is type(step) is int and 0 <= seed < WORD and 0 <= stream < WORD and 0 <= step < WORD):
+        seed, stream = check_word("seed", seed), check_word("stream", stream)
+        step = step if isinstance(step, Tensor) else check_word("step", step)
     spec = BasisSpec(partition.compartments, distribution_of(distribution), seed, stream, step)
     c = kernels.project(g, spec)  # (d,)
     return kernels.expand(c, spec, out), c  # (D,), (d,)
@@ -88,6 +97,10 @@ class _RandomBases(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: a setting is out of its range, or belongs to another optimizer and is switched on.
         """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, got a {type(param_group).__name__}")
+        if "params" not in param_group:
+            raise ValueError('a parameter group needs its parameters, under the key "params"')
         given = param_group["params"]
         check_ordered(given)
         self._check_keys(param_group)
@@ -143,13 +156,17 @@ class _RandomBases(torch.optim.Optimizer):
         return reduce(torch.logical_or, kept) if kept else False
 
     def _check(self, group: dict) -> None:
-        if not (isinstance(group["lr"], (Real, Tensor)) and 0 <= float(group["lr"]) < math.inf):
-            raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity")
+        if not (_is_number(group["lr"]) and 0 <= float(group["lr"]) < math.inf):
+            raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
         if not isinstance(group["lr"], (Tensor, int)):
             group["lr"] = float(group["lr"])
+        if not (_is_number(step := group["step"]) and int(step) == step >= 0):
+            raise ValueError(f"step: got {step!r}, allowed 0, 1, 2, ...")
         for p in group["params"]:
-            if not p.is_floating_point():
-                raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes")
+            if not p.is_floating_point() or torch.finfo(p.dtype).bits < 16:
+                raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 bits or more")
+        if len(devices := {str(p.device) for p in group["params"]}) > 1:
+            raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device in a group")
         group["seed"] = check_word("seed", group["seed"])  # plain, so that torch.load accepts it with weights_only
         if group["dim"] is not None:
             group["dim"] = check_word("dim", group["dim"])
@@ -170,6 +187,13 @@ class _RandomBases(torch.optim.Optimizer):
         names = group.get("param_names") or [""] * len(group["params"])
         layout = tuple((name, p.numel()) for name, p in zip(names, group["params"]))
         return partition_of(group.get("partition", "whole"), layout, group["dim"])
+
+    def state_dict(self) -> dict:
+        """The groups' settings and step numbers, without tensors that later steps change."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group |= {name: value.detach().clone() for name, value in group.items() if isinstance(value, Tensor)}
+        return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Resume from a ``state_dict()``: the next step uses the bases that the saved optimizer would have used.
@@ -224,6 +248,13 @@ class _RandomBases(torch.optim.Optimizer):
         if isinstance(step, Tensor) and redraw:  # the kernels take its lowest 32 bits
             return step if redraw == 1 else step // redraw
         return step // redraw % WORD if redraw else 0
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a real number, or a tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _label(group: dict, sizes: list[int]) -> list[tuple[str | None, int]]:
@@ -581,7 +612,7 @@ class NES(_RandomBases):
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
 
     def _check(self, group: dict) -> None:
-        if not (isinstance(sigma := group["sigma"], Real) and 0 < float(sigma) < math.inf):
+        if not (isinstance(sigma := group["sigma"], Real) and not isinstance(sigma, bool) and 0 < float(sigma) < math.inf):
             raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
         group["sigma"] = float(sigma)
         if len(self.param_groups) > 1:

@@ -897,6 +897,8 @@ BAD = [
     ({"lr": math.inf}, ValueError, "lr: got inf"),
     ({"lr": "0.1"}, ValueError, "lr: got '0.1'"),
     ({"lr": None}, ValueError, "lr: got None"),
+    ({"lr": True}, ValueError, "lr: got True, allowed 0 <= lr < infinity, a number or a tensor of one"),
+    ({"lr": torch.tensor([1.0, 2.0])}, ValueError, r"lr: got tensor\(\[1., 2.\]\), allowed 0 <= lr < infinity, a number or"),
     ({"dim": 0}, ValueError, r"dim: got 0, allowed 1 ... 83"),
     ({"dim": 84}, ValueError, r"dim: got 84, allowed 1 ... 83"),
     ({"dim": -3}, ValueError, r"dim: got -3, allowed"),
@@ -926,6 +928,7 @@ BAD_NES = [
     ({"sigma": math.nan}, ValueError, "sigma: got nan"),
     ({"sigma": math.inf}, ValueError, "sigma: got inf"),
     ({"sigma": "0.1"}, ValueError, "sigma: got '0.1'"),
+    ({"sigma": True}, ValueError, "sigma: got True"),
     ({"dim": None}, (TypeError, ValueError), "dim: got None, allowed"),
 ]
 
@@ -950,6 +953,65 @@ def test_bad_parameters(optimizer_class):
         optimizer_class([], lr=0.1, dim=20)
     with pytest.raises(TypeError, match=r"^params: got a parameter of torch.complex64, allowed real floating-point"):
         optimizer_class([nn.Parameter(torch.zeros(30, dtype=torch.complex64))], lr=0.1, dim=20)
+
+
+@pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
+def test_parameters_that_no_step_could_move(optimizer_class):
+    """They are refused when the group is added, and it is not."""
+    optimizer = optimizer_class([parameter(normal(30))], lr=0.1, dim=20)
+    here, there = parameter(normal(30)), nn.Parameter(torch.zeros(30, device="meta"))
+    eight = [nn.Parameter(torch.zeros(30).to(dtype)) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)]
+    for params, error, message in (
+        ([here, there], ValueError, "^params: got parameters on cpu, meta, allowed one device in a group$"),
+        (eight[:1], TypeError, "^params: got a parameter of torch.float8_e4m3fn, allowed real floating-point dtypes of 16"),
+        (eight[1:], TypeError, "^params: got a parameter of torch.float8_e5m2, allowed"),
+    ):
+        with pytest.raises(error, match=message):
+            optimizer_class(params, lr=0.1, dim=20)
+        if optimizer_class is not NES:
+            with pytest.raises(error, match=message):
+                optimizer.add_param_group({"params": params})
+            assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
+def test_groups_that_are_none(optimizer_class):
+    optimizer = optimizer_class([parameter(normal(30))], lr=0.1, dim=20)
+    with pytest.raises(TypeError, match="^param_group must be a dict, got a list$"):
+        optimizer.add_param_group([parameter(normal(30))])
+    with pytest.raises(ValueError, match='^a parameter group needs its parameters, under the key "params"$'):
+        optimizer.add_param_group({"lr": 0.1})
+    with pytest.raises(ValueError, match='^a parameter group needs its parameters, under the key "params"$'):
+        optimizer_class([{"lr": 0.1}], lr=0.1, dim=20)
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, torch.tensor(-1), None, "1"], ids=str)
+def test_step_numbers_that_are_none(bad):
+    """In a saved state, and in a group that is given."""
+    optimizer = RBD([parameter(normal(30))], 1.0, dim=3)
+    damaged = {"state": {}, "param_groups": [optimizer.state_dict()["param_groups"][0] | {"step": bad}]}
+    with pytest.raises(ValueError, match=r"^step: got .*, allowed 0, 1, 2, \.\.\.$"):
+        optimizer.load_state_dict(damaged)
+    with pytest.raises(ValueError, match="^step: got"):
+        RBD([{"params": [parameter(normal(30))], "step": bad}], 1.0, dim=3)
+    assert optimizer.param_groups[0]["step"] == 0
+
+
+def test_a_kept_state_does_not_count_on():
+    p = parameter(normal(30), normal(30))
+    optimizer = RBD([p], torch.tensor(1.0), dim=3, capturable=True)
+    state = optimizer.state_dict()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"].mul_(0.5)
+    assert (int(state["param_groups"][0]["step"]), float(state["param_groups"][0]["lr"])) == (0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["seed", "stream", "step"])
+def test_direction_refuses_numbers_that_are_no_words(name):
+    """Cut to 32 bits they would name the bases of others."""
+    for bad in (2**32, -1):
+        with pytest.raises(ValueError, match=rf"^{name}: got {bad}, allowed 0 \.\.\. 4294967295$"):
+            rbd_direction(normal(5), partition("whole", (("w", 5),), 2), **{name: bad})
 
 
 def test_parameters_without_an_order():
