@@ -49,7 +49,8 @@ def rbd_direction(
         TypeError, ValueError: an argument is out of its range, or g or out has another shape, dtype or device.
         RuntimeError: there are no kernels for the device.
     """
-    if not (type(seed) is type(stream) is type(step) is int and 0 <= seed < WORD and 0 <= stream < WORD and 0 <= step < WORD):
+    plain = type(seed) is type(stream) is type(step) is int
+    if not (plain and 0 <= seed < WORD and 0 <= stream < WORD and 0 <= step < WORD):  # which costs less in every step
         seed, stream = check_word("seed", seed), check_word("stream", stream)
         step = step if isinstance(step, Tensor) else check_word("step", step)
     spec = BasisSpec(partition.compartments, distribution_of(distribution), seed, stream, step)
@@ -164,7 +165,7 @@ class _RandomBases(torch.optim.Optimizer):
             raise ValueError(f"step: got {step!r}, allowed 0, 1, 2, ...")
         for p in group["params"]:
             if not p.is_floating_point() or torch.finfo(p.dtype).bits < 16:
-                raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 bits or more")
+                raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 to 64 bits")
         if len(devices := {str(p.device) for p in group["params"]}) > 1:
             raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device in a group")
         group["seed"] = check_word("seed", group["seed"])  # plain, so that torch.load accepts it with weights_only
@@ -480,7 +481,7 @@ class RBD(_RandomBases):
 
         Every column of a basis has an entry that is not 0, so a NaN or infinity in g always shows in the coordinates.
         """
-        alike = self._workers is None or self._workers.variant != "sharded"  # whether all workers have all of u, to decide by
+        alike = self._workers is None or self._workers.variant != "sharded"  # whether u is the same on all
         for index, (u, coordinates) in enumerate(found):
             suspects = [r for r, c in enumerate(coordinates) if not math.isfinite(float(c.sum()))]
             bad = [r for r in suspects if not coordinates[r].isfinite().all()]  # the sum of finite ones may overflow
@@ -587,7 +588,8 @@ class NES(_RandomBases):
     """Natural evolution strategies in a random basis: θ ← θ - η / (σ d) Φᵀ c, without gradients.
 
     c_i is the centred rank of the loss at θ + σ φ_i; each of the d rows φ_i has unit expected norm and is regenerated for
-    its own evaluation. Parameters frozen after it was made stay where they are. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
+    its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
+    Parameters that are frozen after it was made stay where they are.
 
     The optimizer knows parameters only. Whatever else an evaluation changes is changed d times a step: in training mode,
     BatchNorm's running statistics then follow d perturbed networks. To leave them alone, evaluate the model on copies of its

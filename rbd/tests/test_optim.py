@@ -963,7 +963,7 @@ def test_parameters_that_no_step_could_move(optimizer_class):
     eight = [nn.Parameter(torch.zeros(30).to(dtype)) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)]
     for params, error, message in (
         ([here, there], ValueError, "^params: got parameters on cpu, meta, allowed one device in a group$"),
-        (eight[:1], TypeError, "^params: got a parameter of torch.float8_e4m3fn, allowed real floating-point dtypes of 16"),
+        (eight[:1], TypeError, "^params: got a parameter of torch.float8_e4m3fn, allowed real floating-point dtypes of"),
         (eight[1:], TypeError, "^params: got a parameter of torch.float8_e5m2, allowed"),
     ):
         with pytest.raises(error, match=message):
