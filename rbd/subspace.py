@@ -6,12 +6,14 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import blake2b
+from numbers import Number
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,7 @@ class Subspace(nn.Module):
             RuntimeError: the model's parameters were replaced, moved or sharded without the Subspace, or, in the first call,
                 another worker of DistributedDataParallel has other weights θ0.
             ValueError: the model returns a parameter, or a view of one.
+            TypeError: the model returns objects in which no tensor that needs a gradient can be found.
         """
         if torch.compiler.is_compiling():
             return self._follow(args, kwargs)
@@ -120,10 +123,11 @@ class Subspace(nn.Module):
                 place.restore()
                 if earlier is not None:
                     place.put(earlier)
-        found = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        leaves = [out] if isinstance(out, Tensor) else tree_leaves(out)
+        found = [t for t in leaves if isinstance(t, Tensor)]
         _refuse_parameters(found, moved.theta)
         if moved.theta[0].requires_grad:
-            for t in found:
+            for t in found if len(found) == len(leaves) else _look_into(leaves):
                 if t.grad_fn is not None:
                     t.register_hook(partial(place.enter, moved))
         return out
@@ -452,6 +456,51 @@ def _refuse_parameters(found: list[Tensor], theta: Sequence[Tensor]) -> None:
     if any(t.untyped_storage().data_ptr() in ours for t in found if t.layout == torch.strided and t.numel()):
         raise ValueError("the model returns a parameter, or a view of one, which a Subspace makes anew in every forward "
                          "pass: return a clone() of it")  # fmt: skip
+
+
+def _look_into(leaves: Iterable[Any]) -> list[Tensor]:
+    """Tensors that a model returns, also those in objects that are no pytrees: in their items, attributes and slots.
+
+    Raises:
+        TypeError: none of them needs a gradient, and there is an object that hides what it has.
+    """
+    tensors, closed, todo = [], [], list(leaves)
+    seen: dict[int, Any] = {}  # with the objects, whose ids would be given away otherwise
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, _PLAIN):
+            continue
+        seen[id(one)] = one
+        if isinstance(one, Tensor):
+            tensors.append(one)
+        elif (inside := _inside(one)) is not None:
+            todo += inside
+        else:
+            closed.append(type(one).__name__)
+    if closed and not any(t.grad_fn is not None for t in tensors):
+        raise TypeError(f"the model returns {', '.join(sorted(set(closed)))}, in which a Subspace finds no tensor that needs a "
+                        f"gradient: return tensors, or register the class with torch.utils._pytree")  # fmt: skip
+    return tensors
+
+
+_PLAIN = (type(None), str, bytes, range, Number, np.generic, np.ndarray, torch.dtype, torch.device, type, ModuleType)
+
+
+def _inside(one: Any) -> list[Any] | None:
+    """What an object holds; None for one that does not show it."""
+    if isinstance(one, nn.Module):
+        return None
+    held = list(getattr(one, "__dict__", {}).values())
+    slots = [name for kind in type(one).__mro__ for name in _slots(kind)]
+    held += [getattr(one, name) for name in slots if hasattr(one, name)]
+    if isinstance(one, Mapping):
+        return [*held, *one.values()]
+    return [*held, *one] if isinstance(one, Collection) else held or None
+
+
+def _slots(kind: type) -> list[str]:
+    names = kind.__dict__.get("__slots__", ())
+    return [names] if isinstance(names, str) else [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _describe(p: Tensor | None) -> str:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -258,6 +260,71 @@ def test_checkpoints_inside_the_model_see_the_moved_parameters(reentrant):
     (sub(X).sum() + sub(-X).sum()).backward()  # two passes with one θ
     sub.coordinates.grad = None
     torch.testing.assert_close(gradient(sub, X, sub.coordinates), gradient(plain, X, plain.coordinates))
+
+
+@dataclass
+class Out:
+    loss: torch.Tensor
+
+
+@dataclass(slots=True)
+class Slotted:
+    loss: torch.Tensor
+
+
+class Named(dict):
+    """A dictionary that torch's pytrees do not know."""
+
+
+WRAPPED = {
+    "dataclass": (Out, lambda out: out.loss),
+    "slots": (Slotted, lambda out: out.loss),
+    "namespace": (lambda t: SimpleNamespace(deep=[SimpleNamespace(loss=t)]), lambda out: out.deep[0].loss),
+    "in a dict": (lambda t: {"n": 1, "of": Out(t)}, lambda out: out["of"].loss),
+    "beside a tensor": (lambda t: (t.detach(), Out(t)), lambda out: out[1].loss),
+    "mapping": (lambda t: Named(loss=t), lambda out: out["loss"]),
+    "distribution": (lambda t: torch.distributions.Normal(t, 1.0), lambda out: out.loc),
+    "packed": (lambda t: nn.utils.rnn.pack_sequence([t.reshape(1)]), lambda out: out.data),
+}
+
+
+class Wraps(nn.Module):
+    def __init__(self, of, reentrant):
+        super().__init__()
+        self.inner, self.of, self.reentrant = Net(seed=2), of, reentrant
+
+    def forward(self, x):
+        middle, x = self.inner.middle, self.inner.first(x).tanh()
+        return self.of(self.inner.last(checkpoint(middle, x, use_reentrant=self.reentrant)).square().sum())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("wrap", "loss"), WRAPPED.values(), ids=list(WRAPPED))
+def test_checkpoints_see_the_moved_parameters_whatever_holds_the_output(wrap, loss, reentrant):
+    plain, sub = make(Wraps(lambda t: t, reentrant)), make(Wraps(wrap, reentrant))
+    start = [p.clone() for p in sub.model.parameters()]
+    plain(X).backward()
+    loss(sub(X)).sum().backward()
+    assert torch.equal(sub.coordinates.grad, plain.coordinates.grad) and is_put_back(sub, start)
+
+
+def test_outputs_that_hide_their_tensors_are_refused():
+    """If nothing else needs a gradient; without gradients anything may be returned."""
+    for of, name in ((lambda t: (lambda: t), "function"), (lambda t: (x for x in [t]), "generator"),
+                     (lambda t: {"of": [lambda: t], "n": t.detach()}, "function")):  # fmt: skip
+        sub = make(Wraps(of, False))
+        start = [p.clone() for p in sub.model.parameters()]
+        with pytest.raises(TypeError, match=f"^the model returns {name}, in which a Subspace finds no tensor that needs a gr"):
+            sub(X)
+        assert is_put_back(sub, start)
+        with torch.no_grad():
+            sub(X)
+    for of in (lambda t: None, lambda t: t.item(), lambda t: SimpleNamespace(best=t.detach(), name="a"), lambda t: [],
+               lambda t: {"loss": t, "of": lambda: 1}):  # fmt: skip
+        make(Wraps(of, False))(X)
+    loop = SimpleNamespace()
+    loop.itself = loop
+    make(Wraps(lambda t: (t, loop), False))(X)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
