@@ -86,7 +86,7 @@ class Subspace(nn.Module):
         self._spec = BasisSpec(cut.compartments, distribution_of(distribution), check_word("seed", seed), 0, 0)
         self._paths = [[(tuple(n.split(".")[:-1]), n.rpartition(".")[2]) for n in names] for names in self._names]
         self._partition, self._shapes = str(partition), [p.shape for p in start]
-        self.model, self.training = model.requires_grad_(False), model.training
+        self.model, self.training = model, model.training
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in start) else torch.float32
         self.coordinates = nn.Parameter(torch.zeros(cut.dim, dtype=dtype, device=start[0].device))
         self._checksum = self._sum_up()
@@ -94,6 +94,7 @@ class Subspace(nn.Module):
         self._compared = False
         self.register_state_dict_post_hook(_keep_own)
         self.register_load_state_dict_post_hook(_expect_own)
+        model.requires_grad_(False)  # when nothing can fail any more
 
     _of_first: Tensor
     _found: _Found | None = None  # θ0, when last looked for
@@ -179,7 +180,8 @@ class Subspace(nn.Module):
 
     def _compare(self) -> None:
         """Check once that θ0 equals that of worker 0, whose checksum DistributedDataParallel has broadcast."""
-        if self._of_first.tolist() != _words(self._checksum).tolist():
+        words = self._of_first.tolist()  # a Subspace pickled by rbd 0.2 has two, of 32 bits
+        if "".join(f"{round(word):0{16 // len(words)}x}" for word in words) != self._checksum:
             raise RuntimeError("the weights θ0 differ from those of worker 0: give all workers the same, then wrap them")
         self._compared = True
 
@@ -241,6 +243,9 @@ class Subspace(nn.Module):
                 if name != "params" and saved.get(name) != here:
                     what = "model weights θ0 or params" if name == "checksum" else "basis"
                     raise ValueError(f"coordinates of another {what}: {name}: got {saved.get(name)}, allowed {here}")
+        c = state_dict.get(prefix + "coordinates")
+        if isinstance(c, Tensor) and c.is_floating_point():  # which assign=True would take as it is
+            state_dict[prefix + "coordinates"] = c.to(self.coordinates.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -423,6 +428,9 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f"model: {name} has no values yet: initialise the model, or load its weights, first")
         if is_sharded(p):
             raise TypeError(f"model: {name} is sharded: make the Subspace first, and give it to fully_shard as a whole")
+        if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
+            raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the model "
+                            f"plain parameters first")  # fmt: skip
 
 
 def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...]]:
@@ -441,6 +449,8 @@ def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...
         raise ValueError("model: got no floating-point parameters, a Subspace needs at least one")
     if bad := [f"{names[0]} ({p.dtype})" for p, names in chosen if not p.is_floating_point()]:
         raise TypeError(f"params: got {', '.join(bad)}, allowed real floating-point parameters")
+    if bad := [f"{names[0]} ({p.dtype})" for p, names in chosen if torch.finfo(p.dtype).bits < 16]:
+        raise TypeError(f"params: got {', '.join(bad)}, allowed dtypes of 16 to 64 bits: choose others by params")
     if len(devices := {str(p.device) for p, _ in chosen}) > 1:
         raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device")
     return [tuple(names) for _, names in chosen]
@@ -508,8 +518,11 @@ def _describe(p: Tensor | None) -> str:
 
 
 def _words(checksum: str, device: torch.device | str = "cpu") -> Tensor:
-    """A checksum as two integers, (2,) int64: buffers are what DistributedDataParallel brings from worker 0."""
-    return torch.tensor([int(checksum[:8], 16), int(checksum[8:], 16)], device=device)
+    """The bytes of a checksum, (8,) float32: buffers are what DistributedDataParallel brings from worker 0.
+
+    The averages of buffers that torch.optim.swa_utils takes leave them as they are, within rounding.
+    """
+    return torch.tensor(list(bytes.fromhex(checksum)), dtype=torch.float32, device=device)
 
 
 def _keep_own(sub: Subspace, state_dict: dict, prefix: str, local_metadata: dict) -> None:

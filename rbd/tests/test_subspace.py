@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import rbd
@@ -455,6 +456,41 @@ def test_to_half_keeps_the_coordinates_in_float32():
     assert sub.double().coordinates.dtype == torch.float64
 
 
+def test_coordinates_keep_their_dtype_whatever_is_loaded():
+    """Their values too, with assign=True, which takes tensors as they are."""
+    sub, nested = make(), nn.ModuleDict({"sub": make()})
+    for assign in (False, True):
+        for module, prefix in ((sub, ""), (nested, "sub.")):
+            state = module.state_dict()
+            half = state | {f"{prefix}coordinates": state[f"{prefix}coordinates"].half()}
+            module.load_state_dict(half, assign=assign)
+            loaded = module.get_parameter(f"{prefix}coordinates")
+            assert loaded.dtype == torch.float32 and half[f"{prefix}coordinates"].dtype == torch.float16
+            assert torch.equal(loaded, half[f"{prefix}coordinates"].float()) and loaded.requires_grad
+
+
+@pytest.mark.parametrize("given", [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}, {"avg_fn": get_ema_avg_fn(0.9)}],
+                         ids=["mean", "ema", "ema, one by one"])  # fmt: skip
+def test_averages_of_buffers_know_their_weights(given):
+    """Also where another worker's are noticed."""
+    sub = make()
+    averaged = AveragedModel(sub, use_buffers=True, **given)
+    for _ in range(5):
+        averaged.update_parameters(sub)
+    torch.testing.assert_close(averaged(X), sub(X))
+    averaged = AveragedModel(make(), use_buffers=True, **given)
+    averaged.module._of_first[3] += 1
+    with pytest.raises(RuntimeError, match="^the weights θ0 differ from those of worker 0"):
+        averaged(X)
+
+
+def test_a_pickle_of_an_earlier_version_is_read():
+    """Its buffer has the checksum as two integers of 32 bits."""
+    sub = make()
+    sub._of_first = torch.tensor([int(sub._checksum[:8], 16), int(sub._checksum[8:], 16)])
+    assert torch.equal(pickle.loads(pickle.dumps(sub))(X), make()(X))
+
+
 # files, and whose coordinates they are
 
 
@@ -628,6 +664,47 @@ class Whole(nn.Module):
 def test_bad_input(model, given, error, message):
     with pytest.raises(error, match=message):
         Subspace(model(), **{"dim": 10, **given})
+
+
+class Opaque(torch.Tensor):
+    """A wrapper subclass, as of a quantization library."""
+
+    @staticmethod
+    def __new__(cls, values):
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype)
+
+    def __init__(self, values):
+        self.values = values
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return function(*(x.values if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("params", [None, "first.*"])
+def test_a_model_that_is_refused_stays_as_it_was(params):
+    """Also where only other parameters are moved: all are in the checksum."""
+    model = Net()
+    model.last._parameters["weight"] = Opaque(torch.ones(3, 16))
+    with pytest.raises(TypeError, match=r"^model: last.weight is a Opaque, a subclass of Tensor without plain values"):
+        Subspace(model, 10, params=params)
+    assert all(p.requires_grad for name, p in model.named_parameters() if name != "last.weight")
+
+
+def test_nothing_is_frozen_before_everything_else_is_done(monkeypatch):
+    model = Net()
+    monkeypatch.setattr(Subspace, "_sum_up", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Subspace(model, 10)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_parameters_of_8_bits_are_refused_unless_others_are_chosen():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match=r"^params: got 0.weight \(torch.float8_e4m3fn\), 0.bias .*: choose others by params$"):
+        Subspace(model, 2)
+    assert Subspace(model, 2, params="1.*")._spec.size == 10
 
 
 def test_integer_parameters_stay_where_they_are():
