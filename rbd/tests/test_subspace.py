@@ -362,6 +362,14 @@ def test_compile():
     torch.testing.assert_close(inside(X), sub(X))
 
 
+def test_export():
+    """As limits.md says: strict, or of the merged model."""
+    sub = make()
+    wanted = sub(X)
+    torch.testing.assert_close(torch.export.export(sub, (X,), strict=True).module()(X), wanted)
+    torch.testing.assert_close(torch.export.export(sub.merge(), (X,)).module()(X), wanted)
+
+
 def test_recurrent_networks():
     """Which keep a list of their weights beside the parameters."""
     lstm, x = nn.LSTM(8, 4), normal(3, 2, 8)
