@@ -106,7 +106,7 @@ class Subspace(nn.Module):
             RuntimeError: the model's parameters were replaced, moved or sharded without the Subspace, or, in the first call,
                 another worker of DistributedDataParallel has other weights θ0.
             ValueError: the model returns a parameter, or a view of one.
-            TypeError: the model returns objects in which no tensor that needs a gradient can be found.
+            TypeError: the model returns objects in which it finds no tensor with a gradient.
         """
         if torch.compiler.is_compiling():
             return self._follow(args, kwargs)
@@ -429,8 +429,8 @@ def _check_model(model: nn.Module) -> None:
         if is_sharded(p):
             raise TypeError(f"model: {name} is sharded: make the Subspace first, and give it to fully_shard as a whole")
         if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
-            raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the model "
-                            f"plain parameters first")  # fmt: skip
+            raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the "
+                            f"model plain parameters first")  # fmt: skip
 
 
 def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...]]:
@@ -488,7 +488,7 @@ def _look_into(leaves: Iterable[Any]) -> list[Tensor]:
         else:
             closed.append(type(one).__name__)
     if closed and not any(t.grad_fn is not None for t in tensors):
-        raise TypeError(f"the model returns {', '.join(sorted(set(closed)))}, in which a Subspace finds no tensor that needs a "
+        raise TypeError(f"the model returns {', '.join(sorted(set(closed)))}, in which a Subspace finds no tensor with a "
                         f"gradient: return tensors, or register the class with torch.utils._pytree")  # fmt: skip
     return tensors
 

@@ -315,7 +315,7 @@ def test_outputs_that_hide_their_tensors_are_refused():
                      (lambda t: {"of": [lambda: t], "n": t.detach()}, "function")):  # fmt: skip
         sub = make(Wraps(of, False))
         start = [p.clone() for p in sub.model.parameters()]
-        with pytest.raises(TypeError, match=f"^the model returns {name}, in which a Subspace finds no tensor that needs a gr"):
+        with pytest.raises(TypeError, match=f"^the model returns {name}, in which a Subspace finds no tensor with a"):
             sub(X)
         assert is_put_back(sub, start)
         with torch.no_grad():
@@ -364,7 +364,7 @@ def test_compile():
 
 def test_export():
     """As limits.md says: strict, or of the merged model."""
-    sub = make()
+    sub = make(nn.Linear(8, 3), 5)
     wanted = sub(X)
     torch.testing.assert_close(torch.export.export(sub, (X,), strict=True).module()(X), wanted)
     torch.testing.assert_close(torch.export.export(sub.merge(), (X,)).module()(X), wanted)
@@ -710,7 +710,7 @@ def test_nothing_is_frozen_before_everything_else_is_done(monkeypatch):
 def test_parameters_of_8_bits_are_refused_unless_others_are_chosen():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     model[0].to(torch.float8_e4m3fn)
-    with pytest.raises(TypeError, match=r"^params: got 0.weight \(torch.float8_e4m3fn\), 0.bias .*: choose others by params$"):
+    with pytest.raises(TypeError, match=r"^params: got 0.weight \(torch.float8_\w*\), 0.bias .*: choose others by params$"):
         Subspace(model, 2)
     assert Subspace(model, 2, params="1.*")._spec.size == 10
 
