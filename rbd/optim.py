@@ -737,8 +737,10 @@ class NES(_RandomBases):
     @staticmethod
     def _move(params: list[Tensor], u: Tensor, alpha: float) -> None:
         """θ += alpha u, without the parameters that have been frozen since."""
-        pairs = [(p, v) for p, v in zip(params, _views(u, params)) if p.requires_grad]
-        torch._foreach_add_(*zip(*pairs), alpha=alpha)
+        moves = _views(u, params)
+        if not all([p.requires_grad for p in params]):  # a list, which costs less than a generator in every evaluation
+            params, moves = zip(*[(p, v) for p, v in zip(params, moves) if p.requires_grad])  # type: ignore[assignment]
+        torch._foreach_add_(params, moves, alpha=alpha)
 
 
 def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
