@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class Benchmark:
     @property
     def version(self) -> str:
         return getattr(self.function, "version", getattr(self.owner, "version", None))
+
+    @property
+    def unit(self) -> str:
+        return getattr(self.function, "unit", getattr(self.owner, "unit", ""))
 
     def on(self, device: str) -> bool:
         """Whether it has cells of a device."""
@@ -122,7 +126,7 @@ def everything(chosen: list[Benchmark]) -> Iterator[tuple[Benchmark, Outcome]]:
 
 
 def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int) -> Path:
-    """Write machine.json and one result file, as asv does, into folder/<machine>; returns the file.
+    """Write one result file and machine.json into folder/<machine>, and benchmarks.json, as asv does; returns the first.
 
     Args:
         commit: its whole hash; date: seconds since 1970 of the commit.
@@ -134,6 +138,7 @@ def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int
     place = folder / machine["machine"]
     place.mkdir(parents=True, exist_ok=True)
     _write(place / "machine.json", machine | {"version": 1})
+    _announce(results, folder / "benchmarks.json")
     path = place / f"{commit[:8]}-{environment}.json"
     _write(path, {
         "commit_hash": commit, "env_name": environment, "date": date * 1000, "python": python, "requirements": requirements,
@@ -143,6 +148,18 @@ def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int
         "version": 2,
     })  # fmt: skip
     return path
+
+
+def _announce(benchmarks: Iterable[Benchmark], path: Path) -> None:
+    """Put into asv's list what it lacks or has otherwise: readers skip results that are not of the list's version."""
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {"version": 2}  # of the format
+    for b in benchmarks:
+        params = [[repr(v) for v in values] for values in b.params]
+        about = {"name": b.name, "params": params, "version": b.version, "type": "track", "unit": b.unit,
+                 "param_names": list(getattr(b.owner, "param_names", ()))}  # fmt: skip
+        if any(known.get(b.name, {}).get(name) != value for name, value in about.items()):
+            known[b.name] = about | {"code": ""}
+    path.write_text(json.dumps(known, indent=4, sort_keys=True) + "\n", "utf-8")
 
 
 def _json(values: list[float | None]) -> list:
@@ -227,8 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(benchmark: Benchmark, outcome: Outcome) -> None:
-    unit = getattr(benchmark.function, "unit", getattr(benchmark.owner, "unit", ""))
-    print(f"{benchmark.name}  ({unit}; {outcome.took:.1f} s)")
+    print(f"{benchmark.name}  ({benchmark.unit}; {outcome.took:.1f} s)")
     for cell, value, reason in zip(benchmark.cells, outcome.values, outcome.reasons):
         if value is None:
             print(f"  {', '.join(map(str, cell))}: FAILED\n{reason}")

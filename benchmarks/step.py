@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
 
+from benchmarks import _cost
 from benchmarks._measure import DEVICES, alone, attempt, captured, expected, found, on_device, rounds
 from benchmarks._suite import suite
 
@@ -13,12 +16,14 @@ METHODS = ("sgd", "rbd normal", "rbd uniform", "rbd rademacher", "rbd rademacher
            "nes rademacher", "sgd graph", "rbd rademacher graph", "rbd countsketch", "rbd countsketch 10000",
            "rbd countsketch graph")  # fmt: skip
 DIM, BATCH = 250, 32
+PRICED, SIZE = ("rbd rademacher", "rbd countsketch"), 101_770  # D of the FC net
+DIMS = (1, 10, 50, 250, 1000, 2500, 10_000, 30_000, SIZE)  # d of `Price`: those of the sweep `price`, and 1
 NES = {"cpu": {"fc": 0.3, "cnn": 2.5, "resnet8": 4.0, "resnet32": 15.0},  # seconds a step, roughly: d evaluations
        "cuda": {"fc": 0.1, "cnn": 0.1, "resnet8": 0.4, "resnet32": 1.0}}  # fmt: skip
 
 
 def setup_cache() -> dict:
-    """{(device, network, method): (its step, SGD's), seconds, or an exception}."""
+    """{(device, network, method): (its step, SGD's), seconds; (device, "fc", d, method): their ratio}, or an exception."""
     cache = {}
     for device in DEVICES:
         for network in NETWORKS:
@@ -26,6 +31,10 @@ def setup_cache() -> dict:
             for method in METHODS:
                 cache[device, network, method] = cell = steps if isinstance(steps, Exception) else steps[method]
                 print(device, network, method, cell, file=sys.stderr, flush=True)
+        prices = attempt(_prices, device)
+        for cell in product(DIMS, PRICED):
+            cache[(device, "fc", *cell)] = price = prices if isinstance(prices, Exception) else prices[cell]
+            print(device, "fc", *cell, price, file=sys.stderr, flush=True)
     return cache
 
 
@@ -34,20 +43,42 @@ setup_cache.timeout = 3600
 
 def _steps(device: str, network: str) -> dict[str, object]:
     """{method: (its step, SGD's), seconds, or an exception}, both by blocks of the same rounds."""
-    import torch
-
     device = on_device(device)
     if network == "resnet32":
         expected(0.3)
-    before = torch.get_num_threads()
-    _threads(1 if network == "fc" else before, before)  # as the suite does: the FC net's operations are too small to share
-    try:
+    with _suites_threads(network):
         made = {method: attempt(_step, network, method, device) for method in METHODS}
         calls = {method: step for method, step in made.items() if not isinstance(step, Exception)}
         nes = {method: calls.pop(method) for method in list(calls) if "nes" in method}
         times = rounds(calls, device)
         times |= {method: alone(step, device, blocks=1) for method, step in nes.items()}  # hundreds of SGD's steps
         return {method: (times[method], times["sgd"]) if method in times else made[method] for method in METHODS}
+
+
+def _prices(device: str) -> dict[tuple[int, str], object]:
+    """{(d, method): the FC net's step as a multiple of SGD's, by blocks of the same rounds, or an exception}."""
+    device = on_device(device)
+    with _suites_threads("fc"):
+        made = {cell: attempt(_priced_step, *cell, device) for cell in product(DIMS, PRICED)}
+        calls = {cell: step for cell, step in made.items() if not isinstance(step, Exception)}
+        times = rounds({"sgd": _step("fc", "sgd", device), **calls}, device)
+        return {cell: times[cell] / times["sgd"] if cell in times else made[cell] for cell in made}
+
+
+def _priced_step(dim: int, method: str, device: str) -> Callable[[], object]:
+    expected(2 * _cost.seconds(method.split()[1], dim, SIZE, device))
+    return _step("fc", f"{method} {dim}", device)
+
+
+@contextmanager
+def _suites_threads(network: str) -> Iterator[None]:
+    """As the suite does: one for torch with the FC net, whose operations are too small to share."""
+    import torch
+
+    before = torch.get_num_threads()
+    _threads(1 if network == "fc" else before, before)
+    try:
+        yield
     finally:
         _threads(before, None)
 
@@ -136,3 +167,18 @@ class Step:
 
 Step.track_time.unit = "ms"
 Step.track_against_sgd.unit = "x SGD's step"
+
+
+class Price:
+    """The FC net's step by RBD against d, dense and sparse, batches of 32, as a multiple of SGD's in the same rounds."""
+
+    params = (DEVICES, ("fc",), DIMS, PRICED)
+    param_names = ("device", "network", "d", "method")
+    unit = "x SGD's step"
+    version = "1"
+
+    def setup(self, cache: dict, *cell) -> None:
+        found(cache[cell])
+
+    def track_against_sgd(self, cache: dict, *cell) -> float:
+        return found(cache[cell])

@@ -43,13 +43,13 @@ def bootstrap(statistic: Callable[..., np.ndarray], *strata: Values, seed: int =
         strata: runs (n_k,), %; seed: of the resampling.
 
     Returns:
-        Bounds at LEVEL; NaN, NaN where no stratum has a second run to resample.
+        Bounds at LEVEL; NaN, NaN where a stratum is a single run: its spread is unknown, so an interval would be too narrow.
 
     Raises:
         ValueError: a stratum is empty or holds a value that is not finite.
     """
     runs = [check(s) for s in strata]
-    if all(len(x) == 1 for x in runs):
+    if any(len(x) == 1 for x in runs):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     resampled = [x[rng.integers(len(x), size=(REPLICATES, len(x)))] for x in runs]

@@ -241,7 +241,7 @@ def _default(f: Field[Any]) -> str:
     values = {method: used[f.name] for method, used in DEFAULTS.items() if f.name in used} or {"all": f.default}
     texts = [f"{value} for {method}" for method, value in values.items()]
     default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])
-    own = "the paper's, else ours"
+    own = "the paper's, else ours, for d = 250"
     return {"lr": own, "then_lr": own, "switch": "never", "augment": "all of it"}.get(f.name, default)
 
 

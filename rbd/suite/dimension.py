@@ -110,8 +110,8 @@ def find_target(name: str, results: Path) -> Target:
     if not {function, "*"} & _list_names(tree):
         functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
         raise ValueError(f"{script}: got no function {function!r}, allowed {', '.join(functions) or 'none: it has none'}")
-    where = os.path.relpath(script.resolve(), results.resolve())  # stays when both move
-    key = sha256(json.dumps([Path(where).as_posix(), function, text]).encode()).hexdigest()[:8]
+    where = store.relate(script.resolve(), results.resolve())  # stays when both move
+    key = sha256(json.dumps([where, function, text]).encode()).hexdigest()[:8]
     return Target(script, function, text, results / "dimension" / f"{script.stem}-{function}-{key}")
 
 

@@ -25,8 +25,8 @@ VERDICTS = (*verdicts.VERDICTS, PARTLY, *SMALL, HIGHER, LOWER, NONE, FEW, AGREES
 RULES = f"""\
 `rbd figures` computes each verdict from the records, by these rules:
 
-- **Claims of the paper that one method beats another.** A difference holds if its 95 % interval lies above 0 (single runs:
-  if it is above {POINTS} points). *{REPRODUCED}*: every difference that was run holds. *{PARTLY}*: some hold.
+- **Claims of the paper that one method beats another.** A difference holds if its 95 % interval lies above 0 (without
+  an interval: if it is above {POINTS} points). *{REPRODUCED}*: every difference that was run holds. *{PARTLY}*: some hold.
   *{NOT_REPRODUCED}*: none holds. The quick profile trains on 5,000 images, so there the words are *{SMALL[0]}*,
   *{SMALL[1]}* and *{SMALL[2]}*. The size of the difference does not decide; the paper's is given for
   comparison.
@@ -38,14 +38,15 @@ RULES = f"""\
 - **Memory.** *{REPRODUCED}*: as d grows, peak memory grows by at most {100 * NEAR:g} % on demand, and by more with a stored
   basis.
 - **Our own comparisons.** *X {HIGHER}*, *X {LOWER}*: the 95 % interval of the difference excludes 0.
-  *{NONE}*: it contains 0. *{FEW}*: single runs, so there is no interval.
+  *{NONE}*: it contains 0. *{FEW}*: a mean is of a single run, so there is no interval.
 - **A theory.** *{AGREES}*: every mean is at most {100 * NEAR:g} % away from the theory's value, or its interval contains
   that value. *{PARTLY_AGREES}*: this holds for some. *{DIFFERS}*: for none.
 - **A default.** *{MET}* or *{NOT_MET}*: the details give the rule.
 - *{NOT_RUN}*: no run answers the question yet. *{SETTINGS}*: a table of settings, without a verdict.
 
 A verdict is based on the runs done so far; where some are missing, it says how many are done. With n = 3, a 95 % bootstrap
-interval contains the true mean in about 75 % of cases."""
+interval contains the true mean in about 75 % of cases, with n = 2 in about half. Where a mean holds a single run, there is
+no interval, since that run's spread is unknown."""
 
 
 def judge_leads(gaps: Sequence[Summary], profile: str) -> str:

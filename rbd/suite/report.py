@@ -194,5 +194,5 @@ def link_claims(table: str, results: str | os.PathLike[str], folder: Path) -> st
     """A table whose claims are linked to their evidence, seen from a folder; those without any stay as they are."""
     for claim, name in EVIDENCE.items():
         if (path := Path(results) / name).exists():
-            table = table.replace(f"| {claim} |", f"| [{claim}]({Path(os.path.relpath(path, folder)).as_posix()}) |")
+            table = table.replace(f"| {claim} |", f"| [{claim}]({store.relate(path, folder)}) |")
     return table

@@ -102,6 +102,14 @@ def write(path: Path, content: str | bytes, what: str = "a file") -> Path:
     return path
 
 
+def relate(path: Path, folder: Path) -> str:
+    """The path as seen from a folder, with slashes; whole where there is no way, from one drive of Windows to another."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.absolute().as_posix()
+
+
 def check_writable(directory: str | os.PathLike[str]) -> None:
     """Make the directory. Raises OSError naming it if records cannot be saved there, before hours of work are lost."""
     probe = Path(directory) / f".{token_hex(8)}.tmp"

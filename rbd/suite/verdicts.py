@@ -2,7 +2,7 @@
 
 A number agrees where ours is at most POINTS from it, or at most two standard deviations of the difference, √(s² + s'²);
 a single run has no s, so the points alone count. A lead (one method above another) holds where the lower end of its 95 %
-interval is above 0; without an interval (single runs) where it is above POINTS.
+interval is above 0; without an interval (where a mean holds a single run) where it is above POINTS.
 
     reproduced                       so with the augmentation that the paper describes
     reproduced without augmentation  not so with it, or not run with it, but so without
@@ -66,21 +66,48 @@ def judge(described: bool | None, bare: bool | None) -> str:
     return NOT_RUN if described is None else NOT_REPRODUCED
 
 
-def explain(method: str, theirs: float, ours: Runs | None, bare: Runs | None, verdict: str) -> str:
+@dataclass(frozen=True)
+class Beside:
+    """What else is known about the runs of a number, for its likely cause.
+
+    Attributes:
+        rate: another learning rate at which ours agrees with augmentation; None if there is none.
+        dim: D/400, where it is more than a tenth away from the d of our runs and was not run; else None.
+        rise: accuracy gained over the last two fifths of the epochs, with augmentation (points); NaN if not run.
+    """
+
+    rate: float | None = None
+    dim: int | None = None
+    rise: float = math.nan
+
+
+def explain(method: str, theirs: float, ours: Runs | None, bare: Runs | None, verdict: str, beside: Beside) -> str:
     """The likely cause of a verdict on a number, in a sentence; ours: with augmentation, bare: without."""
     if verdict == REPRODUCED:
         return "Agrees in the setting that the paper describes."
+    elsewhere = [f"with augmentation, agrees at η = {beside.rate:g}"] if beside.rate is not None else []
+    unrun = [f"D/{RATIO} = {beside.dim} not run"] if beside.dim is not None else []
     if verdict == WITHOUT:
-        return "Looks as if made without augmentation."
+        return _join(["agrees without augmentation", *elsewhere, *unrun])
     if ours is None:
         return "No run with augmentation yet."
     if method == "nes":
         return "An update takes d mini-batches here; how many updates the paper's runs made is unknown."
+    rising = [f"with augmentation still rising at the end, {beside.rise:+.1f} points in the last two fifths of the epochs"]
+    return _join([*elsewhere, _compare(theirs, ours, bare), *unrun, *(rising if beside.rise > POINTS else [])])
+
+
+def _compare(theirs: float, ours: Runs, bare: Runs | None) -> str:
     if bare is None:
-        return "Without augmentation not run yet."
+        return "without augmentation not run yet"
     if min(ours.value, bare.value) < theirs < max(ours.value, bare.value):
-        return "The paper's number lies between ours with and without augmentation."
-    return f"Both settings are {'above' if ours.value > theirs else 'below'} the paper; no tested cause."
+        return "the paper's number lies between ours with and without augmentation"
+    return f"both settings are {'above' if ours.value > theirs else 'below'} the paper"
+
+
+def _join(causes: Sequence[str]) -> str:
+    sentence = "; ".join(causes)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def keeps_memory(on_demand: Sequence[float], stored: Sequence[float]) -> bool:

@@ -1295,6 +1295,28 @@ def test_the_effective_rate_by_hand(tmp_path, notes):
     assert [row[8] for row in rows] == ["1.0", "3.0", "3.2", "0.0"]  # at the first epoch
 
 
+def test_effective_rate_tells_what_it_predicted_for_table_1(tmp_path, notes):
+    """SGD at η d/D with the paper's rate for RBD, whether RBD has run already or not."""
+    wanted = []
+    for augment, accuracies in ((None, {"sgd": 93.0, "rbd": 94.5}), ("none", {"sgd": 95.0})):
+        for method, accuracy in accuracies.items():
+            lr = 1.0 if method == "rbd" else 250 / 101_770
+            config = dict(model="fc", data="mnist", augment=augment, method=method, lr=lr)
+            wanted.append(config)
+            made = Record(RunConfig(**config), "finished", (Point(1, 1, 32, 1, 1.0, accuracy, None),), (1.0,), made_up.WHERE)
+            record.save(made, tmp_path / "runs" / "effective_rate-paper")
+    made_up.manifest(tmp_path, "effective_rate", "paper", wanted)
+    execute("effective_rate", tmp_path, "paper")
+    lines = (tmp_path / "tables" / "effective_rate-predictions-paper.md").read_text("utf-8").splitlines()[2:4]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert rows == [
+        ["FC, MNIST", "1", "93.0 (n = 1)", "94.5 (n = 1)", "+1.5", "93.893 ± 0.024"],
+        ["FC, MNIST, no augmentation", "1", "95.0 (n = 1)", "–", "–", "93.893 ± 0.024"],
+    ]
+    found = json.loads((tmp_path / "tables" / "effective_rate-paper.json").read_text("utf-8"))["evidence"]
+    assert "SGD at η d/D predicts RBD in 1 of 1 rows of table 1 within 1.5 points; RBD − SGD from +1.5 to +1.5" in found
+
+
 def test_as_released_is_told_beside_fpd(results, notes, tmp_path):
     execute("as_released", results)
     found = json.loads((results / "tables" / "as_released-quick.json").read_text("utf-8"))["evidence"]

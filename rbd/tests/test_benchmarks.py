@@ -13,14 +13,16 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import load
 import pytest
 import torch
 
 from rbd.distribution import DISTRIBUTIONS
-from rbd.suite import checkpoint, record, replay, train
+from rbd.suite import checkpoint, experiment, paper, record, replay, train
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only")
@@ -139,6 +141,42 @@ def test_time_and_ratio_of_a_step_are_of_the_same_blocks(benchmarks, monkeypatch
         step.Step().setup(cache, "cpu", "fc", "rbd normal")
 
 
+def test_the_price_of_a_step_is_measured_at_every_d_of_the_sweep(benchmarks):
+    """Else the notebook `price` draws the records' seconds, which hold validation and whatever ran beside them."""
+    step, price = benchmarks("step"), experiment.load("price")
+    configs = [request.config for profile in experiment.PROFILES for request in price.runs(profile)]
+    points = {(c.model, c.dim, f"{c.method} {c.distribution}") for c in configs if c.model == "fc" and c.method != "sgd"}
+    assert len(points) == 13 and points <= {cell[1:] for cell in product(*step.Price.params)}
+    assert paper.SIZES["fc", 1] == step.SIZE and step.Price.param_names == ("device", "network", "d", "method")
+
+
+def test_the_price_of_a_step_is_a_multiple_of_sgds_in_the_same_rounds(benchmarks, monkeypatch):
+    """SGD takes 2 ms, the others d ms; a dense step that takes too long for the set of cells is not made."""
+    step, made = benchmarks("step"), []
+
+    def make(network: str, method: str, device: str):
+        made.append((network, method))
+        return lambda: None
+
+    def clock(calls, device):
+        return {cell: 0.002 if cell == "sgd" else cell[0] / 1000 for cell in calls}
+
+    monkeypatch.setattr(step, "_step", make)
+    monkeypatch.setattr(step, "rounds", clock)
+    monkeypatch.setattr(step, "_steps", lambda *_: NotImplementedError("elsewhere"))
+    monkeypatch.setattr(step, "METHODS", ())
+    monkeypatch.setattr(step, "DEVICES", ("cpu",))
+    monkeypatch.setattr(importlib.import_module("benchmarks._measure"), "SET", "quick")  # 50 ms
+    cache, price = step.setup_cache(), step.Price()
+    for method, dim in (("rbd countsketch", 101_770), ("rbd rademacher", 2500)):
+        cell = ("cpu", "fc", dim, method)
+        price.setup(cache, *cell)
+        assert price.track_against_sgd(cache, *cell) == dim / 2 and ("fc", f"{method} {dim}") in made
+    with pytest.raises(NotImplementedError, match="not in the set 'quick'"):
+        price.setup(cache, "cpu", "fc", 101_770, "rbd rademacher")
+    assert ("fc", "rbd rademacher 101770") not in made
+
+
 def test_the_suites_loop_and_a_bare_one_take_turns(benchmarks, monkeypatch):
     """Three pairs of 2 / 1, 9 / 3 and 4 / 1 seconds a step: the median ratio is 3."""
     loop, order = benchmarks("loop"), []
@@ -232,6 +270,31 @@ def test_peak_of_a_step_does_not_grow_with_d(benchmarks):
 
 WAYS = ("normal", "uniform", "rademacher", "countsketch", "stored fp32", "stored bf16", "stored bits", "randn",
         "sklearn gaussian", "sklearn sparse", "stored sketch", "hadamard")  # fmt: skip
+
+
+def test_the_bare_loop_has_every_pair_of_the_paper_and_the_suites_layout(benchmarks, monkeypatch):
+    """A bare loop in the slower layout would flatter the suite's: what each side's networks get has equal strides."""
+    loop, models, seen = benchmarks("loop"), importlib.import_module("rbd.suite.models"), []
+    pairs = {*paper.TABLE1, ("resnet8", "cifar10"), ("resnet32", "cifar10")}
+    assert {tuple(pair.split()) for pair in loop.Loop.params[0]} == pairs - {("fc", "fmnist"), ("cnn", "fmnist")}
+    assert set(loop.SECONDS) == set(loop.BATCHES) == set(loop.Loop.params[0])
+    real = models.build
+
+    def watch(*given, **named):
+        model = real(*given, **named)
+        first = next(m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Flatten)))
+        first.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0].shape, inputs[0].stride())))
+        return model
+
+    monkeypatch.setattr(models, "build", watch)
+    for pair in ("fc mnist", "cnn mnist", "cnn cifar10"):
+        monkeypatch.setitem(loop.BATCHES, pair, 1)
+        sides = []
+        for run in (loop._suite_step(pair), loop._bare_epoch(pair)):
+            seen.clear()
+            run()
+            sides.append({found for found in seen if found[0][0] == loop.BATCH})
+        assert len(sides[0]) == 1 and sides[0] == sides[1], pair
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -407,6 +470,25 @@ def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
     assert math.isnan(read.get("memory.Peak.track_step", "cpu", "rademacher", "10"))  # it had failed
     text = table.tables(tmp_path)
     assert "| signs | 2.0 × / n/a |" in text and "| entries | stored fp32 |" in text and COMMIT[:8] in text
+
+
+def test_saved_results_are_seen_by_the_notebooks(benchmarks, tmp_path):
+    """Which skip what asv's list does not have, or has in another version; the rest of the list stays."""
+    run = benchmarks("run")
+    (price,) = run.benchmarks("step.Price")
+    (ratio,) = run.benchmarks("ratios.Ratio.track_project")
+    old = {"name": ratio.name, "version": "0", "params": [], "code": "def f(): pass"}
+    (tmp_path / "asv").mkdir()
+    (tmp_path / "asv" / "benchmarks.json").write_text(json.dumps({"version": 2, "gone": {"name": "gone"}, ratio.name: old}))
+    for benchmark in (price, ratio, price):
+        outcome = run.Outcome([1.5] * len(benchmark.cells), [], 1e9, 1.0)
+        run.save({benchmark: outcome}, tmp_path / "asv", COMMIT if benchmark is price else COMMIT[::-1], 1_600_000_000)
+    known = json.loads((tmp_path / "asv" / "benchmarks.json").read_text())
+    assert set(known) == {"version", "gone", price.name, ratio.name} and known[ratio.name]["version"] == ratio.version
+    table = load.asv(tmp_path)
+    cell = table[(table.benchmark == price.name) & (table.d == 2500) & (table.method == "rbd countsketch")]
+    assert set(cell.device) == {"cpu", "gpu"} and set(cell.value) == {1.5} and set(table.unit) == {price.unit, ratio.unit}
+    assert len(table) == len(price.cells) + len(ratio.cells)
 
 
 def test_table_of_workers(benchmarks, tmp_path):

@@ -209,6 +209,41 @@ def test_bad_input_as_typed(tmp_path):
     assert run.stderr == f"rbd: error: dim: got 101771, allowed 1 ... 101770 ({limits})\n"
 
 
+TOLD = "rbd: warning: --{}: the default, {}, is for d = {}; for d = {}, {} times √(D/d) is {}\n"
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    ("--dim 101770", ("lr", 1, 250, 101770, "SGD's rate", 0.125)),
+    ("--dim 1017 --method fpd --data fmnist", ("lr", 0.5, 250, 1017, "SGD's rate", 2.5)),
+    ("--dim 9332 --model cnn --data mnist", ("lr", 0.0625, 250, 9332, "SGD's rate", 0.0988)),
+    ("--dim 10177 --method sgd --switch 1", ("then-lr", 1, 250, 10177, "SGD's rate", 0.395)),
+    ("--dim 10177 --method subspace-adam", ("lr", 0.01, 1018, 10177, "Adam's 0.001", 0.00316)),
+    ("--dim 101770 --lr 0.5", None), ("--dim 250", None), ("", None), ("--method sgd", None),
+    ("--dim 20 --method nes", None), ("--partition by_ratio:60", None),
+    ("--dim 9 --method sgd --switch 1 --then-lr 2", None),
+])  # fmt: skip
+def test_train_without_a_rate_tells_where_the_default_is_for_another_d(words, told, here, capsys, monkeypatch):
+    """One line on stderr, from torchrun's worker 0 alone. √(101,770/1,017) is 10, √(93,322/9,332) = √10 = 3.16."""
+
+    def stop(*_, **__):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(job, "run", stop)
+    expected = (TOLD.format(*told) if told else "") + "rbd: error: stopped\n"
+    assert main(["train", *words.split()]) == 2 and capsys.readouterr().err == expected
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", *words.split()]) == 2 and capsys.readouterr().err == "rbd: error: stopped\n"
+
+
+def test_help_says_for_which_d_the_default_rates_are(here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if "-lr VALUE" in line]
+    assert [name for name, *_ in lines] == ["--lr", "--then-lr"]
+    assert all(text.endswith("(default: the paper's, else ours, for d = 250)") for *_, text in lines)
+
+
 def test_missing_data_is_named_with_the_command_that_mends_it(here, capsys):
     said = refused(["train", "--data", "mnist", "--data-dir", "empty"], capsys)
     assert "mnist: missing in empty: MNIST/raw/train-images-idx3-ubyte" in said
@@ -363,7 +398,8 @@ def test_bar_is_on_a_terminal_and_not_in_stdout(tmp_path):
 
 
 def test_train_is_the_same_in_this_process(here, few, capsys):
-    arguments = ["train", "--method", "rbd", "--dim", "9", "--epochs", "1", "--results-dir", "mine", "--threads", "1"]
+    arguments = ["train", "--method", "rbd", "--dim", "9", "--lr", "1", "--epochs", "1", "--threads", "1"]
+    arguments += ["--results-dir", "mine"]
     assert main(arguments) == 0
     first = capsys.readouterr()
     (path,) = Path("mine/runs/train").iterdir()
@@ -511,7 +547,7 @@ def test_runs_of_ones_own_are_not_seen_by_git():
 def test_compiling_is_told_on_stderr_when_it_happens(tmp_path, monkeypatch):
     """And only then: it takes seconds, once for each distribution and dtype on a machine."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
-    words = ["train", "--distribution", "rademacher", "--dim", "2", "--epochs", "1", "--batch-size", "2500"]
+    words = ["train", "--distribution", "rademacher", "--dim", "2", "--lr", "1", "--epochs", "1", "--batch-size", "2500"]
     told = "rbd: compiling the kernels of this distribution and dtype, which takes some seconds\n"
     assert [command(*words, "--seed", seed, cwd=tmp_path).stderr for seed in "01"] == [told, ""]
 

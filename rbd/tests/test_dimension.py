@@ -14,6 +14,7 @@ import matplotlib
 import pytest
 
 import rbd
+from rbd.suite import dimension
 from rbd.suite.cli import main
 
 ROOT = Path(rbd.__file__).parents[1]
@@ -129,6 +130,20 @@ def test_a_changed_script_runs_anew_and_says_so(here, capsys):
     Path("mine.py").write_text(SCRIPT)  # and back: the first one counts again
     assert main(words) == 0
     assert "1 run, 0 to do" in capsys.readouterr().out and len(calls(here)) == 2
+
+
+def test_a_script_on_another_drive_of_windows_has_a_folder_too(here, monkeypatch):
+    """The same one at each call, and another one than that of a script elsewhere with equal text."""
+    (here / "other").mkdir()
+    (here / "other" / "mine.py").write_text(SCRIPT)
+
+    def refuse(*_):
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    names = ("mine.py", "mine.py", "other/mine.py")
+    first, again, other = (dimension.find_target(f"{name}:accuracy", here / "results").folder for name in names)
+    assert first == again != other and first.parent == here / "results" / "dimension"
 
 
 def test_what_fails_is_named_and_the_others_go_on(here, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import rbd
 from rbd.suite import experiment, paper, rates, record
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import Experiment, Plan
+from rbd.suite.rates import Request
 from rbd.suite.record import Point, Record
 
 ROOT = Path(rbd.__file__).parents[1]
@@ -67,7 +69,7 @@ def test_table1_without_any_rate_says_how_to_find_them(tmp_path, monkeypatch):
     made = plan_table1("paper", tmp_path)
     assert made.configs == () and len(made.waiting) == 72 and len(made.untuned) == 24
     said = rates.explain(made.untuned, "paper")
-    assert said.startswith("no learning rate yet for 'fc mnist nes dim=250', ")
+    assert said.startswith("no learning rate yet for 'fc mnist sgd', ")
     assert said.endswith(": run `rbd sweep learning_rate --profile paper`")
 
 
@@ -191,18 +193,63 @@ def test_scripts_keep_to_their_profile(name):
     assert seeds <= ({100, 101} if name in ("learning_rate", "full_length") else set(range(10)))
 
 
+@pytest.mark.parametrize("name", sorted(WITH_RUNS - {"learning_rate", "full_length"}))
 @pytest.mark.parametrize("profile", experiment.PROFILES)
-def test_learning_rate_searches_nine_octaves_for_whatever_is_asked_for(profile):
-    own = {"learning_rate", "paper_rates", "settings", "sparse", "effective_rate", "intrinsic_dimension"}
-    others = WITH_RUNS - own
-    asked = {rates.key(c) for name in others for c in whole(name, profile) if not c.switch}
+def test_one_seed_of_everything_goes_before_the_next_one(name, profile):
+    """So that a sweep that is stopped has n = 1 of all of it, not n = 3 of a part."""
+    seeds = [getattr(r, "config", r).seed for r in experiment.load(name).runs(profile)]
+    assert seeds == sorted(seeds)
+
+
+@pytest.mark.parametrize("profile", experiment.PROFILES)
+def test_learning_rate_searches_octaves_for_whatever_is_asked_for(profile):
+    """Nine; for ResNets ten, every second one. CNN and ResNets by gradients at full scale: seven; six, every second one."""
+    requests = (r for name in WITH_RUNS - {"learning_rate"} for r in experiment.load(name).runs(profile))
+    asked = {key for r in requests if isinstance(r, Request) for key in rates.keys(r.config).values()}
     tried: dict[str, set[float]] = {}
     for c in whole("learning_rate", profile):
         tried.setdefault(rates.key(c), set()).add(c.lr)
     assert set(tried) == asked
     for key, values in tried.items():
-        coarse = key.startswith("resnet")
-        assert (max(values) / min(values), len(values)) == ((2**10, 6) if coarse else (2**9, 10)), key
+        coarse, few = key.startswith("resnet"), profile == "paper" and key[:2] != "fc" and " nes" not in key
+        spans = {(False, False): (2**9, 10), (True, False): (2**10, 6), (False, True): (2**7, 8), (True, True): (2**6, 4)}
+        assert (max(values) / min(values), len(values)) == spans[coarse, few], key
+
+
+def test_searches_at_full_scale_are_long_enough_and_cost_less_than_a_run():
+    """In one to three epochs CNNs and ResNets found rates that diverged later. Ten, but for ResNet-32 and large dense d."""
+    epochs: dict[tuple, list[int]] = {}
+    for c in whole("learning_rate", "paper"):
+        if "nes" not in c.method:
+            epochs.setdefault((c.model, rates.key(c)), []).append(c.epochs)
+    for (model, key), of in epochs.items():
+        large = model == "fc" and 250 < int((re.search(r"dim=(\d+)", key) or [0, 0])[1]) <= 2500
+        assert set(of) == {3 if model == "resnet32" else 2 if large else 10}, key
+        assert sum(of) <= 100, key
+    assert {c.epochs for c in whole("learning_rate", "paper") if c.method == "nes" and c.model == "resnet8"} == {10}
+
+
+def test_the_search_at_full_scale_has_room_about_what_the_quick_one_found():
+    """From the quick profile's best rate to three octaves below it, where ten times the images moved those of the FC net."""
+    found = {key: lr for key, lr in rates.load("quick", ROOT / "results").items() if key.startswith(("cnn", "resnet8"))}
+    tried: dict[str, list[float]] = {}
+    for c in whole("learning_rate", "paper"):
+        tried.setdefault(" ".join([c.model, *rates.key(c).split()[2:]]), []).append(c.lr)
+    compared = 0
+    for key, best in found.items():
+        model, _, *rest = key.split()
+        if rest[0] != "nes" and (full := tried.get(" ".join([model, *rest]))):
+            assert min(full) <= best / 8 and best <= max(full), key
+            compared += 1
+    assert compared >= 9
+
+
+@in_repository
+@pytest.mark.parametrize("profile", experiment.PROFILES)
+def test_no_search_that_has_records_has_changed(profile):
+    """Nor any of its runs: else hours of training would count for nothing."""
+    made = {path.stem for path in (ROOT / "results" / "runs" / f"learning_rate-{profile}").glob("[!.]*.json")}
+    assert len(made) >= 80 and made <= {c.id for c in whole("learning_rate", profile)}
 
 
 @pytest.mark.parametrize(("profile", "sparse", "dense"), [("quick", 7, 4), ("paper", 12, 7)])
@@ -231,14 +278,61 @@ def test_the_papers_own_rates_are_inside_the_search():
 
 
 def test_sparse_bases_have_the_papers_rate_at_250_and_steps_as_long_as_those_of_sgd_at_a_tenth():
-    """η √(d/D) = η of SGD; the FC net goes first within a seed."""
-    found = whole("sparse", "paper")
+    """η √(d/D) = η of SGD; the FC net goes first within a seed, ResNet-8 last."""
+    every = [c for c in whole("sparse", "paper") if c.method == "rbd"]
+    found = [c for c in every if c.model != "resnet8"]
     rates_of = {(c.model, c.data, c.dim): c.lr for c in found}
     assert len(found) == 72 and {c.augment for c in found} == {None, "none"} and len(rates_of) == 12
     for (model, data, dim), lr in rates_of.items():
         known, size = paper.LEARNING_RATES[model, data], paper.find_size(model, data)
         assert lr == known["rbd"] if dim == 250 else lr * (dim / size) ** 0.5 == pytest.approx(known["sgd"], rel=0.01)
-    assert [c.model for c in found if c.seed == 0] == ["fc"] * 12 + ["cnn"] * 12 and found[24].seed == 1
+    assert [c.model for c in every if c.seed == 0] == ["fc"] * 12 + ["cnn"] * 12 + ["resnet8"] * 2 and every[26].seed == 1
+
+
+def test_sparse_has_figure_1_at_searched_rates_and_fpd_where_signs_are_below_the_paper():
+    """Issue 14, items 1 and 3. At d = 500 the key is that of the dense signs of `curves`, so both have one rate."""
+    requests = [r for r in experiment.load("sparse").runs("paper") if isinstance(r, Request)]
+    assert [(r.config.dim, r.config.seed) for r in requests] == [(dim, seed) for seed in range(3) for dim in (500, 7833)]
+    kinds = {(r.config.model, r.config.data, r.config.distribution) for r in requests}
+    assert kinds == {("resnet8", "cifar10", "countsketch")}
+    dense = {rates.key(c) for c in whole("curves", "paper")}
+    assert {r.config.dim for r in requests if rates.key(r.config) in dense} == {500}
+    fixed = [c for c in whole("sparse", "paper") if c.method == "fpd"]
+    assert [(c.model, c.data, c.dim, c.lr, c.seed) for c in fixed] == [("fc", "cifar10", d, 0.25, 0) for d in (250, 987)]
+    dense = {c.id for c in whole("settings", "paper")}
+    assert {replace(c, distribution="rademacher").id for c in fixed} <= dense
+
+
+def test_countsketch_has_the_three_networks_of_the_rule_and_full_scale_the_two_that_take_minutes():
+    """The pairs of ResNet-8 at full scale, which its docstring names, are runs of `sparse` and `curves` at one rate."""
+    cells = {p: {(c.model, c.dim) for c in whole("countsketch", p)} for p in experiment.PROFILES}
+    both = {("fc", 250), ("cnn", 250)}
+    assert cells == {"quick": both | {("fc", 2500), ("resnet8", 500)}, "paper": both}
+    sparse = {c.id for c in whole("sparse", "paper")}
+    dense = [c for c in whole("curves", "paper") if c.method == "rbd"]
+    assert len(dense) == 3 and {replace(c, distribution="countsketch").id for c in dense} <= sparse
+
+
+def test_settings_has_every_method_at_every_d():
+    """NES too: its verdict is given at d = D/400 where that was run."""
+    dims: dict[tuple, set] = {}
+    for c in whole("settings", "paper"):
+        dims.setdefault((c.model, c.data), set()).add((c.method, c.dim, c.augment, c.seed))
+    assert len(dims) == 6
+    for pair, found in dims.items():
+        own = {("fc", "cifar10"): {250, 987}, ("cnn", "cifar10"): {250, 306}}.get(pair, {250})
+        wanted = {("sgd", None), *((m, d) for m in ("rbd", "fpd", "nes") for d in own)}
+        assert found == {(*cell, augment, seed) for cell in wanted for augment in (None, "none") for seed in range(3)}
+
+
+def test_normals_stand_beside_runs_with_signs_at_the_same_rates():
+    """Those of `settings`, on which the verdicts are given. The gradient methods wait for no search."""
+    requests = list(experiment.load("normals").runs("paper"))
+    assert [isinstance(r, Request) for r in requests] == [False] * 12 + [True] * 6
+    beside = {c.id for c in whole("settings", "paper")}
+    found = whole("normals", "paper")
+    assert {c.distribution for c in found} == {"normal"} and len(found) == 18
+    assert {replace(c, distribution="rademacher").id for c in found} <= beside
 
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
@@ -249,12 +343,12 @@ def test_every_run_of_effective_rate_has_one_of_sgd_at_its_product(profile):
     for c in (c for c in found if c.method == "rbd"):
         rate = c.lr * c.dim / paper.find_size(c.model, c.data)
         assert (c.model, c.data, c.augment, c.seed, f"{rate:.6g}") in sgd
-    assert len(found) == {"quick": 3 * 5 * 7, "paper": 3 * 6 * 4}[profile]
+    assert len(found) == {"quick": 3 * 5 * 7, "paper": 3 * 6 * 4 + 6 * 2}[profile]
 
 
 def test_effective_rate_shares_the_runs_at_the_papers_rate():
     shared = {c.id for name in ("settings", "sparse") for c in whole(name, "paper")}
-    assert sum(c.id in shared for c in whole("effective_rate", "paper")) == 12  # 6 settings, signs and countsketch
+    assert sum(c.id in shared for c in whole("effective_rate", "paper")) == 18  # 12 of signs, 6 of countsketch
 
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
@@ -271,6 +365,18 @@ def test_sparse_series_share_runs_and_leave_the_dense_ones_as_they_were(profile)
     for name in ("redraw", "compartments"):
         settings = [replace(c, distribution="rademacher") for c in whole(name, profile)]
         assert {c.id for c in settings} == {c.id for c in whole(name, profile)} - ids[name]
+
+
+def test_compartments_has_the_cnn_at_full_scale():
+    """Issue 14, item 4: K and by_layer, n = 3, each at its own rate; one basis for all is the run of table 1."""
+    found = [c for c in whole("compartments", "paper") if c.model == "cnn"]
+    partitions = ["whole", "by_layer", "even:4", "even:16"]
+    assert [(c.partition, c.seed) for c in found] == [(p, seed) for seed in range(3) for p in partitions]
+    assert {(c.data, c.method, c.dim, c.distribution, c.epochs) for c in found} == {("mnist", "rbd", 250, "rademacher", 100)}
+    assert len({rates.key(c) for c in found}) == 4
+    shared = {c.id for c in whole("table1", "paper")}
+    assert [c.partition for c in found if c.id in shared] == ["whole"] * 3
+    assert {c.model for c in whole("compartments", "quick")} == {"fc"}
 
 
 def test_budgets_of_nes_meet_those_of_rbd():

@@ -10,6 +10,7 @@ from math import nan
 from pathlib import Path
 
 import made_up
+import numpy as np
 import pytest
 import stats
 import style
@@ -231,6 +232,34 @@ def test_the_committed_results_are_read_at_a_glance():
         assert question.endswith("?") or findings.NOT_RUN in verdict, question  # else the heading of the notebook
         assert number == "–" or re.search(r"n = |\bof \d", number), number
         assert number != "–" or findings.NOT_RUN in verdict, question
+
+
+NUMBER = r"([+−-]?\d+(?:\.\d+)?)"
+SPREADS = re.compile(rf"{NUMBER} ± {NUMBER}")
+INTERVALS = re.compile(rf"{NUMBER} (?:points? )?\[{NUMBER}, {NUMBER}\]")
+
+
+def read_numbers(pattern: re.Pattern, text: str) -> list[tuple[float, ...]]:
+    return [tuple(float(n.replace("−", "-")) for n in found) for found in pattern.findall(" ".join(text.split()))]
+
+
+@pytest.mark.parametrize("pattern", [SPREADS, INTERVALS])
+def test_numbers_of_the_findings_stand_in_the_tables(pattern):
+    """Findings are written by hand: every mean with a deviation or an interval is one that a notebook computed.
+
+    Up to the digits shown, and up to the sign where a loss is told.
+    """
+    readme = (ROOT / "results" / "README.md").read_text("utf-8")
+    computed, findings = readme.split("\n## Findings")
+    findings = findings.split("\n## About the records")[0]
+    tables = [path.read_text("utf-8") for path in sorted((ROOT / "results" / "tables").glob("*.*")) if path.suffix != ".tex"]
+    known = np.array(read_numbers(pattern, " ".join([computed, *tables])))
+    told = read_numbers(pattern, findings)
+    assert len(told) > 10
+    for values in told:
+        same, turned = np.array(values), np.array([-values[0], *(-v for v in values[:0:-1])])
+        near = np.abs(known - same).max(1).min(), np.abs(known - turned).max(1).min()
+        assert min(near) <= 0.051, f"{values}: not in the tables"
 
 
 def test_the_index_is_written_between_its_marks_alone(tmp_path):

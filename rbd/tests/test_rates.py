@@ -160,6 +160,18 @@ def test_rates_of_full_length_begin_at_the_searchs_choice_and_go_before_it(tmp_p
     assert rates.load("paper", tmp_path)["fc mnist sgd full length"] == 0.2
 
 
+def test_rates_of_figure_1_have_both_neighbours_at_full_length():
+    """Their search steps over the octave above; that of table 1 has tried it."""
+    factors: dict[str, list[float]] = {}
+    for request in experiment.load("full_length").runs("paper"):
+        assert request.searched and (request.config.seed, request.config.epochs) == (100, 100)
+        factors.setdefault(rates.key(request.config), []).append(request.factor)
+    figure = {rates.key(r.config) for r in experiment.load("curves").runs("paper")}
+    assert len(figure) == 4 and len(factors) == 28
+    for key, found in factors.items():
+        assert found == ([1, 0.5, 0.25, 2] if key in figure else [1, 0.5, 0.25]), key
+
+
 def test_the_least_rate_of_full_length_is_at_the_edge_and_the_largest_is_not(tmp_path):
     configs = [replace(SGD, lr=lr, seed=100) for lr in (0.4, 0.2, 0.1)]
     for accuracies, lr, edge in (((93.0, 92.0, 91.0), 0.4, False), ((91.0, 92.0, 93.0), 0.1, True)):

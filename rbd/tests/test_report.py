@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -137,6 +138,23 @@ def test_insert_replaces_what_is_between_the_marks():
 def test_insert_without_one_pair_of_marks(text):
     with pytest.raises(ValueError, match="text: got no pair of marks <!-- t --> ... <!-- /t -->, allowed exactly one"):
         report.insert(text, "t", "new")
+
+
+def test_a_readme_on_another_drive_of_windows_has_whole_links(tmp_path, monkeypatch):
+    """From D: to C: there is no relative path."""
+
+    def refuse(*_):
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "memory.png").touch()
+    table, folder = "| 3: less memory | yes |", tmp_path / "docs"
+    assert report.link_claims(table, tmp_path, folder) == "| [3: less memory](../figures/memory.png) | yes |"
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    monkeypatch.chdir(tmp_path)
+    for results in (tmp_path, Path()):
+        linked = report.link_claims(table, results, folder)
+        assert linked == f"| [3: less memory]({tmp_path.as_posix()}/figures/memory.png) | yes |"
 
 
 def test_insert_refuses_marks_in_the_wrong_order():

@@ -9,7 +9,7 @@ from rbd.suite.experiment import Experiment
 from rbd.suite.paper import LEARNING_RATES
 
 DATA = {"quick": "mnist-embedded", "paper": "mnist"}
-EPOCHS = {"quick": 20, "paper": 30}  # FPD's loss is flat from epoch 10 on; there is no schedule, so any epoch compares
+EPOCHS = {"quick": 20, "paper": 30}  # without a schedule of the rate, equal epochs compare
 KEPT = {"quick": (True, False), "paper": (True,)}  # plain FPD at full scale: runs of paper_rates and augmentation
 LR, DIM, BATCH, SEED = LEARNING_RATES["fc", "mnist"]["fpd"], 250, 32, 0  # those of the runs to compare with
 

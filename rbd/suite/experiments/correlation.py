@@ -11,7 +11,8 @@ from rbd.suite.rates import Request
 
 def runs(profile: str) -> Iterator[Request]:
     """Those of two other experiments with dense signs, whose records have the cosines."""
-    for request in (*dimension.runs(profile), *table1.runs(profile)):
+    found = (*dimension.runs(profile), *table1.runs(profile))
+    for request in sorted(found, key=lambda request: request.config.seed):
         if request.config.method == "rbd" and request.config.distribution == "rademacher":
             yield request
 

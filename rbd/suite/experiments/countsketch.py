@@ -21,7 +21,11 @@ def runs(profile: str) -> Iterator[Request]:
 
 
 def list_cells(profile: str, seed: int) -> Iterator[dict]:
-    """Networks, data sets and d: the FC net with 10 seeds, the CNN with 3, ResNet-8 with 4; at full scale 3."""
+    """Networks, data sets and d: the FC net with 10 seeds, the CNN with 3, ResNet-8 with 4; at full scale FC and CNN with 3.
+
+    The rule for the default (no worse than a point on the FC net, the CNN and ResNet-8) is judged on the quick profile. At
+    full scale runs of ResNet-8 take hours: `sparse` has those of RBD at d = 500, beside the dense ones of `curves`.
+    """
     if profile == "paper":
         for model, data in product(("fc", "cnn"), ("mnist", "fmnist")):
             yield {"model": model, "data": data, "dim": 250}

@@ -13,9 +13,9 @@ SWITCHES = {"quick": (5, 10, 15), "paper": (10, 50, 90)}  # epochs
 
 
 def runs(profile: str) -> Iterator[Request]:
-    """Both pure methods, and every switch at their rates."""
+    """Both pure methods, and every switch at their rates; one seed of everything before the next one."""
     sets = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist")
-    for data, seed in product(sets, SEEDS):
+    for seed, data in product(SEEDS, sets):
         base: dict[str, Any] = {"data": data, "epochs": 20 if profile == "quick" else 100, "seed": seed}
         yield tuned(model="fc", **base, method="sgd")
         yield tuned(model="fc", **base, method="rbd")

@@ -23,17 +23,17 @@ DENSE = {  # dense bases cost d D a step, so they stop earlier
 
 
 def runs(profile: str) -> Iterator[RunConfig]:
-    """One seed of everything sparse before the next one, then the dense bases.
+    """One seed of everything before the next one; within a seed, what is sparse first.
 
     The baseline is d = D: countsketch is then a signed permutation, and Adam in it is Adam in all parameters.
     """
-    for seed, sparse in product(SEEDS, (FIRST, THEN)):
-        for model, size in paper.LI_SIZES.items():
+    for seed in SEEDS:
+        for sparse, (model, size) in product((FIRST, THEN), paper.LI_SIZES.items()):
             for dim in (size,) * (sparse is FIRST) + sparse[profile]:
                 yield make(profile, model, "countsketch", dim, seed)
-    for seed, (distribution, dims), model in product(SEEDS, DENSE[profile].items(), paper.LI_SIZES):
-        for dim in dims:
-            yield make(profile, model, distribution, dim, seed)
+        for (distribution, dims), model in product(DENSE[profile].items(), paper.LI_SIZES):
+            for dim in dims:
+                yield make(profile, model, distribution, dim, seed)
 
 
 def make(profile: str, model: str, distribution: str, dim: int, seed: int) -> RunConfig:

@@ -18,7 +18,7 @@ def runs(profile: str) -> Iterator[Request]:
     sets = ("mnist-embedded", "fmnist-embedded") if profile == "quick" else ("mnist", "fmnist")
     epochs = 20 if profile == "quick" else 100
     lengths = (("rbd", epochs), ("nes", epochs), ("rbd-nes", 1), ("rbd-nes", epochs))
-    for data, seed, (method, length) in product(sets, SEEDS, lengths):
+    for seed, data, (method, length) in product(SEEDS, sets, lengths):
         yield tuned(model="fc", data=data, method=method, dim=epochs, epochs=length, seed=seed)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import product
 
+from rbd.suite.config import RunConfig
 from rbd.suite.experiment import Experiment
-from rbd.suite.experiments import table1
-from rbd.suite.rates import Request
+from rbd.suite.paper import LEARNING_RATES
+from rbd.suite.rates import Request, tuned
 
 
-def runs(profile: str) -> Iterator[Request]:
-    for request in table1.runs(profile) if profile == "paper" else ():
-        if request.config.seed == 0 and request.config.method != "sgd":
-            yield Request(replace(request.config, distribution="normal"))
+def runs(profile: str) -> Iterator[RunConfig | Request]:
+    """At the rates of the runs beside them: the paper's, and for NES, for which it has none, ours."""
+    pairs = LEARNING_RATES if profile == "paper" else ()
+    for (model, data), method in product(pairs, ("rbd", "fpd")):
+        yield RunConfig(model, data, method, distribution="normal", lr=LEARNING_RATES[model, data][method])
+    for model, data in pairs:
+        yield tuned(model=model, data=data, method="nes", distribution="normal")
 
 
 EXPERIMENT = Experiment("normals", __doc__, runs)

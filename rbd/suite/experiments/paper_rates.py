@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import SEEDS, Experiment
@@ -10,10 +11,10 @@ from rbd.suite.paper import LEARNING_RATES
 
 
 def runs(profile: str) -> Iterator[RunConfig]:
-    for (model, data), found in LEARNING_RATES.items() if profile == "paper" else ():
-        for method, lr in found.items():
-            for seed in SEEDS:
-                yield RunConfig(model=model, data=data, method=method, lr=lr, seed=seed)
+    """One seed of everything before the next one."""
+    for seed, ((model, data), found) in product(SEEDS, LEARNING_RATES.items()) if profile == "paper" else ():
+        for method in ("sgd", "rbd", "fpd"):
+            yield RunConfig(model=model, data=data, method=method, lr=found[method], seed=seed)
 
 
 EXPERIMENT = Experiment("paper_rates", __doc__, runs)

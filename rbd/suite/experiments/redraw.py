@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from rbd.suite.experiment import SEEDS, Experiment
@@ -14,12 +15,11 @@ INTERVALS = {"quick": (1, 4, 16, 64, 256, 1024), "paper": (1, 10, 100, 1000, 10_
 def runs(profile: str) -> Iterator[Request]:
     quick = profile == "quick"
     base: dict[str, Any] = {"data": "mnist-embedded", "epochs": 20} if quick else {"data": "mnist"}
-    for distribution in ("rademacher", "countsketch"):
-        for seed in SEEDS:
-            common = base | {"model": "fc", "distribution": distribution, "seed": seed}
-            for redraw in INTERVALS[profile]:
-                yield tuned(**common, method="rbd", redraw=redraw)
-            yield tuned(**common, method="fpd")
+    for seed, distribution in product(SEEDS, ("rademacher", "countsketch")):
+        common = base | {"model": "fc", "distribution": distribution, "seed": seed}
+        for redraw in INTERVALS[profile]:
+            yield tuned(**common, method="rbd", redraw=redraw)
+        yield tuned(**common, method="fpd")
 
 
 EXPERIMENT = Experiment("redraw", __doc__, runs)

@@ -23,7 +23,8 @@ def runs(profile: str) -> Iterator[RunConfig | Request]:
         yield RunConfig(model, data, "sgd", lr=rates["sgd"], seed=seed, augment=augment)
         for dim, method in product(choose_dims(model, data), ("rbd", "fpd")):
             yield RunConfig(model, data, method, dim=dim, lr=rates[method], seed=seed, augment=augment)
-        yield tuned(model=model, data=data, method="nes", dim=DIM, seed=seed, augment=augment)
+        for dim in choose_dims(model, data):
+            yield tuned(model=model, data=data, method="nes", dim=dim, seed=seed, augment=augment)
 
 
 def choose_dims(model: str, data: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.rates import Request, tuned
@@ -22,13 +23,14 @@ def runs(profile: str) -> Iterator[Request]:
     """Equal images for all variants: own batches make 1/W of the steps, a common batch all of them on every worker."""
     data, epochs = ("mnist-embedded", 10) if profile == "quick" else ("mnist", 100)
     variants = ("common", "bases", "directions", "shares", "ddp")
-    for count, variant, seed in product(COUNTS[profile], variants, SEEDS):
-        method = "sgd" if variant == "ddp" else "rbd"
-        yield tuned(count ** POWER.get(variant, 0), model="fc", data=data, method=method, epochs=epochs, seed=seed,
-                    workers=count, variant=variant)  # fmt: skip
-    for count, variant, seed in product((1, COUNTS[profile][-1]), ("common", "directions", "shares"), SEEDS):
-        yield tuned(count ** SPARSE_POWER.get(variant, 0), model="fc", data=data, method="rbd", dim=SPARSE,
-                    distribution="countsketch", epochs=epochs, seed=seed, workers=count, variant=variant)  # fmt: skip
+    for seed in SEEDS:
+        base: dict[str, Any] = {"model": "fc", "data": data, "epochs": epochs, "seed": seed}
+        for count, variant in product(COUNTS[profile], variants):
+            method = "sgd" if variant == "ddp" else "rbd"
+            yield tuned(count ** POWER.get(variant, 0), **base, method=method, workers=count, variant=variant)
+        for count, variant in product((1, COUNTS[profile][-1]), ("common", "directions", "shares")):
+            yield tuned(count ** SPARSE_POWER.get(variant, 0), **base, method="rbd", dim=SPARSE, distribution="countsketch",
+                        workers=count, variant=variant)  # fmt: skip
 
 
 EXPERIMENT = Experiment("workers", __doc__, runs, alone=True)
