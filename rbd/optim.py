@@ -21,6 +21,7 @@ from rbd.distributed.exchange import CHECK, Workers, digest
 from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
 from rbd.distributed.variants import VARIANTS, Part
 from rbd.distribution import distribution as distribution_of
+from rbd.kernels.memory import is_ordinary
 from rbd.partition import Partition, check_ordered
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
@@ -37,12 +38,22 @@ def rbd_direction(
     """The gradient seen through random bases: u = Φᵀ Φ g, compartment by compartment (arXiv 2011.04720).
 
     Args:
-        g: (D,) real floating-point gradient; the others name the bases.
+        g: (D,) real floating-point gradient.
+        partition, distribution, seed, stream, step: name the bases; integers of 0 ... 2**32 - 1, step also () int64 on g's
+            device.
         out: (D,) for u, of its dtype, overwritten.
 
     Returns:
         u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range, or g or out has another shape, dtype or device.
+        RuntimeError: there are no kernels for the device.
     """
+    plain = type(seed) is type(stream) is type(step) is int
+    if not (plain and 0 <= seed < WORD and 0 <= stream < WORD and 0 <= step < WORD):  # which costs less in every step
+        seed, stream = check_word("seed", seed), check_word("stream", stream)
+        step = step if isinstance(step, Tensor) else check_word("step", step)
     spec = BasisSpec(partition.compartments, distribution_of(distribution), seed, stream, step)
     c = kernels.project(g, spec)  # (d,)
     return kernels.expand(c, spec, out), c  # (D,), (d,)
@@ -88,6 +99,10 @@ class _RandomBases(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: a setting is out of its range, or belongs to another optimizer and is switched on.
         """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, got a {type(param_group).__name__}")
+        if "params" not in param_group:
+            raise ValueError('a parameter group needs its parameters, under the key "params"')
         given = param_group["params"]
         check_ordered(given)
         self._check_keys(param_group)
@@ -143,13 +158,17 @@ class _RandomBases(torch.optim.Optimizer):
         return reduce(torch.logical_or, kept) if kept else False
 
     def _check(self, group: dict) -> None:
-        if not (isinstance(group["lr"], (Real, Tensor)) and 0 <= float(group["lr"]) < math.inf):
-            raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity")
+        if not (_is_number(group["lr"]) and 0 <= float(group["lr"]) < math.inf):
+            raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
         if not isinstance(group["lr"], (Tensor, int)):
             group["lr"] = float(group["lr"])
+        if not (_is_number(step := group["step"]) and int(step) == step >= 0):
+            raise ValueError(f"step: got {step!r}, allowed 0, 1, 2, ...")
         for p in group["params"]:
-            if not p.is_floating_point():
-                raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes")
+            if not p.is_floating_point() or torch.finfo(p.dtype).bits < 16:
+                raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 to 64 bits")
+        if len(devices := {str(p.device) for p in group["params"]}) > 1:
+            raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device in a group")
         group["seed"] = check_word("seed", group["seed"])  # plain, so that torch.load accepts it with weights_only
         if group["dim"] is not None:
             group["dim"] = check_word("dim", group["dim"])
@@ -170,6 +189,13 @@ class _RandomBases(torch.optim.Optimizer):
         names = group.get("param_names") or [""] * len(group["params"])
         layout = tuple((name, p.numel()) for name, p in zip(names, group["params"]))
         return partition_of(group.get("partition", "whole"), layout, group["dim"])
+
+    def state_dict(self) -> dict:
+        """The groups' settings and step numbers, without tensors that later steps change."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group |= {name: value.detach().clone() for name, value in group.items() if isinstance(value, Tensor)}
+        return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Resume from a ``state_dict()``: the next step uses the bases that the saved optimizer would have used.
@@ -226,6 +252,13 @@ class _RandomBases(torch.optim.Optimizer):
         return step // redraw % WORD if redraw else 0
 
 
+def _is_number(value: object) -> bool:
+    """Whether it is a real number, or a tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _label(group: dict, sizes: list[int]) -> list[tuple[str | None, int]]:
     """Names, without those of wrappers, and sizes of a group's parameters."""
     names = group.get("param_names") or [None] * len(sizes)
@@ -268,7 +301,8 @@ class _Vectors:
         if self._prepared is None or any(g is not None and g.shape != p.shape for g, p in zip(grads, params)):
             return None
         c = self._prepared.project(grads, self.g.dtype, step)  # (d,)
-        return None if c is None else (self._prepared.expand(c, self.u, step), c)  # (D,), (d,)
+        u = None if c is None else self._prepared.expand(c, self.u, step)  # (D,)
+        return None if u is None else (u, c)
 
     def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""
@@ -396,16 +430,22 @@ class RBD(_RandomBases):
 
     def _queue(self) -> None:
         """The update as work for the device alone: θ += Φᵀ (-η Φ g)."""
-        for index, group in enumerate(self.param_groups):
-            if any(p.grad is None for p in group["params"]):
-                raise ValueError("capturable=True needs a gradient in every parameter")
-            part = self._part(index)
-            with kernels.owned(self, part.g.device):
-                c = kernels.project(part.g, part.spec)  # (d,)
-            kernels.add(-group["lr"] * c, part.spec, group["params"])
+        moves = [self._queue_move(index) for index in range(len(self.param_groups))]  # before anything is moved
+        for group, move in zip(self.param_groups, moves):
+            kernels.add(*move, group["params"])
         counted = self._is_moving_there()
         for group in self.param_groups:
             group["step"] += counted
+
+    def _queue_move(self, index: int) -> tuple[Tensor, BasisSpec]:
+        """-η Φ g (d,) of a group, and its bases."""
+        group = self.param_groups[index]
+        if any(p.grad is None for p in group["params"]):
+            raise ValueError("capturable=True needs a gradient in every parameter")
+        part = self._part(index)
+        with kernels.owned(self, part.g.device):
+            c = kernels.project(part.g, part.spec)  # (d,)
+        return -group["lr"] * c, part.spec
 
     def _vectors(self) -> list[_Vectors]:
         """Those of every group, made anew when a setting, shape, dtype or device has changed since the last step."""
@@ -443,10 +483,15 @@ class RBD(_RandomBases):
 
         Every column of a basis has an entry that is not 0, so a NaN or infinity in g always shows in the coordinates.
         """
-        for group, (_, coordinates) in zip(self.param_groups, found):
-            bad = [r for r, c in enumerate(coordinates) if not math.isfinite(float(c.sum()))]
-            if bad:
-                raise FloatingPointError(f"gradient: got {_culprit(group, bad, self._workers)}, allowed finite values")
+        alike = self._workers is None or self._workers.variant != "sharded"  # whether u is the same on all
+        for index, (u, coordinates) in enumerate(found):
+            known = [(r, c) for r, c in enumerate(coordinates) if is_ordinary(c)]  # a FakeTensor has no values
+            suspects = [r for r, c in known if not math.isfinite(float(c.sum()))]
+            bad = [r for r in suspects if not coordinates[r].isfinite().all()]  # the sum of finite ones may overflow
+            if bad or (suspects and not (alike and u.isfinite().all())):
+                of = f" of group {index}" if len(self.param_groups) > 1 else ""
+                got = _culprit(self.param_groups[index], of, bad or suspects, self._workers)
+                raise FloatingPointError(f"gradient: got {got}, allowed finite values")
         return [u for u, _ in found]
 
     def _part(self, index: int) -> Part:
@@ -493,8 +538,8 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
     return [t.to_local() if is_sharded(t) else t for t in tensors]
 
 
-def _culprit(group: dict, bad: list[int], workers: Workers | None) -> str:
-    names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+def _culprit(group: dict, of: str, bad: list[int], workers: Workers | None) -> str:
+    names = group.get("param_names") or [f"parameter {i}{of}" for i in range(len(group["params"]))]
     found = [n for n, p in zip(names, group["params"]) if p.grad is not None and not _finite(p.grad)]
     if found:
         return f"NaN or infinity in {', '.join(found)}"
@@ -533,7 +578,7 @@ class _Trial:
     @classmethod
     def of(cls, group: dict, capturable: bool) -> _Trial:
         start = [torch.empty_like(p) for p in group["params"]]
-        losses = torch.zeros(group["dim"], device=start[0].device)
+        losses = torch.zeros(group["dim"], dtype=torch.float32, device=start[0].device)
         return cls(start, losses, torch.zeros((), dtype=torch.int64, device=start[0].device) if capturable else 0)
 
     def fits(self, group: dict) -> bool:
@@ -547,6 +592,7 @@ class NES(_RandomBases):
 
     c_i is the centred rank of the loss at θ + σ φ_i; each of the d rows φ_i has unit expected norm and is regenerated for
     its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
+    Parameters that are frozen after it was made stay where they are.
 
     The optimizer knows parameters only. Whatever else an evaluation changes is changed d times a step: in training mode,
     BatchNorm's running statistics then follow d perturbed networks. To leave them alone, evaluate the model on copies of its
@@ -557,7 +603,10 @@ class NES(_RandomBases):
         sigma: σ > 0, length of a perturbation.
         capturable: keep the numbers of the step and of the next row in device memory and never wait for the device, as CUDA
             graphs need: of a whole step, or of its pieces ``begin``, ``evaluate`` (d times) and ``finish``. Losses are not
-            checked for NaN.
+            checked for NaN, nor is it checked that there are d of them.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range, or there is a second parameter group.
     """
 
     _trial: _Trial | None = None
@@ -568,7 +617,7 @@ class NES(_RandomBases):
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
 
     def _check(self, group: dict) -> None:
-        if not (isinstance(sigma := group["sigma"], Real) and 0 < float(sigma) < math.inf):
+        if not (isinstance(sigma := group["sigma"], Real) and not isinstance(sigma, bool) and 0 < float(sigma) < math.inf):
             raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
         group["sigma"] = float(sigma)
         if len(self.param_groups) > 1:
@@ -590,6 +639,7 @@ class NES(_RandomBases):
         Raises:
             TypeError: there is no closure, or its first loss is not a number; the parameters are restored first.
             FloatingPointError: a loss is NaN; the parameters are restored first.
+            RuntimeError: every parameter was frozen after the optimizer was made.
         """
         (group,) = self.param_groups
         if closure is None:
@@ -598,28 +648,31 @@ class NES(_RandomBases):
             raise TypeError("NES.step needs a closure that returns the loss")
         self._warn_of_unfrozen()
         self.begin()
-        assert self._trial
         try:
             for _ in range(group["dim"]):
                 self.evaluate(closure)
+            return self.finish()
         finally:
-            torch._foreach_copy_(group["params"], self._trial.start)
-        losses = self._trial.losses
-        if not self._capturable and losses.isnan().any():
-            raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
-        mean = self.finish()
-        if not self._capturable:
-            self._trial = None
-        return mean
+            self._end()
 
     @torch.no_grad()
     def begin(self) -> None:
-        """The first piece of a step, before its d evaluations, for CUDA graphs of some evaluations each."""
+        """The first piece of a step, before its d evaluations, for CUDA graphs of some evaluations each.
+
+        Raises:
+            RuntimeError: every parameter was frozen after the optimizer was made.
+        """
         (group,) = self.param_groups
+        if not any(p.requires_grad for p in group["params"]):
+            raise RuntimeError("NES has nothing to move: every parameter was frozen after it was made")
         if self._trial is None or not self._trial.fits(group):
             self._trial = _Trial.of(group, self._capturable)
         torch._foreach_copy_(self._trial.start, group["params"])
         self._trial.row *= 0
+
+    def _end(self) -> None:
+        if not self._capturable:  # a captured graph writes to it in later steps too
+            self._trial = None
 
     def _begun(self) -> _Trial:
         if self._trial is None:
@@ -630,15 +683,20 @@ class NES(_RandomBases):
     def evaluate(self, closure: Callable[[], Tensor | float]) -> Tensor:
         """The next of a step's d evaluations: the loss, (), at the parameters moved along the next row of the basis.
 
-        With capturable, a graph of it evaluates another row at every replay: the row's number is in device memory too.
+        The parameters are moved for as long as the closure runs; if it raises, the row may be evaluated again. With
+        capturable, a graph of it evaluates another row at every replay: the row's number is in device memory too.
 
         Raises:
-            RuntimeError: ``begin`` was not called.
+            RuntimeError: ``begin`` was not called, or all d rows have been evaluated (with capturable, this is not checked).
             TypeError: the loss is not a number.
         """
-        (group,) = self.param_groups
-        trial = self._begun()
-        loss = self._loss_at(closure, trial.start, trial.row)
+        (group,), trial = self.param_groups, self._begun()
+        if isinstance(trial.row, int) and trial.row == len(trial.losses):
+            raise RuntimeError(f"all {trial.row} rows of this step have been evaluated: call finish")
+        try:
+            loss = self._loss_at(closure, trial.row)
+        finally:
+            torch._foreach_copy_(group["params"], trial.start)
         if isinstance(trial.row, Tensor):
             trial.losses.index_copy_(0, trial.row.reshape(1), loss.float().reshape(1))
         else:
@@ -651,33 +709,41 @@ class NES(_RandomBases):
         """The last piece of a step: the update from the losses of all rows; returns their mean, ().
 
         Raises:
-            RuntimeError: ``begin`` was not called.
+            RuntimeError: ``begin`` was not called, or not all d rows were evaluated.
+            FloatingPointError: a loss is NaN. With capturable, neither the number of rows nor their losses are checked.
         """
         (group,), trial = self.param_groups, self._begun()
-        start, losses = trial.start, trial.losses
+        losses = trial.losses
+        if isinstance(trial.row, int) and trial.row < len(losses):
+            raise RuntimeError(f"{trial.row} of {len(losses)} rows of this step have been evaluated: call evaluate for each")
+        if not self._capturable and losses.isnan().any():
+            raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
         u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         if self._capturable and isinstance(group["lr"], Tensor):  # which may be in device memory
-            self._move(group["params"], start, u * -group["lr"], 1.0)
+            self._move(group["params"], u * -group["lr"], 1.0)
         else:
-            self._move(group["params"], start, u, -float(group["lr"]))
+            self._move(group["params"], u, -float(group["lr"]))
         group["step"] += self._is_moving_there() if self._capturable else self._is_moving()
+        self._end()
         return losses.mean()
 
-    def _loss_at(self, closure: Callable[[], Tensor | float], start: list[Tensor], row: int | Tensor) -> Tensor:
-        (group,) = self.param_groups
-        spec, one = self._spec(0), torch.ones(1, device=start[0].device)
+    def _loss_at(self, closure: Callable[[], Tensor | float], row: int | Tensor) -> Tensor:
+        (group,), device = self.param_groups, self.param_groups[0]["params"][0].device
+        spec, one = self._spec(0), torch.ones(1, dtype=torch.float32, device=device)
         (whole,), there = spec.compartments, row if isinstance(row, Tensor) else None
         number = 0 if isinstance(row, Tensor) else row
         direction = Compartment(whole.number, 0, whole.stop, 1, number, total=whole.total)
         phi = kernels.expand(one, replace(spec, compartments=(direction,), first_row=there))  # (D,)
-        self._move(group["params"], start, phi, group["sigma"])
-        return _as_loss(closure(), start[0].device)
+        self._move(group["params"], phi, group["sigma"])
+        return _as_loss(closure(), device)
 
     @staticmethod
-    def _move(params: list[Tensor], start: list[Tensor], u: Tensor, alpha: float) -> None:
-        """θ = start + alpha u."""
-        torch._foreach_copy_(params, start)
-        torch._foreach_add_(params, _views(u, params), alpha=alpha)
+    def _move(params: list[Tensor], u: Tensor, alpha: float) -> None:
+        """θ += alpha u, without the parameters that have been frozen since."""
+        moves = _views(u, params)
+        if not all([p.requires_grad for p in params]):  # a list, which costs less than a generator in every evaluation
+            params, moves = zip(*[(p, v) for p, v in zip(params, moves) if p.requires_grad])  # type: ignore[assignment]
+        torch._foreach_add_(params, moves, alpha=alpha)
 
 
 def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
@@ -686,7 +752,8 @@ def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
     Raises:
         TypeError: it is not a number, or has more than one value.
     """
-    loss = torch.as_tensor(value, device=device) if hasattr(value, "__float__") else None  # as numbers and arrays have
+    dtype = torch.float32 if type(value) is float else None  # whatever torch's default dtype is
+    loss = torch.as_tensor(value, dtype=dtype, device=device) if hasattr(value, "__float__") else None  # as arrays have too
     if loss is not None and loss.numel() == 1 and not loss.is_complex():
         return loss.detach().reshape(())
     got = repr(value) if loss is None else f"{loss.dtype} of shape {tuple(loss.shape)}"

@@ -6,12 +6,14 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import blake2b
+from numbers import Number
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -84,7 +86,7 @@ class Subspace(nn.Module):
         self._spec = BasisSpec(cut.compartments, distribution_of(distribution), check_word("seed", seed), 0, 0)
         self._paths = [[(tuple(n.split(".")[:-1]), n.rpartition(".")[2]) for n in names] for names in self._names]
         self._partition, self._shapes = str(partition), [p.shape for p in start]
-        self.model, self.training = model.requires_grad_(False), model.training
+        self.model, self.training = model, model.training
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in start) else torch.float32
         self.coordinates = nn.Parameter(torch.zeros(cut.dim, dtype=dtype, device=start[0].device))
         self._checksum = self._sum_up()
@@ -92,6 +94,7 @@ class Subspace(nn.Module):
         self._compared = False
         self.register_state_dict_post_hook(_keep_own)
         self.register_load_state_dict_post_hook(_expect_own)
+        model.requires_grad_(False)  # when nothing can fail any more
 
     _of_first: Tensor
     _found: _Found | None = None  # θ0, when last looked for
@@ -103,6 +106,7 @@ class Subspace(nn.Module):
             RuntimeError: the model's parameters were replaced, moved or sharded without the Subspace, or, in the first call,
                 another worker of DistributedDataParallel has other weights θ0.
             ValueError: the model returns a parameter, or a view of one.
+            TypeError: the model returns objects in which it finds no tensor with a gradient.
         """
         if torch.compiler.is_compiling():
             return self._follow(args, kwargs)
@@ -120,10 +124,11 @@ class Subspace(nn.Module):
                 place.restore()
                 if earlier is not None:
                     place.put(earlier)
-        found = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        leaves = [out] if isinstance(out, Tensor) else tree_leaves(out)
+        found = [t for t in leaves if isinstance(t, Tensor)]
         _refuse_parameters(found, moved.theta)
         if moved.theta[0].requires_grad:
-            for t in found:
+            for t in found if len(found) == len(leaves) else _look_into(leaves):
                 if t.grad_fn is not None:
                     t.register_hook(partial(place.enter, moved))
         return out
@@ -175,7 +180,8 @@ class Subspace(nn.Module):
 
     def _compare(self) -> None:
         """Check once that θ0 equals that of worker 0, whose checksum DistributedDataParallel has broadcast."""
-        if self._of_first.tolist() != _words(self._checksum).tolist():
+        words = self._of_first.tolist()  # a Subspace pickled by rbd 0.2 has two, of 32 bits
+        if "".join(f"{round(word):0{16 // len(words)}x}" for word in words) != self._checksum:
             raise RuntimeError("the weights θ0 differ from those of worker 0: give all workers the same, then wrap them")
         self._compared = True
 
@@ -237,6 +243,9 @@ class Subspace(nn.Module):
                 if name != "params" and saved.get(name) != here:
                     what = "model weights θ0 or params" if name == "checksum" else "basis"
                     raise ValueError(f"coordinates of another {what}: {name}: got {saved.get(name)}, allowed {here}")
+        c = state_dict.get(prefix + "coordinates")
+        if isinstance(c, Tensor) and c.is_floating_point():  # which assign=True would take as it is
+            state_dict[prefix + "coordinates"] = c.to(self.coordinates.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -419,6 +428,9 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f"model: {name} has no values yet: initialise the model, or load its weights, first")
         if is_sharded(p):
             raise TypeError(f"model: {name} is sharded: make the Subspace first, and give it to fully_shard as a whole")
+        if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
+            raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the "
+                            f"model plain parameters first")  # fmt: skip
 
 
 def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...]]:
@@ -437,6 +449,8 @@ def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...
         raise ValueError("model: got no floating-point parameters, a Subspace needs at least one")
     if bad := [f"{names[0]} ({p.dtype})" for p, names in chosen if not p.is_floating_point()]:
         raise TypeError(f"params: got {', '.join(bad)}, allowed real floating-point parameters")
+    if bad := [f"{names[0]} ({p.dtype})" for p, names in chosen if torch.finfo(p.dtype).bits < 16]:
+        raise TypeError(f"params: got {', '.join(bad)}, allowed dtypes of 16 to 64 bits: choose others by params")
     if len(devices := {str(p.device) for p, _ in chosen}) > 1:
         raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device")
     return [tuple(names) for _, names in chosen]
@@ -454,13 +468,61 @@ def _refuse_parameters(found: list[Tensor], theta: Sequence[Tensor]) -> None:
                          "pass: return a clone() of it")  # fmt: skip
 
 
+def _look_into(leaves: Iterable[Any]) -> list[Tensor]:
+    """Tensors that a model returns, also those in objects that are no pytrees: in their items, attributes and slots.
+
+    Raises:
+        TypeError: none of them needs a gradient, and there is an object that hides what it has.
+    """
+    tensors, closed, todo = [], [], list(leaves)
+    seen: dict[int, Any] = {}  # with the objects, whose ids would be given away otherwise
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, _PLAIN):
+            continue
+        seen[id(one)] = one
+        if isinstance(one, Tensor):
+            tensors.append(one)
+        elif (inside := _inside(one)) is not None:
+            todo += inside
+        else:
+            closed.append(type(one).__name__)
+    if closed and not any(t.grad_fn is not None for t in tensors):
+        raise TypeError(f"the model returns {', '.join(sorted(set(closed)))}, in which a Subspace finds no tensor with a "
+                        f"gradient: return tensors, or register the class with torch.utils._pytree")  # fmt: skip
+    return tensors
+
+
+_PLAIN = (type(None), str, bytes, range, Number, np.generic, np.ndarray, torch.dtype, torch.device, type, ModuleType)
+
+
+def _inside(one: Any) -> list[Any] | None:
+    """What an object holds; None for one that does not show it."""
+    if isinstance(one, nn.Module):
+        return None
+    held = list(getattr(one, "__dict__", {}).values())
+    slots = [name for kind in type(one).__mro__ for name in _slots(kind)]
+    held += [getattr(one, name) for name in slots if hasattr(one, name)]
+    if isinstance(one, Mapping):
+        return [*held, *one.values()]
+    return [*held, *one] if isinstance(one, Collection) else held or None
+
+
+def _slots(kind: type) -> list[str]:
+    names = kind.__dict__.get("__slots__", ())
+    return [names] if isinstance(names, str) else [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
 def _describe(p: Tensor | None) -> str:
     return "nothing" if p is None else f"{tuple(p.shape)} on {p.device}" + ", sharded" * is_sharded(p)
 
 
 def _words(checksum: str, device: torch.device | str = "cpu") -> Tensor:
-    """A checksum as two integers, (2,) int64: buffers are what DistributedDataParallel brings from worker 0."""
-    return torch.tensor([int(checksum[:8], 16), int(checksum[8:], 16)], device=device)
+    """The bytes of a checksum, (8,) float32: buffers are what DistributedDataParallel brings from worker 0.
+
+    The averages of buffers that torch.optim.swa_utils takes leave them as they are, within rounding.
+    """
+    return torch.tensor(list(bytes.fromhex(checksum)), dtype=torch.float32, device=device)
 
 
 def _keep_own(sub: Subspace, state_dict: dict, prefix: str, local_metadata: dict) -> None:

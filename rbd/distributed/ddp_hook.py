@@ -22,7 +22,7 @@ class CoordinatesState:
     """State of ``coordinates_hook``: a basis for each tensor of a model, drawn anew every ``redraw`` steps.
 
     Args:
-        params: ``model.parameters()``, in the order that all workers have.
+        params: ``model.parameters()``, in the order that all workers have; those that need no gradient are left out.
         dim: total number of random directions, at least one a tensor, apportioned by size.
         distribution, seed, redraw: as in RBD.
         process_group: the one given to DistributedDataParallel; None: the default one.
@@ -39,6 +39,9 @@ class CoordinatesState:
     def __init__(self, params: Iterable[Tensor], dim: int = 250, distribution: str = "rademacher", seed: int = 0,
                  redraw: int = 1, process_group: dist.ProcessGroup | None = None):  # fmt: skip
         check_ordered(params)
+        params = list(params)
+        if bad := [type(p).__name__ for p in params if not isinstance(p, Tensor)]:
+            raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {bad[0]}")
         dim, kept = check_word("dim", dim), [p for p in params if p.requires_grad]
         cut = by_tensor(tuple(("", p.numel()) for p in kept), dim).compartments
         self.params = [p for p in kept if p.numel()]
@@ -65,12 +68,16 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
     coordinates to each other one, d (W-1) values in a step, while the rest of the backward pass goes on.
 
     Raises:
+        ValueError: from the backward pass: a parameter is not the state's, or needed no gradient when the state was made.
         RuntimeError: from the backward pass: another worker died, left, or kept this one waiting for longer than the group's
             timeout; or as in CoordinatesState.
     """
     g, at, compartments = bucket.buffer(), 0, []
     for p in bucket.parameters():
         if p.numel():
+            if id(p) not in state.compartments:
+                raise ValueError(f"a parameter of shape {tuple(p.shape)} is not in the CoordinatesState: give it all "
+                                 f"parameters of the model that require a gradient")  # fmt: skip
             compartments.append(replace(state.compartments[id(p)], start=at, stop=at + p.numel()))
         at += p.numel()
     drawn = state.step // state.redraw % WORD if state.redraw else 0

@@ -1022,6 +1022,24 @@ def test_the_hook_refuses_a_set_and_keeps_plain_integers(alone_under_torchrun):
         assert [type(told[0][name]) for name in ("dim", "seed", "redraw")] == [int] * 3
 
 
+def test_the_hook_names_what_its_state_lacks(monkeypatch):
+    """A parameter that was not given, or was frozen then; and what is no parameter."""
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+    with distributed.join(1):
+        for freeze, given in ((False, lambda model: [model[0].weight]), (True, lambda model: model.parameters())):
+            model = network()
+            model[2].weight.requires_grad_(not freeze)
+            state = distributed.CoordinatesState(given(model), 7)
+            model.requires_grad_(True)
+            replica = nn.parallel.DistributedDataParallel(model)
+            replica.register_comm_hook(state, distributed.coordinates_hook)
+            with pytest.raises(ValueError, match=r"^a parameter of shape \(.*\) is not in the CoordinatesState: give it"):
+                replica(normal(4, 6)).sum().backward()
+        with pytest.raises(TypeError, match=r"^params must be tensors, as of model.parameters\(\), but one is a tuple$"):
+            distributed.CoordinatesState(network().named_parameters(), 7)
+
+
 def test_gathering_by_either_name(monkeypatch, alone_under_torchrun):
     """torch 2.11 lacks all_gather_single; the other name warns where both are, and is not used."""
     with distributed.join(1), warnings.catch_warnings():

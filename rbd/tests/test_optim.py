@@ -8,11 +8,13 @@ import io
 import math
 import pickle
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -865,6 +867,41 @@ def test_gradients_whose_projections_overflow():
     assert torch.equal(p, normal(1000))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_finite_coordinates_whose_sum_overflows(seed):
+    """With d = D the step is SGD's."""
+    big = torch.full((1000,), 1e37)
+    params = [parameter(torch.zeros(1000), big) for _ in range(2)]
+    RBD([{"params": [p]} for p in params], lr=0.5, dim=1000, distribution="countsketch", seed=seed).step()
+    assert all(torch.equal(p, -0.5 * big) for p in params)
+
+
+def test_finite_coordinates_whose_update_overflows():
+    p = parameter(torch.zeros(2), torch.full((2,), 3e38))
+    optimizer = RBD([p], lr=0.5, dim=2)
+    with pytest.raises(FloatingPointError, match="finite values whose projections overflow"):
+        optimizer._check_finite([(torch.tensor([math.inf, 0.0]), [torch.full((2,), 3e38)])])
+
+
+def test_unnamed_parameters_of_several_groups_are_counted_by_group():
+    params = [parameter(normal(5), normal(5)), parameter(normal(5), torch.full((5,), math.nan))]
+    with pytest.raises(FloatingPointError, match="NaN or infinity in parameter 0 of group 1, allowed"):
+        RBD([{"params": [p]} for p in params], lr=0.5, dim=2).step()
+
+
+@pytest.mark.parametrize("make", [RBD, FPD])
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_steps_of_fake_parameters(name, make):
+    """As estimators of memory do them: shapes without values."""
+    with FakeTensorMode():
+        model = torch.nn.Linear(10, 10)
+        optimizer = make(model.parameters(), lr=0.1, dim=5, distribution=name)
+        for _ in range(2):
+            model(torch.randn(2, 10)).sum().backward()
+            optimizer.step()
+        assert isinstance(model.weight, FakeTensor) and optimizer.param_groups[0]["step"] == 2
+
+
 @pytest.mark.parametrize("name", ["rademacher", "countsketch"])
 def test_sparse_gradients(name):
     embedding = nn.Embedding(10, 3, sparse=True)
@@ -879,6 +916,8 @@ BAD = [
     ({"lr": math.inf}, ValueError, "lr: got inf"),
     ({"lr": "0.1"}, ValueError, "lr: got '0.1'"),
     ({"lr": None}, ValueError, "lr: got None"),
+    ({"lr": True}, ValueError, "lr: got True, allowed 0 <= lr < infinity, a number or a tensor of one"),
+    ({"lr": torch.tensor([1.0, 2.0])}, ValueError, r"lr: got tensor\(\[1., 2.\]\), allowed 0 <= lr < infinity, a number or"),
     ({"dim": 0}, ValueError, r"dim: got 0, allowed 1 ... 83"),
     ({"dim": 84}, ValueError, r"dim: got 84, allowed 1 ... 83"),
     ({"dim": -3}, ValueError, r"dim: got -3, allowed"),
@@ -908,6 +947,7 @@ BAD_NES = [
     ({"sigma": math.nan}, ValueError, "sigma: got nan"),
     ({"sigma": math.inf}, ValueError, "sigma: got inf"),
     ({"sigma": "0.1"}, ValueError, "sigma: got '0.1'"),
+    ({"sigma": True}, ValueError, "sigma: got True"),
     ({"dim": None}, (TypeError, ValueError), "dim: got None, allowed"),
 ]
 
@@ -932,6 +972,65 @@ def test_bad_parameters(optimizer_class):
         optimizer_class([], lr=0.1, dim=20)
     with pytest.raises(TypeError, match=r"^params: got a parameter of torch.complex64, allowed real floating-point"):
         optimizer_class([nn.Parameter(torch.zeros(30, dtype=torch.complex64))], lr=0.1, dim=20)
+
+
+@pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
+def test_parameters_that_no_step_could_move(optimizer_class):
+    """They are refused when the group is added, and it is not."""
+    optimizer = optimizer_class([parameter(normal(30))], lr=0.1, dim=20)
+    here, there = parameter(normal(30)), nn.Parameter(torch.zeros(30, device="meta"))
+    eight = [nn.Parameter(torch.zeros(30).to(dtype)) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)]
+    for params, error, message in (
+        ([here, there], ValueError, "^params: got parameters on cpu, meta, allowed one device in a group$"),
+        (eight[:1], TypeError, "^params: got a parameter of torch.float8_e4m3fn, allowed real floating-point dtypes of"),
+        (eight[1:], TypeError, "^params: got a parameter of torch.float8_e5m2, allowed"),
+    ):
+        with pytest.raises(error, match=message):
+            optimizer_class(params, lr=0.1, dim=20)
+        if optimizer_class is not NES:
+            with pytest.raises(error, match=message):
+                optimizer.add_param_group({"params": params})
+            assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
+def test_groups_that_are_none(optimizer_class):
+    optimizer = optimizer_class([parameter(normal(30))], lr=0.1, dim=20)
+    with pytest.raises(TypeError, match="^param_group must be a dict, got a list$"):
+        optimizer.add_param_group([parameter(normal(30))])
+    with pytest.raises(ValueError, match='^a parameter group needs its parameters, under the key "params"$'):
+        optimizer.add_param_group({"lr": 0.1})
+    with pytest.raises(ValueError, match='^a parameter group needs its parameters, under the key "params"$'):
+        optimizer_class([{"lr": 0.1}], lr=0.1, dim=20)
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, torch.tensor(-1), None, "1"], ids=str)
+def test_step_numbers_that_are_none(bad):
+    """In a saved state, and in a group that is given."""
+    optimizer = RBD([parameter(normal(30))], 1.0, dim=3)
+    damaged = {"state": {}, "param_groups": [optimizer.state_dict()["param_groups"][0] | {"step": bad}]}
+    with pytest.raises(ValueError, match=r"^step: got .*, allowed 0, 1, 2, \.\.\.$"):
+        optimizer.load_state_dict(damaged)
+    with pytest.raises(ValueError, match="^step: got"):
+        RBD([{"params": [parameter(normal(30))], "step": bad}], 1.0, dim=3)
+    assert optimizer.param_groups[0]["step"] == 0
+
+
+def test_a_kept_state_does_not_count_on():
+    p = parameter(normal(30), normal(30))
+    optimizer = RBD([p], torch.tensor(1.0), dim=3, capturable=True)
+    state = optimizer.state_dict()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"].mul_(0.5)
+    assert (int(state["param_groups"][0]["step"]), float(state["param_groups"][0]["lr"])) == (0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["seed", "stream", "step"])
+def test_direction_refuses_numbers_that_are_no_words(name):
+    """Cut to 32 bits they would name the bases of others."""
+    for bad in (2**32, -1):
+        with pytest.raises(ValueError, match=rf"^{name}: got {bad}, allowed 0 \.\.\. 4294967295$"):
+            rbd_direction(normal(5), partition("whole", (("w", 5),), 2), **{name: bad})
 
 
 def test_parameters_without_an_order():
@@ -1006,7 +1105,7 @@ def test_centred_ranks_by_hand():
 
 def bowl(p: Tensor) -> Tensor:
     """A quadratic whose axes differ."""
-    return ((p - normal(len(p), seed=3)) ** 2 * torch.linspace(1, 2, len(p))).sum()
+    return ((p - normal(len(p), seed=3)) ** 2 * torch.linspace(1, 2, len(p), dtype=p.dtype)).sum()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -1074,6 +1173,27 @@ def test_losses_are_where_the_parameters_are():
         assert _as_loss(value, torch.device("meta")).device.type == "meta"
 
 
+@pytest.fixture
+def set_default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """torch.set_default_dtype, undone after the test."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_nes_is_the_same_whatever_the_default_dtype(capturable, set_default_dtype):
+    ended = []
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        set_default_dtype(dtype)
+        p = parameter(normal(30))
+        optimizer = NES([p], lr=0.1, dim=12, capturable=capturable)
+        means = [optimizer.step(lambda: bowl(p).item()) for _ in range(2)]  # noqa: B023 (called at once)
+        assert means[0].dtype == torch.float32
+        ended.append((p.detach(), *means))
+    assert all(torch.equal(x, y) for other in ended[1:] for x, y in zip(ended[0], other))
+
+
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 4, (torch.float64,) * 4, (torch.float32, torch.float64) * 2], ids=str)
 def test_nes_moves_parameters_as_one_by_one(dtypes):
     """All of them in one call, to the bit: strided ones, and sizes that leave a tail of a vector."""
@@ -1083,7 +1203,8 @@ def test_nes_moves_parameters_as_one_by_one(dtypes):
     u = normal(sum(v.numel() for v in values), seed=2, dtype=max(dtypes, key=lambda t: t.itemsize))
     for alpha in (0.01, -0.3):
         with torch.no_grad():
-            NES._move(params, start, u, alpha)
+            torch._foreach_copy_(params, start)
+            NES._move(params, u, alpha)
         for p, old, v in zip(params, start, u.split([v.numel() for v in values])):
             expected = torch.empty_like(p.detach()).copy_(old).add_(v.view(p.shape).to(p.dtype), alpha=alpha)
             assert torch.equal(p, expected)
@@ -1217,6 +1338,59 @@ def test_pieces_of_a_step_before_it_begins(piece):
         getattr(optimizer, piece)(*[lambda: 0.0] * (piece == "evaluate"))
 
 
+def test_a_step_in_pieces_needs_each_row_once():
+    """Fewer or more evaluations, and a second finish, raise and move nothing; then the step goes on."""
+    p, q = parameter(normal(30)), parameter(normal(30))
+    optimizer, closure = NES([p], lr=0.1, dim=5), lambda: bowl(p)
+    optimizer.begin()
+    optimizer.evaluate(closure)
+    assert torch.equal(p, q)
+    with pytest.raises(RuntimeError, match="^1 of 5 rows of this step have been evaluated: call evaluate for each$"):
+        optimizer.finish()
+    for _ in range(4):
+        optimizer.evaluate(closure)
+    with pytest.raises(RuntimeError, match="^all 5 rows of this step have been evaluated: call finish$"):
+        optimizer.evaluate(closure)
+    optimizer.finish()
+    NES([q], lr=0.1, dim=5).step(lambda: bowl(q))
+    assert torch.equal(p, q) and optimizer.param_groups[0]["step"] == 1
+    for piece in (optimizer.finish, lambda: optimizer.evaluate(closure)):
+        with pytest.raises(RuntimeError, match="call begin first"):
+            piece()
+    assert torch.equal(p, q) and optimizer.param_groups[0]["step"] == 1
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_an_evaluation_leaves_the_parameters_where_they_were(capturable):
+    """Also one that raises; so a step may be begun again in the middle of another."""
+    p = parameter(normal(30))
+    optimizer = NES([p], lr=0.1, dim=5, capturable=capturable)
+    optimizer.begin()
+    optimizer.evaluate(lambda: bowl(p))
+    with pytest.raises(ZeroDivisionError):
+        optimizer.evaluate(lambda: 1 / 0)
+    assert torch.equal(p, normal(30))
+    optimizer.begin()
+    values = iter([math.nan, 1.0, 2.0, 3.0, 4.0])
+    for _ in range(5):
+        optimizer.evaluate(lambda: next(values))
+    if not capturable:
+        with pytest.raises(FloatingPointError, match="^closure: got NaN in 1 of 5 losses$"):
+            optimizer.finish()
+        assert torch.equal(p, normal(30))
+
+
+def test_nes_leaves_parameters_alone_that_are_frozen_later():
+    params = [parameter(normal(20)), parameter(normal(10, seed=1))]
+    optimizer, seen = NES(params, lr=0.1, dim=5), []
+    params[0].requires_grad_(False)
+    optimizer.step(lambda: seen.append(params[0].clone()) or bowl(params[1]))
+    assert all(torch.equal(p, normal(20)) for p in (params[0], *seen)) and not torch.equal(params[1], normal(10, seed=1))
+    params[1].requires_grad_(False)
+    with pytest.raises(RuntimeError, match="^NES has nothing to move: every parameter was frozen after it was made$"):
+        optimizer.step(lambda: bowl(params[1]))
+
+
 @pytest.mark.parametrize("name", ["uniform", "countsketch"])
 def test_capturable_nes_is_the_same_update(name):
     """As a step, and in pieces, whose evaluations find the number of their row in device memory."""
@@ -1249,6 +1423,15 @@ def test_capturable_needs_all_gradients():
     optimizer = RBD([parameter(torch.ones(3), torch.ones(3)), parameter(torch.ones(2))], lr=1.0, dim=2, capturable=True)
     with pytest.raises(ValueError, match="^capturable=True needs a gradient in every parameter$"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(("grad", "error"), [(None, ValueError), (torch.ones(3).to_sparse(), TypeError)])
+def test_capturable_moves_no_group_if_one_has_no_gradient_to_use(grad, error):
+    params = [parameter(torch.ones(3), torch.ones(3)), parameter(torch.ones(3), grad)]
+    optimizer = RBD([{"params": [p]} for p in params], lr=1.0, dim=2, capturable=True)
+    with pytest.raises(error):
+        optimizer.step()
+    assert torch.equal(flat(params), torch.ones(6)) and int(optimizer.param_groups[0]["step"]) == 0
 
 
 @pytest.mark.gpu

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import rbd
@@ -260,6 +263,71 @@ def test_checkpoints_inside_the_model_see_the_moved_parameters(reentrant):
     torch.testing.assert_close(gradient(sub, X, sub.coordinates), gradient(plain, X, plain.coordinates))
 
 
+@dataclass
+class Out:
+    loss: torch.Tensor
+
+
+@dataclass(slots=True)
+class Slotted:
+    loss: torch.Tensor
+
+
+class Named(dict):
+    """A dictionary that torch's pytrees do not know."""
+
+
+WRAPPED = {
+    "dataclass": (Out, lambda out: out.loss),
+    "slots": (Slotted, lambda out: out.loss),
+    "namespace": (lambda t: SimpleNamespace(deep=[SimpleNamespace(loss=t)]), lambda out: out.deep[0].loss),
+    "in a dict": (lambda t: {"n": 1, "of": Out(t)}, lambda out: out["of"].loss),
+    "beside a tensor": (lambda t: (t.detach(), Out(t)), lambda out: out[1].loss),
+    "mapping": (lambda t: Named(loss=t), lambda out: out["loss"]),
+    "distribution": (lambda t: torch.distributions.Normal(t, 1.0), lambda out: out.loc),
+    "packed": (lambda t: nn.utils.rnn.pack_sequence([t.reshape(1)]), lambda out: out.data),
+}
+
+
+class Wraps(nn.Module):
+    def __init__(self, of, reentrant):
+        super().__init__()
+        self.inner, self.of, self.reentrant = Net(seed=2), of, reentrant
+
+    def forward(self, x):
+        middle, x = self.inner.middle, self.inner.first(x).tanh()
+        return self.of(self.inner.last(checkpoint(middle, x, use_reentrant=self.reentrant)).square().sum())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("wrap", "loss"), WRAPPED.values(), ids=list(WRAPPED))
+def test_checkpoints_see_the_moved_parameters_whatever_holds_the_output(wrap, loss, reentrant):
+    plain, sub = make(Wraps(lambda t: t, reentrant)), make(Wraps(wrap, reentrant))
+    start = [p.clone() for p in sub.model.parameters()]
+    plain(X).backward()
+    loss(sub(X)).sum().backward()
+    assert torch.equal(sub.coordinates.grad, plain.coordinates.grad) and is_put_back(sub, start)
+
+
+def test_outputs_that_hide_their_tensors_are_refused():
+    """If nothing else needs a gradient; without gradients anything may be returned."""
+    for of, name in ((lambda t: (lambda: t), "function"), (lambda t: (x for x in [t]), "generator"),
+                     (lambda t: {"of": [lambda: t], "n": t.detach()}, "function")):  # fmt: skip
+        sub = make(Wraps(of, False))
+        start = [p.clone() for p in sub.model.parameters()]
+        with pytest.raises(TypeError, match=f"^the model returns {name}, in which a Subspace finds no tensor with a"):
+            sub(X)
+        assert is_put_back(sub, start)
+        with torch.no_grad():
+            sub(X)
+    for of in (lambda t: None, lambda t: t.item(), lambda t: SimpleNamespace(best=t.detach(), name="a"), lambda t: [],
+               lambda t: {"loss": t, "of": lambda: 1}):  # fmt: skip
+        make(Wraps(of, False))(X)
+    loop = SimpleNamespace()
+    loop.itself = loop
+    make(Wraps(lambda t: (t, loop), False))(X)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_around_all_of_it(reentrant):
     sub, x = make(), X.clone().requires_grad_()
@@ -292,6 +360,14 @@ def test_compile():
     torch.testing.assert_close(gradient(compiled, X, sub.coordinates), wanted)
     inside = make(torch.compile(Net(), backend="eager"))
     torch.testing.assert_close(inside(X), sub(X))
+
+
+def test_export():
+    """As limits.md says: strict, or of the merged model."""
+    sub = make(nn.Linear(8, 3), 5)
+    wanted = sub(X)
+    torch.testing.assert_close(torch.export.export(sub, (X,), strict=True).module()(X), wanted)
+    torch.testing.assert_close(torch.export.export(sub.merge(), (X,)).module()(X), wanted)
 
 
 def test_recurrent_networks():
@@ -386,6 +462,41 @@ def test_to_half_keeps_the_coordinates_in_float32():
     assert torch.equal(sub.coordinates, before) and sub.model.first.weight.dtype == torch.float16
     sub.check()
     assert sub.double().coordinates.dtype == torch.float64
+
+
+def test_coordinates_keep_their_dtype_whatever_is_loaded():
+    """Their values too, with assign=True, which takes tensors as they are."""
+    sub, nested = make(), nn.ModuleDict({"sub": make()})
+    for assign in (False, True):
+        for module, prefix in ((sub, ""), (nested, "sub.")):
+            state = module.state_dict()
+            half = state | {f"{prefix}coordinates": state[f"{prefix}coordinates"].half()}
+            module.load_state_dict(half, assign=assign)
+            loaded = module.get_parameter(f"{prefix}coordinates")
+            assert loaded.dtype == torch.float32 and half[f"{prefix}coordinates"].dtype == torch.float16
+            assert torch.equal(loaded, half[f"{prefix}coordinates"].float()) and loaded.requires_grad
+
+
+@pytest.mark.parametrize("given", [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}, {"avg_fn": get_ema_avg_fn(0.9)}],
+                         ids=["mean", "ema", "ema, one by one"])  # fmt: skip
+def test_averages_of_buffers_know_their_weights(given):
+    """Also where another worker's are noticed."""
+    sub = make()
+    averaged = AveragedModel(sub, use_buffers=True, **given)
+    for _ in range(5):
+        averaged.update_parameters(sub)
+    torch.testing.assert_close(averaged(X), sub(X))
+    averaged = AveragedModel(make(), use_buffers=True, **given)
+    averaged.module._of_first[3] += 1
+    with pytest.raises(RuntimeError, match="^the weights θ0 differ from those of worker 0"):
+        averaged(X)
+
+
+def test_a_pickle_of_an_earlier_version_is_read():
+    """Its buffer has the checksum as two integers of 32 bits."""
+    sub = make()
+    sub._of_first = torch.tensor([int(sub._checksum[:8], 16), int(sub._checksum[8:], 16)])
+    assert torch.equal(pickle.loads(pickle.dumps(sub))(X), make()(X))
 
 
 # files, and whose coordinates they are
@@ -561,6 +672,47 @@ class Whole(nn.Module):
 def test_bad_input(model, given, error, message):
     with pytest.raises(error, match=message):
         Subspace(model(), **{"dim": 10, **given})
+
+
+class Opaque(torch.Tensor):
+    """A wrapper subclass, as of a quantization library."""
+
+    @staticmethod
+    def __new__(cls, values):
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype)
+
+    def __init__(self, values):
+        self.values = values
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return function(*(x.values if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("params", [None, "first.*"])
+def test_a_model_that_is_refused_stays_as_it_was(params):
+    """Also where only other parameters are moved: all are in the checksum."""
+    model = Net()
+    model.last._parameters["weight"] = Opaque(torch.ones(3, 16))
+    with pytest.raises(TypeError, match=r"^model: last.weight is a Opaque, a subclass of Tensor without plain values"):
+        Subspace(model, 10, params=params)
+    assert all(p.requires_grad for name, p in model.named_parameters() if name != "last.weight")
+
+
+def test_nothing_is_frozen_before_everything_else_is_done(monkeypatch):
+    model = Net()
+    monkeypatch.setattr(Subspace, "_sum_up", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Subspace(model, 10)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_parameters_of_8_bits_are_refused_unless_others_are_chosen():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match=r"^params: got 0.weight \(torch.float8_\w*\), 0.bias .*: choose others by params$"):
+        Subspace(model, 2)
+    assert Subspace(model, 2, params="1.*")._spec.size == 10
 
 
 def test_integer_parameters_stay_where_they_are():
