@@ -212,10 +212,23 @@ def test_loss_is_the_mean_over_the_epoch_and_accuracy_that_of_the_model(few):
     model, sets = models.build("fc", (1, 28, 28), run.seed), datasets.load(run.data)
     with torch.no_grad():
         losses = [float(cross_entropy(model(x), y)) for x, y in batches.batches(sets.train, 32, run.seed, epoch=0)]
-        x, y = next(batches.evaluation(sets.validation))
-        right = int((model(x).argmax(1) == y).sum())
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches.evaluation(sets.validation))
     assert point.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     assert point.accuracy == 100 * right / 200
+
+
+@pytest.mark.parametrize(("model", "shape"), [("fc", (1, 28, 28)), ("cnn", (3, 32, 32)), ("resnet8", (3, 32, 32))])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_predictions_do_not_depend_on_the_size_of_evaluations_batches(model, shape, channels_last):
+    """To the bit, so that records made with other sizes stay those of their configurations."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (250, *shape), dtype=torch.uint8, generator=generator)
+    split, network = datasets.Split(images, torch.zeros(250, dtype=torch.int64)), models.build(model, shape, 0).eval()
+    if channels_last:
+        network.register_forward_pre_hook(loop._put_channels_last)
+    with torch.no_grad():
+        made = [torch.cat([network(x) for x, _ in batches.evaluation(split, *size)]) for size in ((), (250,), (32,))]
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
 def test_validation_neither_trains_nor_changes_the_network(few):
