@@ -7,15 +7,17 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks._cost import ON_DEMAND, WAYS, stored_mib
+from benchmarks.loop import BATCHES
 from benchmarks.memory import LARGE as MEMORY_LARGE
 from benchmarks.memory import SIZE as MEMORY_SIZE
 from benchmarks.ratios import SKETCH_DIMS, SKETCH_RIVALS, SKETCH_SIZES
 from benchmarks.size import CACHES
+from benchmarks.step import DIMS, PRICED
 from benchmarks.workers import COUNTS, RIVALS, VARIANTS
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +31,7 @@ class Results:
 
     path: Path
     machine: dict
-    commit: str
+    commits: tuple[str, ...]  # whole hashes; of several files that are taken together, those with benchmarks of their own
     committed: int  # milliseconds since 1970
     started: float  # seconds since 1970, of the first benchmark
     python: str
@@ -50,7 +52,8 @@ def load(path: Path) -> Results:
         versions = {name: row.get("version") or "" for name, row in rows.items()}
         started = [row["started_at"] for row in rows.values() if row.get("started_at")]
         began = min(started, default=0) / 1000
-        return Results(path, found["params"], found["commit_hash"], found["date"], began, found["python"], values, versions)
+        commit = (found["commit_hash"],)
+        return Results(path, found["params"], commit, found["date"], began, found["python"], values, versions)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a result file of asv: {error!r}") from error
 
@@ -61,10 +64,18 @@ def _cells(params: list[list[str]], results: list) -> dict[tuple[str, ...], floa
 
 
 def latest(folder: Path) -> list[Results]:
-    """Of every machine the results of the youngest commit, machines by name."""
+    """Of every machine the results of the youngest commit for each benchmark, machines by name."""
     machines = sorted(path.parent for path in folder.glob("*/machine.json"))
     found = [[load(p) for p in sorted(place.glob("*.json")) if p.name != "machine.json"] for place in machines]
-    return [max(results, key=lambda r: r.committed) for results in found if results]
+    return [_take_youngest(sorted(results, key=lambda r: r.committed)) for results in found if results]
+
+
+def _take_youngest(results: Sequence[Results]) -> Results:
+    """One of several files of a machine, the oldest first: each benchmark's values are those of the last that has it."""
+    of = {name: r for r in results for name in r.values}
+    values, versions = ({name: getattr(r, field)[name] for name, r in of.items()} for field in ("values", "versions"))
+    commits = tuple(r.commits[0] for r in results if r in list(of.values()))
+    return replace(results[-1], commits=commits, values=values, versions=versions)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -157,6 +168,25 @@ def steps(results: Results, device: str) -> str:
     return _table(["step", *heads], rows) if _any(rows) else ""
 
 
+def prices(results: Results, device: str) -> str:
+    """A training step of the FC net against d, as a multiple of SGD's."""
+
+    def cell(method: str, dim: int) -> str:
+        value = results.get("step.Price.track_against_sgd", device, "fc", str(dim), method)
+        return "n/a" if math.isnan(value) else _times(value)
+
+    names = {method: " ".join(NAME.get(word, word) for word in method.split()) for method in PRICED}
+    rows = [[name, *(cell(method, dim) for dim in DIMS)] for method, name in names.items()]
+    return _table(["step of the FC net", *(f"d = {dim:,}" for dim in DIMS)], rows) if _any(rows) else ""
+
+
+def loops(results: Results, device: str) -> str:
+    """The suite's training step as a multiple of a bare loop's."""
+    found = [results.get("loop.Loop.track_against_torch", pair) for pair in BATCHES]
+    row = ["the suite's step", *("n/a" if math.isnan(x) else _times(x) for x in found)]
+    return _table(["against a bare loop's", *BATCHES], [row]) if device == "cpu" and _any([row]) else ""
+
+
 def memory(results: Results, device: str) -> str:
     """Peak MiB of a process that makes two steps, against d."""
     dims = ("10", "100", "250", "1000", "10000", "100000")
@@ -215,6 +245,9 @@ PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
     (products, "Time of a product by every way (median of 3 blocks); n/a: in the slow set, or not measured; in brackets: "
                "the size of a stored basis that does not fit:"),
     (steps, "A whole training step, batch 32, d = 250 if no other is named, and as a multiple of SGD's:"),
+    (prices, "The same of the FC net against d, on one thread:"),
+    (loops, "The suite's training step by SGD, with augmentation, bookkeeping and validation, on one thread, as a multiple "
+            "of a bare torch loop's on batches in memory:"),
     (memory, "Memory:"),
     (beside_sgd, "Memory beside SGD's:"),
     (workers, "Workers, W processes of this machine with a share of its cores each, d = 250, D = 101,770, signs: a step "
@@ -227,8 +260,9 @@ PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
 def section(results: Results) -> str:
     """All tables of one machine, under where, when and what they come from."""
     m, day = results.machine, datetime.fromtimestamp(results.started, timezone.utc)
+    commits = f"commit{'s' * (len(results.commits) > 1)} {', '.join(c[:8] for c in results.commits)}"
     head = (f"**{m['machine']}**: {m['num_cpu']} cores, {m['cpu']}, {int(m['ram']) / 2**30:.0f} GiB, {m['os']}, "
-            f"Python {results.python}; {day:%Y-%m-%d}, commit {results.commit[:8]}, n = 1 run, "
+            f"Python {results.python}; {day:%Y-%m-%d}, {commits}, n = 1 run, "
             f"`{_command(results)}`")  # fmt: skip
     parts = [
         f"{_device(results, d)}. {text}\n\n{made}" for d in DEVICES for part, text in PARTS if (made := part(results, d))
@@ -253,7 +287,7 @@ def _command(results: Results) -> str:
     """What made the results: benchmarks.run names its environments by the process it ran in."""
     if "-process-" in results.path.name:
         return "benchmarks/on_gpu" if " with " in results.machine["cpu"] else "python -m benchmarks.run --save results/asv"
-    return f"tox -e bench -- run {results.commit[:8]}^!"
+    return f"tox -e bench -- run {results.commits[-1][:8]}^!"
 
 
 def tables(folder: Path) -> str:

@@ -472,6 +472,20 @@ def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
     assert "| signs | 2.0 × / n/a |" in text and "| entries | stored fp32 |" in text and COMMIT[:8] in text
 
 
+def test_the_table_takes_each_benchmark_from_the_youngest_commit_that_has_it(benchmarks, tmp_path):
+    run, table = benchmarks("run"), benchmarks("table")
+    (peak,), (price,), (loop,) = map(run.benchmarks, ("memory.Peak", "step.Price", "loop.Loop"))
+    for commit, date, value, measured in (("a" * 40, 1, 1.0, (price, loop)), ("b" * 40, 2, 2.0, (peak, price))):
+        run.save({b: run.Outcome([value] * len(b.cells), [], 1e9, 1.0) for b in measured}, tmp_path, commit, date)
+    (read,) = table.latest(tmp_path)
+    of = [("memory.Peak.track_step", "cpu", "rademacher", "100"), ("loop.Loop.track_against_torch", "fc mnist"),
+          ("step.Price.track_against_sgd", "cpu", "fc", "250", "rbd countsketch")]  # fmt: skip
+    assert [read.get(*cell) for cell in of] == [2.0, 1.0, 2.0] and read.commits == ("a" * 40, "b" * 40)
+    text = table.tables(tmp_path)
+    assert "commits aaaaaaaa, bbbbbbbb, n = 1 run" in text and "| the suite's step | 1.00 × |" in text
+    assert "| rbd countsketch | 2.0 × |" in text
+
+
 def test_saved_results_are_seen_by_the_notebooks(benchmarks, tmp_path):
     """Which skip what asv's list does not have, or has in another version; the rest of the list stays."""
     run = benchmarks("run")
