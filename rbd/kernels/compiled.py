@@ -39,32 +39,32 @@ def register(name: str, product: Product, length: Callable[[Sequence[int]], int]
 
     @torch.library.custom_op(f"rbd::{name}", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
     def operator(x: torch.Tensor, compartments: Sequence[int], distribution: str, seed: int, stream: int, step: int,
-                 counter: torch.Tensor | None, backend: str | None) -> torch.Tensor:  # fmt: skip
+                 counter: torch.Tensor | None, first_row: torch.Tensor | None,
+                 backend: str | None) -> torch.Tensor:  # fmt: skip
         number = step if counter is None else counter
-        spec = BasisSpec(unflatten(compartments), distribution_of(distribution), seed, stream, number)
+        spec = BasisSpec(unflatten(compartments), distribution_of(distribution), seed, stream, number, first_row)
         return product(x, spec, None, backend)
 
     @operator.register_fake
-    def _(x, compartments, distribution, seed, stream, step, counter, backend):
+    def _(x, compartments, distribution, seed, stream, step, counter, first_row, backend):
         return x.new_empty(length(compartments), dtype=sum_dtype(x.dtype))
 
     def setup_context(ctx, inputs, output):
-        x, *ctx.basis, counter, ctx.backend = inputs
+        x, *ctx.basis, counter, first_row, ctx.backend = inputs
         ctx.dtype = x.dtype
-        ctx.save_for_backward(counter)  # torch then notices if it has counted on
+        ctx.save_for_backward(counter, first_row)  # torch then notices if they have counted on
 
     def backward(ctx, grad):
         made = getattr(torch.ops.rbd, adjoint)(grad, *ctx.basis, *ctx.saved_tensors, ctx.backend)
-        return made.to(ctx.dtype), *[None] * 7
+        return made.to(ctx.dtype), *[None] * 8
 
     operator.register_autograd(backward, setup_context=setup_context)
 
     def call(x: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, backend: str | None = None) -> torch.Tensor:
-        if spec.first_row is not None:
-            raise NotImplementedError("a basis whose first row is in device memory does not go through torch.compile")
         step, counter = (0, spec.step) if isinstance(spec.step, torch.Tensor) else (spec.step, None)
         made = operator(
-            x, flatten(spec.compartments), spec.distribution.name, spec.seed, spec.stream, step, counter, backend
+            x, flatten(spec.compartments), spec.distribution.name, spec.seed, spec.stream, step, counter, spec.first_row,
+            backend,
         )
         return made if out is None else out.copy_(made)
 

@@ -20,7 +20,7 @@ class Dimension:
 
     Attributes:
         value: interpolated linearly in ln d between the d that were tried; infinity where none reaches the target.
-        low, high: 95 % percentile interval; NaN where nothing has a second run.
+        low, high: 95 % percentile interval; NaN where a d, or the baseline, has a single run.
         target: the metric to reach.
         first: the smallest d tried whose mean reaches it; None where none does.
         dims: those tried, in order.

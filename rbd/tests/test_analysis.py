@@ -177,9 +177,11 @@ def test_gap_by_hand():
 
 
 def test_gaps_are_averaged_over_tasks_and_resampled_within_them():
-    """(5 - 1 + 20 - 10) / 2; only the first varies, between 3 and 5, half of it in the mean."""
-    s = stats.gaps([([4.0, 6.0], [1.0]), ([20.0, 20.0], [10.0])], stats.mean)
-    assert (s.value, s.low, s.high, s.n) == (7.0, 6.5, 7.5, 6)
+    """(5 - 1 + 20 - 10) / 2; only the first varies, between 4 and 6, half of it in the mean."""
+    s = stats.gaps([([4.0, 6.0], [1.0, 1.0]), ([20.0, 20.0], [10.0, 10.0])], stats.mean)
+    assert (s.value, s.low, s.high, s.n) == (7.0, 6.5, 7.5, 8)
+    alone = stats.gaps([([4.0, 6.0], [1.0, 1.0]), ([20.0, 20.0], [10.0])], stats.mean)  # whose spread is unknown
+    assert alone.value == 7.0 and np.isnan([alone.low, alone.high]).all()
     tail = [0.0] * 7 + [100.0]
     assert stats.gaps([(tail, [1.0])], stats.iqm).value == -1.0 and stats.gaps([(tail, [1.0])], stats.mean).value == 11.5
 

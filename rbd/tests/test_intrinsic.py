@@ -30,13 +30,13 @@ def test_a_baseline_of_its_own():
     (1000.0, math.inf, None, "> 1,000"), (10.0, 10.0, 10, "≤ 10"), (70 / 0.9, 1000.0, 1000, "1,000"),
 ])  # fmt: skip
 def test_ends_of_the_range(baseline, value, first, said):
-    found = find_dimension({10: [50.0, 50.0], 1000: [70.0, 70.0]}, [baseline])
+    found = find_dimension({10: [50.0, 50.0], 1000: [70.0, 70.0]}, [baseline, baseline])
     assert (found.value, found.low, found.high, found.first, str(found)) == (value, value, value, first, said)
 
 
 def test_an_interval_may_leave_the_range():
     """Of two runs at the largest d one reaches the target alone: a quarter of the resamples do not."""
-    found = find_dimension({10: [0.0, 0.0], 100: [80.0, 100.0]}, [100.0])
+    found = find_dimension({10: [0.0, 0.0], 100: [80.0, 100.0]}, [100.0, 100.0])
     assert found.value == pytest.approx(100) and found.high == math.inf
     assert found.low == pytest.approx(10 * 10**0.9) and str(found) == "100 [79, > 100]"
 
