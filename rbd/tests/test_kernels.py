@@ -96,7 +96,7 @@ def thread_counts(backend: str, *counts: int) -> tuple[int, ...]:
 def bearable(backend, name, request) -> None:
     given = request.node.callspec.params
     if slow(backend) and given["size"] > 10_000 and (name, given.get("dim")) not in (("uniform", 7), ("countsketch", None)):
-        pytest.skip("minutes in Triton's interpreter; uniform entries with d = 7 are not skipped, nor a row of a sketch")
+        pytest.skip("minutes in Triton's interpreter; uniform entries with d = 7, and countsketch's entries, are not skipped")
 
 
 def normal(count: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -1310,7 +1310,7 @@ def test_sharded_tensors_are_refused(name, fresh_python):
         for call in (lambda: kernels.add(torch.ones(10), basis._spec(), [param]), lambda: basis.project(param)):
             try:
                 call()
-            except (RuntimeError, NotImplementedError) as error:
+            except RuntimeError as error:  # NotImplementedError is one
                 print(error)
         print("zeros", int(param.to_local().count_nonzero()))
         dist.destroy_process_group()
