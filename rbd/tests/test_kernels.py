@@ -96,7 +96,7 @@ def thread_counts(backend: str, *counts: int) -> tuple[int, ...]:
 def bearable(backend, name, request) -> None:
     given = request.node.callspec.params
     if slow(backend) and given["size"] > 10_000 and (name, given.get("dim")) not in (("uniform", 7), ("countsketch", None)):
-        pytest.skip("minutes in Triton's interpreter; uniform entries with d = 7, and countsketch's entries, are not skipped")
+        pytest.skip("minutes in Triton's interpreter; uniform, d = 7, and countsketch's entries are not skipped")
 
 
 def normal(count: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
