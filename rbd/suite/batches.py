@@ -1,23 +1,21 @@
-"""Training and validation batches: order, augmentation and normalisation of the images (arXiv 2011.04720).
+"""Training and validation batches: the order of the images, and what is drawn for each (arXiv 2011.04720).
 
 A training batch is a pure function of (split, batch_size, seed, epoch).
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from rbd.suite.datasets import Split
+from rbd.suite.images import PADDING, Draws, normalise, prepare
 
-_PADDING = {1: 3, 3: 4}  # channels: zeros on each side, 28 -> 34 and 32 -> 40 pixels
 _EVALUATED = 125  # images: a CNN's activations for 1,000 do not fit a CPU's caches, and take twice the time
 _BLOCK = 256  # images prepared at a time: 3 MB of colour images stay in the cache; the bits do not depend on it
 
@@ -50,11 +48,11 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0
         ValueError: an argument is out of its range.
     """
     _check_range("batch_size", batch_size, 1, len(split))
-    draws = _kept(_draws(split, seed, epoch), augment, _PADDING[split.images.shape[1]])
+    draws = _kept(_draws(split, seed, epoch), augment, PADDING[split.images.shape[1]])
     used = len(split) // batch_size * batch_size
     places = torch.arange(used, device=split.images.device).view(-1, batch_size)[first::every].flatten()
     parts = places.split(max(_BLOCK // batch_size, 1) * batch_size) if len(places) else ()
-    blocks = ((_training_inputs(split, draws, part), split.labels[draws.order[part]]) for part in parts)
+    blocks = ((prepare(split.images, draws.at(part)), split.labels[draws.order[part]]) for part in parts)
     return (batch for x, y in blocks for batch in zip(x.split(batch_size), y.split(batch_size), strict=True))
 
 
@@ -74,7 +72,7 @@ class Table:
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
         device, room = split.images.device, most * batch_size
         order, row, column, mirror = torch.zeros(4, room, dtype=torch.int64, device=device)
-        self.draws = _Draws(order, row, column, mirror, torch.zeros(room, device=device))
+        self.draws = Draws(order, row, column, mirror, torch.zeros(room, device=device))
         self.place = torch.arange(batch_size, device=device)  # (B,) in the table, of the next batch
 
     def fill(self, first: int, count: int) -> None:
@@ -83,7 +81,7 @@ class Table:
         while count:
             epoch, start = divmod(first, per_epoch)
             some = min(count, per_epoch - start)
-            drawn = _kept(_draws(self.split, self.seed, epoch), self.augment, _PADDING[self.split.images.shape[1]])
+            drawn = _kept(_draws(self.split, self.seed, epoch), self.augment, PADDING[self.split.images.shape[1]])
             for kept, new in zip(self.draws.tensors, drawn.tensors):
                 part = new[start * self.batch_size : (start + some) * self.batch_size]
                 kept[at : at + len(part)].copy_(part)
@@ -101,7 +99,8 @@ class Table:
 
     def peek(self) -> tuple[Tensor, Tensor]:
         """The next batch, which stays the next one."""
-        return _training_inputs(self.split, self.draws, self.place), self.split.labels[self.draws.order[self.place]]
+        draws = self.draws.at(self.place)
+        return prepare(self.split.images, draws), self.split.labels[draws.order]
 
     def skip(self) -> None:
         self.place += self.batch_size
@@ -121,30 +120,15 @@ def evaluation(split: Split, batch_size: int = _EVALUATED) -> Iterator[tuple[Ten
     """
     _check_range("batch_size", batch_size, 1, sys.maxsize)
     parts = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
-    return ((_normalise(images), labels) for images, labels in parts)
+    return ((normalise(images), labels) for images, labels in parts)
 
 
-@dataclass(frozen=True, eq=False)
-class _Draws:
-    """What an epoch draws, each (N,), in the order in which the images are visited."""
-
-    order: Tensor  # int64, image
-    row: Tensor  # int64, upper edge of the crop in the padded image, 0 ... 2 padding
-    column: Tensor  # int64, left edge
-    mirror: Tensor  # int64, 0 or 1
-    brightness: Tensor  # float32, U[-0.5, 0.5)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.order, self.row, self.column, self.mirror, self.brightness
-
-
-def _draws(split: Split, seed: int, epoch: int) -> _Draws:
+def _draws(split: Split, seed: int, epoch: int) -> Draws:
     _check_range("seed", seed, 0, 2**64 - 1)
     _check_range("epoch", epoch, 0, 2**64 - 1)
     philox = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
     sort_keys, words = philox.random_raw(2 * len(split)).reshape(2, -1)  # (N,) uint64 each
-    positions = 2 * _PADDING[split.images.shape[1]] + 1
+    positions = 2 * PADDING[split.images.shape[1]] + 1
     integers = (
         np.argsort(sort_keys, kind="stable"),
         (words & 0xFFFF) * positions >> 16,  # bits 0-15
@@ -153,10 +137,10 @@ def _draws(split: Split, seed: int, epoch: int) -> _Draws:
     )
     order, row, column, mirror = (torch.from_numpy(c.astype(np.int64)).to(split.images.device) for c in integers)
     brightness = ((words >> 40) * 2.0**-24 - 0.5).astype(np.float32)  # bits 40-63, exact
-    return _Draws(order, row, column, mirror, torch.from_numpy(brightness).to(split.images.device))
+    return Draws(order, row, column, mirror, torch.from_numpy(brightness).to(split.images.device))
 
 
-def _kept(draws: _Draws, part: str | None, padding: int) -> _Draws:
+def _kept(draws: Draws, part: str | None, padding: int) -> Draws:
     """The draws, with all parts of the augmentation but one switched off; None keeps all."""
     centre = torch.full_like(draws.row, padding)
     at_rest = {"crop": {"row": centre, "column": centre}, "mirror": {"mirror": torch.zeros_like(draws.mirror)},
@@ -165,50 +149,6 @@ def _kept(draws: _Draws, part: str | None, padding: int) -> _Draws:
         raise ValueError(f"augment: got {part!r}, allowed None, none, {', '.join(at_rest)}")
     still = {} if part is None else {n: v for name, rest in at_rest.items() if name != part for n, v in rest.items()}
     return replace(draws, **still)
-
-
-def _training_inputs(split: Split, draws: _Draws, part: Tensor) -> Tensor:
-    images = split.images.index_select(0, draws.order[part])  # (B, C, H, W) uint8
-    if images.shape[1] == 3:
-        mirrored = torch.cat([images, images.flip(-1)])  # image i of 2B is the original, B + i its mirror image
-        chosen = torch.arange(len(images), device=images.device) + len(images) * draws.mirror[part]
-        return _normalise(_crop(mirrored, chosen, draws.row[part], draws.column[part]))
-    chosen = torch.arange(len(images), device=images.device)
-    cropped = _crop(images, chosen, draws.row[part], draws.column[part])
-    return _normalise(cropped).add_(draws.brightness[part, None, None, None])
-
-
-def _crop(images: Tensor, chosen: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """out[b] = padded[chosen[b], :, row[b] : row[b] + H, column[b] : column[b] + W], copied by runs of W pixels."""
-    _, channels, height, width = images.shape
-    padded = functional.pad(images, (_PADDING[channels],) * 4)
-    runs = padded.flatten().unfold(0, width, 1)  # every run of W successive pixels, a view
-    c = torch.arange(channels, device=images.device)[:, None]
-    y = torch.arange(height, device=images.device)
-    corner = chosen * padded.stride(0) + row * padded.stride(2) + column  # (B,)
-    start = corner[:, None, None] + c * padded.stride(1) + y * padded.stride(2)  # (B, C, H)
-    return runs.index_select(0, start.flatten()).view(len(chosen), channels, height, width)
-
-
-def _normalise(images: Tensor) -> Tensor:
-    """(B, C, H, W) uint8 -> float32, the same bits on every device, with any number of threads and any B."""
-    x = images.float()
-    if images.shape[1] == 3:
-        return _standardise(x)
-    return x.mul_(1 / 255)  # not div_, which CUDA turns into this, other bits than on a CPU
-
-
-def _standardise(x: Tensor) -> Tensor:
-    """(v - mean) / max(std, 1 / sqrt(n)) times n / n, on values 0 ... 255: (n v - S) / sqrt(max(n Q - S^2, 255^2 n)).
-
-    S = sum of v and Q = sum of v^2 are integers, exact in whatever order they are added (a row in float32, below 2^24,
-    rows in float64), and so is n v - S; only the root and the quotient are rounded.
-    """
-    n = math.prod(x.shape[1:])
-    s = x.sum(dim=-1).sum(dim=(1, 2), dtype=torch.float64)  # (B,)
-    q = x.square().sum(dim=-1).sum(dim=(1, 2), dtype=torch.float64)  # (B,)
-    root = (n * q - s.square()).clamp_(min=255**2 * n).sqrt_()  # (B,) n times the standard deviation
-    return x.mul_(n).sub_(s.float()[:, None, None, None]).div_(root.float()[:, None, None, None])
 
 
 def _check_range(argument: str, value: int, low: int, high: int) -> None:
