@@ -13,12 +13,13 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
-_ELEMENTS = {"f32": ir.FloatType(), "f64": ir.DoubleType(), "u32": ir.IntType(32), "u64": ir.IntType(64)}
+_ELEMENTS = {"f32": ir.FloatType(), "f64": ir.DoubleType(), "u8": ir.IntType(8), "u32": ir.IntType(32),
+             "u64": ir.IntType(64)}  # fmt: skip
 _INDEX = ir.IntType(32)
 
 
 class Vector(types.Type):
-    """The Numba type of a vector of 16 elements: "f32", "f64", "u32" or "u64"."""
+    """The Numba type of a vector of 16 elements: "f32", "f64", "u8", "u32" or "u64"."""
 
     def __init__(self, element: str):
         self.element = element
@@ -35,27 +36,29 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(_ELEMENTS[fe_type.element], LANES))
 
 
-f32, f64, u32, u64 = Vector("f32"), Vector("f64"), Vector("u32"), Vector("u64")
-_OF_SCALAR = {types.float32: f32, types.float64: f64, types.uint32: u32, types.uint64: u64}
+f32, f64, u8, u32, u64 = (Vector(element) for element in _ELEMENTS)
+_OF_SCALAR = {types.float32: f32, types.float64: f64, types.uint8: u8, types.uint32: u32, types.uint64: u64}
 
 
-def _operator(symbol, integer: str, floating: str | None) -> None:
+def _operator(symbol, integer: str | None, floating: str | None) -> None:
     """Give vectors of one type the operator, lane by lane, as an LLVM instruction."""
 
     @intrinsic
     def emit(typingctx, a, b):
-        name = floating if a.is_float and floating else integer
+        name = floating if a.is_float else integer
+        assert name
         return a(a, b), lambda context, builder, sig, args: getattr(builder, name)(*args)
 
     @overload(symbol)
     def implementation(a, b):
-        if isinstance(a, Vector) and a == b and (floating or not a.is_float):
+        if isinstance(a, Vector) and a == b and (floating if a.is_float else integer):
             return lambda a, b: emit(a, b)
 
 
 _operator(operator.add, "add", "fadd")
 _operator(operator.sub, "sub", "fsub")
 _operator(operator.mul, "mul", "fmul")
+_operator(operator.truediv, None, "fdiv")
 _operator(operator.xor, "xor", None)
 _operator(operator.and_, "and_", None)
 _operator(operator.or_, "or_", None)
@@ -121,6 +124,7 @@ def narrow(typingctx, x):
     return u32(x), generate
 
 
+widen = _convert(u8, u32, "zext")
 float_of = _convert(u32, f32, "sitofp")  # the number, read as a signed integer
 float_bits = _convert(u32, f32, "bitcast")  # the same bits as float32
 bits_of = _convert(f32, u32, "bitcast")

@@ -48,11 +48,12 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0
         ValueError: an argument is out of its range.
     """
     _check_range("batch_size", batch_size, 1, len(split))
-    draws = _kept(_draws(split, seed, epoch), augment, PADDING[split.images.shape[1]])
     used = len(split) // batch_size * batch_size
     places = torch.arange(used, device=split.images.device).view(-1, batch_size)[first::every].flatten()
-    parts = places.split(max(_BLOCK // batch_size, 1) * batch_size) if len(places) else ()
-    blocks = ((prepare(split.images, draws.at(part)), split.labels[draws.order[part]]) for part in parts)
+    draws = _kept(_draws(split, seed, epoch), augment, PADDING[split.images.shape[1]]).at(places)
+    images, labels, many = split.images.contiguous(), split.labels[draws.order], max(_BLOCK // batch_size, 1) * batch_size
+    drawn = (Draws(*part) for part in zip(*(tensor.split(many) for tensor in draws.tensors), strict=True))
+    blocks = ((prepare(images, part), y) for part, y in zip(drawn, labels.split(many), strict=True) if len(y))
     return (batch for x, y in blocks for batch in zip(x.split(batch_size), y.split(batch_size), strict=True))
 
 

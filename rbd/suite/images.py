@@ -1,4 +1,7 @@
-"""Images as a network sees them: mirrored, cropped, normalised (preprocessing of arXiv 2011.04720)."""
+"""Images as a network sees them: mirrored, cropped, normalised (preprocessing of arXiv 2011.04720).
+
+In torch operations, and for images of the usual sizes on a CPU by a kernel (`images_cpu`) that gives the same bits.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from rbd.suite import images_cpu
 
 PADDING = {1: 3, 3: 4}  # channels: zeros on each side, 28 -> 34 and 32 -> 40 pixels
 
@@ -33,14 +38,40 @@ class Draws:
 
 def prepare(images: Tensor, draws: Draws) -> Tensor:
     """The images of a batch as a network is trained on them, (N, C, H, W) uint8 -> (B, C, H, W) float32."""
+    return _prepare_by_kernel(images, draws) if _has_kernel(images) else _prepare_by_operations(images, draws)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """The images as a network is tested on them, (B, C, H, W) uint8 -> float32."""
+    return _prepare_by_kernel(images, _leave(images)) if _has_kernel(images) else _normalise(images)
+
+
+def _has_kernel(images: Tensor) -> bool:
+    return images.device.type == "cpu" and tuple(images.shape[1:]) in images_cpu.SHAPES
+
+
+def _leave(images: Tensor) -> Draws:
+    """The draws that leave all images where and as they are."""
+    zero, padding = torch.zeros(len(images), dtype=torch.int64), PADDING[images.shape[1]]
+    return Draws(torch.arange(len(images)), zero + padding, zero + padding, zero, zero.float())
+
+
+def _prepare_by_kernel(images: Tensor, draws: Draws) -> Tensor:
+    x = torch.empty(len(draws.order), *images.shape[1:])
+    drawn = (tensor.numpy() for tensor in draws.tensors)
+    images_cpu.fill(images.contiguous().numpy(), *drawn, PADDING[images.shape[1]], x.numpy())
+    return x
+
+
+def _prepare_by_operations(images: Tensor, draws: Draws) -> Tensor:
     images = images.index_select(0, draws.order)  # (B, C, H, W) uint8
     if images.shape[1] == 3:
         mirrored = torch.cat([images, images.flip(-1)])  # image i of 2B is the original, B + i its mirror image
         chosen = torch.arange(len(images), device=images.device) + len(images) * draws.mirror
-        return normalise(_crop(mirrored, chosen, draws.row, draws.column))
+        return _normalise(_crop(mirrored, chosen, draws.row, draws.column))
     chosen = torch.arange(len(images), device=images.device)
     cropped = _crop(images, chosen, draws.row, draws.column)
-    return normalise(cropped).add_(draws.brightness[:, None, None, None])
+    return _normalise(cropped).add_(draws.brightness[:, None, None, None])
 
 
 def _crop(images: Tensor, chosen: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -55,7 +86,7 @@ def _crop(images: Tensor, chosen: Tensor, row: Tensor, column: Tensor) -> Tensor
     return runs.index_select(0, start.flatten()).view(len(chosen), channels, height, width)
 
 
-def normalise(images: Tensor) -> Tensor:
+def _normalise(images: Tensor) -> Tensor:
     """(B, C, H, W) uint8 -> float32, the same bits on every device, with any number of threads and any B."""
     x = images.float()
     if images.shape[1] == 3:

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from rbd.suite import batches, cli, datasets
+from rbd.suite import batches, cli, datasets, images
 
 MAKE_EMBEDDED = Path(datasets.__file__).parents[2] / "benchmarks" / "make_embedded.py"
 
@@ -207,6 +207,27 @@ def test_epoch_is_the_slow_twin_bit_for_bit(channels, seed, epoch):
     assert x.dtype == torch.float32
     assert y.dtype == torch.int64
     assert np.array_equal(x.numpy(), slow_x)
+
+
+@pytest.mark.parametrize("part", [None, "none", "crop", "mirror", "brightness"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_kernel_gives_the_bits_of_the_torch_operations(channels, part):
+    split = random_split(300, channels)
+    split.images[0], split.images[1], split.images[2] = 0, 255, split.images[2] // 64  # also below the least contrast
+    draws = batches._kept(batches._draws(split, 3, 4), part, images.PADDING[channels])
+    assert images._has_kernel(split.images)
+    x, by_operations = images.prepare(split.images, draws), images._prepare_by_operations(split.images, draws)
+    assert x.dtype == by_operations.dtype and torch.equal(x, by_operations)
+    assert torch.equal(images.normalise(split.images), images._normalise(split.images))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_other_sizes_are_prepared_by_torch_operations(channels):
+    pixels = torch.randint(256, (5, channels, 12, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = datasets.Split(pixels, torch.arange(5))
+    x, y = joined(batches.batches(split, 1, 0, 0, augment="none"))
+    (seen, labels), = batches.evaluation(split)
+    assert x.shape == (5, channels, 12, 20) and torch.equal(x, seen[y]) and torch.equal(labels, split.labels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
