@@ -23,7 +23,7 @@ from rbd.kernels import team
 from rbd.optim import FPD, NES, RBD
 from rbd.philox import STREAM_VERSION
 from rbd.subspace import Subspace
-from rbd.suite import batches, checkpoint, datasets, models, replay, wire
+from rbd.suite import batches, checkpoint, datasets, heap, models, replay, wire
 from rbd.suite.checkpoint import Keeper, Progress
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.record import Point, Record, environment
@@ -156,13 +156,14 @@ def check_place(config: RunConfig, device: str, threads: int | None) -> None:
 def settings(config: RunConfig, device: str, threads: int) -> Iterator[None]:
     """Threads for the basis kernels, and for torch: one for the FC nets, whose operations are too small to share.
 
-    OpenMP's idle threads spin for milliseconds on cores that the kernels need. On a GPU also replay.reproducible.
+    OpenMP's idle threads spin for milliseconds on cores that the kernels need. On a GPU also replay.reproducible. Memory
+    that is freed stays with the process, see heap.kept.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1 if config.model in models.DENSE else threads)
     team.set_threads(threads)
     try:
-        with reproducible(device):
+        with reproducible(device), heap.kept():
             yield
     finally:
         torch.set_num_threads(before)
