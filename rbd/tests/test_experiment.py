@@ -311,6 +311,9 @@ def test_countsketch_has_the_three_networks_of_the_rule_and_full_scale_the_two_t
     sparse = {c.id for c in whole("sparse", "paper")}
     dense = [c for c in whole("curves", "paper") if c.method == "rbd"]
     assert len(dense) == 3 and {replace(c, distribution="countsketch").id for c in dense} <= sparse
+    pairs = [c for c in whole("countsketch", "paper") if c.model == "cnn"]
+    assert {c.id for c in pairs if c.distribution == "rademacher"} <= {c.id for c in whole("settings", "paper")}
+    assert {c.id for c in pairs if c.distribution == "countsketch" and c.method == "rbd"} <= sparse
 
 
 def test_settings_has_every_method_at_every_d():
