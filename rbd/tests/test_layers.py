@@ -197,7 +197,7 @@ def test_modules_that_do_without_torch(name):
 
 
 def test_numba_stays_in_the_cpu_kernels_and_triton_in_those_for_gpus():
-    numba = {"rbd.kernels.cpu", "rbd.kernels.countsketch_cpu", "rbd.kernels.simd", "rbd.kernels.jit"}
+    numba = {f"rbd.kernels.{name}" for name in ("cpu", "countsketch_cpu", "simd", "jit")} | {"rbd.suite.images_cpu"}
     homes = {"numba": numba, "llvmlite": {"rbd.kernels.simd"}, "triton": {"rbd.kernels.gpu"}}
     for library, home in homes.items():
         users = {n for n, others in imports().items() if library in {other.split(".")[0] for other in others}}
