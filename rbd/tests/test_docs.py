@@ -55,6 +55,18 @@ def slugs(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+WITH_COMMANDS = [*LINKED, *(ROOT / name for name in ("README.md", "benchmarks/README.md", "results/README.md"))]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS if LINKED else [], ids=relative)
+def test_every_line_of_an_indented_block_is_a_command(page):
+    """Wrapped as prose, commands run into each other."""
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    for line in re.findall(r"^    (\S.*)$", text, re.MULTILINE):
+        command = re.sub(r"^([A-Z_]+=\S+ )+", "", line)
+        assert re.match(r"(\S*/)?(python3?|rbd|tox|git|export|benchmarks/\w+)\b", command), line
+
+
 @pytest.mark.parametrize("page", LINKED, ids=relative)
 def test_links_between_files_hold(page):
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
