@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -79,7 +80,6 @@ class Basis:
         one = Compartment(self.compartment, 0, self.size, self.dim, self.row, total=total)
         spec = BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
         object.__setattr__(self, "_made", spec)  # here, since torch.compile warns of caches
-        object.__setattr__(self, "_prepared", {})  # device -> kernels.prepare
 
     def __getstate__(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -91,11 +91,9 @@ class Basis:
     def _spec(self) -> BasisSpec:
         return self._made  # type: ignore[attr-defined]
 
-    def _prepare(self, device: torch.device) -> Any:
-        kept = self._prepared  # type: ignore[attr-defined]
-        if device not in kept:
-            kept[device] = kernels.prepare(self._spec(), (self.size,), device)
-        return kept[device]
+    @lru_cache(maxsize=256)  # noqa: B019  # a Basis is small: a cache may keep it
+    def _prepared(self, device: torch.device) -> Any:
+        return kernels.prepare(self._spec(), (self.size,), device)
 
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """c = Φ g, (D,) -> (d,): float64 for float64 g, else float32. NaN and infinities pass through.
@@ -113,7 +111,7 @@ class Basis:
         """
         if _is_tracked(g, out):
             return kernels.differentiable_project(g, self._spec())
-        if _is_plain(g, self.size, out, self.dim) and (prepared := self._prepare(g.device)):
+        if _is_plain(g, self.size, out, self.dim) and (prepared := self._prepared(g.device)):
             c = prepared.project((g,), g.dtype, out=out)
             if c is not None:
                 return c
@@ -123,7 +121,7 @@ class Basis:
         """u = Φᵀ c, (d,) -> (D,): float64 for float64 c, else float32. Errors and derivatives as in ``project``."""
         if _is_tracked(c, out):
             return kernels.differentiable_expand(c, self._spec())
-        if _is_plain(c, self.dim, out, self.size) and (prepared := self._prepare(c.device)):
+        if _is_plain(c, self.dim, out, self.size) and (prepared := self._prepared(c.device)):
             u = prepared.expand(c, out)
             if u is not None:
                 return u

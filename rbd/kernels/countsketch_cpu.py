@@ -680,8 +680,7 @@ class Prepared:
         if is_watched() or (u is not None and find_obstacle(u)):
             return None
         made = torch.empty(self._size, dtype=c.dtype, device="cpu") if u is None else u
-        places = _addresses((made, c), (self._size, self._dim), c.dtype)
-        if places is None or _meet(places, (self._size, self._dim), c.element_size()):
+        if _addresses((c, made), (self._dim, self._size), c.dtype) is None or share_memory(c, made):
             return None
         if u is not None:
             count_change(u)
@@ -709,8 +708,9 @@ class Prepared:
         if out is None:
             out = torch.empty(self._dim, dtype=dtype, device="cpu")  # whatever the default device is
         else:
-            of_out = None if find_obstacle(out) else _addresses((out,), (self._dim,), dtype)
-            if of_out is None or _meet(of_out + places, (self._dim, *self._sizes), out.element_size()):
+            if find_obstacle(out) or _addresses((out,), (self._dim,), dtype) is None:
+                return None
+            if any(p is not None and share_memory(p, out) for p in parts):
                 return None
             count_change(out)
         _read_from(places, self._bounds, self._project_plan, self._words(step), out)
@@ -727,16 +727,6 @@ def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dty
             return None
         found.append(x.data_ptr())
     return found if dtype in _DTYPES and all(found) else None  # torch has tensors of zeros without memory
-
-
-def _meet(places: list[int], sizes: Sequence[int], width: int) -> bool:
-    """Whether the values at the first address, each of so many bytes, share memory with those at one of the others."""
-    first = places[0]
-    last = first + width * sizes[0]
-    for place, size in zip(places[1:], sizes[1:]):  # noqa: SIM110  # a generator takes longer than the rest
-        if place < last and first < place + width * size:
-            return True
-    return False
 
 
 _DTYPES: dict[torch.dtype, np.dtype] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
