@@ -53,7 +53,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, b
         RuntimeError: there are no kernels for the device, the backend does not work there, or out must not be changed.
     """
     if torch.compiler.is_compiling():
-        return _project_operator(g, spec, out, backend)
+        return _project_operator(g, spec, out if out is None else _check_shape(out, g, spec.dim), backend)
     if memory.is_direct(g, out):
         return _project(g, spec, out, backend)
     x = check_operand("g", g, spec.size)
@@ -63,7 +63,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, b
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, backend: str | None = None) -> torch.Tensor:
     """The vector with coordinates c: u[start:stop] = Φ_kᵀ c_k, (d,) -> (D,); arguments and errors as in ``project``."""
     if torch.compiler.is_compiling():
-        return _expand_operator(c, spec, out, backend)
+        return _expand_operator(c, spec, out if out is None else _check_shape(out, c, spec.size), backend)
     if memory.is_direct(c, out):
         return _expand(c, spec, out, backend)
     x = check_operand("c", c, spec.dim)
@@ -260,8 +260,8 @@ def _result(out: torch.Tensor | None, x: torch.Tensor, length: int) -> torch.Ten
     return out
 
 
-def _check_out(out: torch.Tensor, x: torch.Tensor, length: int) -> torch.Tensor:
-    """out, if a result made from x may be written there."""
+def _check_shape(out: torch.Tensor, x: torch.Tensor, length: int) -> torch.Tensor:
+    """out, if it looks like a result made from x; torch.compile follows these checks."""
     dtype = sum_dtype(x.dtype)
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out: got {type(out).__name__}, allowed a {dtype} tensor")
@@ -270,7 +270,13 @@ def _check_out(out: torch.Tensor, x: torch.Tensor, length: int) -> torch.Tensor:
         raise ValueError(f"out: got {out.dtype} {tuple(out.shape)} on {out.device}, allowed contiguous {allowed}")
     if not out.is_contiguous():
         raise ValueError(f"out: got a tensor that is not contiguous (stride {out.stride()}), allowed contiguous {allowed}")
-    if out.is_neg():
+    return out
+
+
+def _check_out(out: torch.Tensor, x: torch.Tensor, length: int) -> torch.Tensor:
+    """out, if a result made from x may be written there."""
+    if _check_shape(out, x, length).is_neg():
+        allowed = f"{out.dtype} ({length},) on {x.device}"
         raise ValueError(f"out: got a lazily negated view, allowed a tensor that holds its values itself: {allowed}")
     memory.check_writable("out", [out])
     return out

@@ -132,7 +132,7 @@ class _Files:
 @cache
 def _announce() -> None:
     """Tell the log, once, what there is to wait for; `rbd train` shows it, a program that asks for no log does not."""
-    _log.info("compiling the kernels of this distribution and dtype, which takes some seconds")
+    _log.info("compiling kernels, which takes some seconds")
 
 
 @cache

@@ -51,9 +51,9 @@ def batches(split: Split, batch_size: int, seed: int, epoch: int, first: int = 0
     used = len(split) // batch_size * batch_size
     places = torch.arange(used, device=split.images.device).view(-1, batch_size)[first::every].flatten()
     draws = _kept(_draws(split, seed, epoch), augment, PADDING[split.images.shape[1]]).at(places)
-    images, labels, many = split.images.contiguous(), split.labels[draws.order], max(_BLOCK // batch_size, 1) * batch_size
+    labels, many = split.labels[draws.order], max(_BLOCK // batch_size, 1) * batch_size
     drawn = (Draws(*part) for part in zip(*(tensor.split(many) for tensor in draws.tensors), strict=True))
-    blocks = ((prepare(images, part), y) for part, y in zip(drawn, labels.split(many), strict=True) if len(y))
+    blocks = ((prepare(split.images, part), y) for part, y in zip(drawn, labels.split(many), strict=True) if len(y))
     return (batch for x, y in blocks for batch in zip(x.split(batch_size), y.split(batch_size), strict=True))
 
 

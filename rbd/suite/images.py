@@ -1,6 +1,6 @@
 """Images as a network sees them: mirrored, cropped, normalised (preprocessing of arXiv 2011.04720).
 
-In torch operations, and for images of the usual sizes on a CPU by a kernel (`images_cpu`) that gives the same bits.
+In torch operations, and for images of the usual shapes on a CPU by a kernel (`images_cpu`) that gives the same bits.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rbd.suite import images_cpu
-
 PADDING = {1: 3, 3: 4}  # channels: zeros on each side, 28 -> 34 and 32 -> 40 pixels
+_SHAPES = {(1, 28, 28), (3, 32, 32)}  # (C, H, W) for which there is a kernel
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,29 +36,36 @@ class Draws:
 
 
 def prepare(images: Tensor, draws: Draws) -> Tensor:
-    """The images of a batch as a network is trained on them, (N, C, H, W) uint8 -> (B, C, H, W) float32."""
+    """The images of a batch as a network is trained on them, (N, C, H, W) uint8 -> (B, C, H, W) float32.
+
+    Raises:
+        IndexError: a draw lies outside of the images or of the padding.
+    """
     return _prepare_by_kernel(images, draws) if _has_kernel(images) else _prepare_by_operations(images, draws)
 
 
 def normalise(images: Tensor) -> Tensor:
     """The images as a network is tested on them, (B, C, H, W) uint8 -> float32."""
-    return _prepare_by_kernel(images, _leave(images)) if _has_kernel(images) else _normalise(images)
+    return _prepare_by_kernel(images, _draw_nothing(images)) if _has_kernel(images) else _normalise(images)
 
 
 def _has_kernel(images: Tensor) -> bool:
-    return images.device.type == "cpu" and tuple(images.shape[1:]) in images_cpu.SHAPES
+    return images.device.type == "cpu" and tuple(images.shape[1:]) in _SHAPES and images.is_contiguous()
 
 
-def _leave(images: Tensor) -> Draws:
+def _draw_nothing(images: Tensor) -> Draws:
     """The draws that leave all images where and as they are."""
-    zero, padding = torch.zeros(len(images), dtype=torch.int64), PADDING[images.shape[1]]
-    return Draws(torch.arange(len(images)), zero + padding, zero + padding, zero, zero.float())
+    order = torch.arange(len(images), device="cpu")  # (N,)
+    zero, centre = torch.zeros_like(order), torch.full_like(order, PADDING[images.shape[1]])
+    return Draws(order, centre, centre, zero, zero.to(torch.float32))
 
 
 def _prepare_by_kernel(images: Tensor, draws: Draws) -> Tensor:
-    x = torch.empty(len(draws.order), *images.shape[1:])
-    drawn = (tensor.numpy() for tensor in draws.tensors)
-    images_cpu.fill(images.contiguous().numpy(), *drawn, PADDING[images.shape[1]], x.numpy())
+    from rbd.suite import images_cpu  # it loads Numba, which runs on a GPU do without
+
+    x = torch.empty(len(draws.order), *images.shape[1:], dtype=torch.float32, device="cpu")  # whatever the defaults are
+    given = images.numpy(), *(tensor.numpy() for tensor in draws.tensors), PADDING[images.shape[1]]
+    images_cpu.fill(*given, x.numpy())
     return x
 
 

@@ -1,4 +1,4 @@
-"""What `images.prepare` does with torch operations, one image after the other on a CPU: the same bits (Numba)."""
+"""`images.prepare` on a CPU, an image at a time: the bits of the torch operations in a fraction of the time (Numba)."""
 
 from __future__ import annotations
 
@@ -25,77 +25,81 @@ from rbd.kernels.simd import (
     widen,
 )
 
-SHAPES = {(1, 28, 28), (3, 32, 32)}  # (C, H, W) of images that `fill` takes
 _inline = njit(forceinline=True, error_model="numpy")
 _255TH = np.float32(1 / 255)
+_GREY, _COLOUR = 28, 32  # pixels of a row, and rows
+_VALUES = 3 * _COLOUR**2  # of a colour image
 
 
 @_inline
 def _scale(v, brightness):
     """v / 255 + brightness."""
-    return v * splat_f32(_255TH) + splat_f32(brightness)
+    return v * splat_f32(_255TH) + splat_f32(brightness)  # (16,)
 
 
 @_inline
-def _standardise(v, n, s, root):
+def _standardise(v, s, root):
     """(n v - S) / root."""
-    return (v * splat_f32(n) - splat_f32(s)) / splat_f32(root)
+    return (v * splat_f32(_VALUES) - splat_f32(s)) / splat_f32(root)  # (16,)
 
 
 @_inline
-def _pixels(crop, place):
-    """16 of them as numbers 0 ... 255."""
-    return float_of(widen(load(crop, place)))
+def _load_pixels(crop, place):
+    """16 pixels of a row as numbers 0 ... 255."""
+    return float_of(widen(load(crop, place)))  # (16,) uint8 -> float32
 
 
 @_inline
 def _reverse(x):
-    return permute(x, splat_u32(LANES - 1) - narrow(lane_numbers()))
+    return permute(x, splat_u32(LANES - 1) - narrow(lane_numbers()))  # (16,)
 
 
 @_inline
-def _put(image, height, width, padding, padded):
-    """A channel of an image inside its zeros, by two vectors a line, which overlap where it has 28 pixels."""
+def _pad_channel(image, height, width, padding, padded):
+    """Copy a channel, (H, W), into the middle of its zeros, (H + 2 padding, W + 2 padding)."""
     for y in range(height):
-        line, place = y * width, (y + padding) * (width + 2 * padding) + padding
-        store(padded, place, load(image, line))
-        store(padded, place + width - LANES, load(image, line + width - LANES))
+        row, place = y * width, (y + padding) * (width + 2 * padding) + padding
+        store(padded, place, load(image, row))  # (16,) from the left edge
+        store(padded, place + width - LANES, load(image, row + width - LANES))  # (16,) to the right edge; some come twice
 
 
 @_inline
 def _write_grey(crop, stride, brightness, out):
-    for y in range(28):
-        for x in (0, 28 - LANES):
-            store(out, 28 * y + x, _scale(_pixels(crop, stride * y + x), brightness))
+    """out (28, 28) from a crop whose rows are stride bytes apart."""
+    for y in range(_GREY):
+        for x in (0, _GREY - LANES):  # 4 pixels are written twice
+            store(out, _GREY * y + x, _scale(_load_pixels(crop, stride * y + x), brightness))  # (16,)
 
 
 @_inline
 def _find_root(crop, plane, stride, sums):
     """Sum S of a colour image, and sqrt(max(n Q - S^2, 255^2 n)); a lane's sums are integers below 2^24, so exact."""
-    s, q = splat_f32(0), splat_f32(0)
+    s, q = splat_f32(0), splat_f32(0)  # (16,) each
     for c in range(3):
-        for y in range(32):
+        for y in range(_COLOUR):
             for x in (0, LANES):
-                v = _pixels(crop, plane * c + stride * y + x)
+                v = _load_pixels(crop, plane * c + stride * y + x)  # (16,)
                 s, q = s + v, fma(v, v, q)
-    store(pointer(sums), 0, s)
+    store(pointer(sums), 0, s)  # sums (32,)
     store(pointer(sums), LANES, q)
     total_s = total_q = 0.0
     for lane in range(LANES):
         total_s, total_q = total_s + np.float64(sums[lane]), total_q + np.float64(sums[LANES + lane])
-    return total_s, sqrt(max(3072 * total_q - total_s * total_s, 255.0**2 * 3072))
+    return total_s, sqrt(max(_VALUES * total_q - total_s * total_s, 255.0**2 * _VALUES))
 
 
 @_inline
 def _write_colour(crop, plane, stride, mirror, s, root, out):
+    """out (3, 32, 32) from a crop whose rows are stride bytes apart, and its channels plane bytes."""
     for c in range(3):
-        for y in range(32):
+        for y in range(_COLOUR):
+            to = (_COLOUR * c + y) * _COLOUR
             for x in (0, LANES):
-                z = _standardise(_pixels(crop, plane * c + stride * y + x), 3072, s, root)
+                z = _standardise(_load_pixels(crop, plane * c + stride * y + x), s, root)  # (16,)
                 if mirror:
-                    store(out, (32 * c + y) * 32 + LANES - x, _reverse(z))
+                    store(out, to + LANES - x, _reverse(z))
                 else:
-                    store(out, (32 * c + y) * 32 + x, z)
+                    store(out, to + x, z)
 
 
 @jit(simd)
@@ -103,19 +107,24 @@ def fill(images, order, row, column, mirror, brightness, padding, out):
     """out[b] = image number order[b], cropped where drawn, mirrored if colour, and normalised, as `images.prepare` has it.
 
     Args:
-        images: (N, C, H, W) uint8, of a shape in SHAPES, contiguous.
+        images: (N, 1, 28, 28) or (N, 3, 32, 32) uint8, contiguous.
         order, row, column, mirror, brightness: (B,), see `images.Draws`.
         padding: zeros on each side.
         out: (B, C, H, W) float32, contiguous.
+
+    Raises:
+        IndexError: a draw lies outside of the images or of the padding.
     """
     channels, height, width = images.shape[1:]
     stride = width + 2 * padding
     plane = (height + 2 * padding) * stride
-    padded, sums = np.zeros(channels * plane, np.uint8), np.empty(2 * LANES, np.float32)
+    padded, sums = np.zeros(channels * plane, np.uint8), np.empty(2 * LANES, np.float32)  # (C, H + 2p, W + 2p), (2, 16)
     for b in range(len(order)):
+        if not (0 <= order[b] < len(images) and 0 <= row[b] <= 2 * padding and 0 <= column[b] <= 2 * padding):
+            raise IndexError("draws: one lies outside of the images or of the padding")
         for c in range(channels):
             image = from_place(pointer(images), (channels * order[b] + c) * height * width)
-            _put(image, height, width, padding, from_place(pointer(padded), plane * c))
+            _pad_channel(image, height, width, padding, from_place(pointer(padded), plane * c))
         to = from_place(pointer(out), channels * height * width * b)
         if channels == 1:
             _write_grey(from_place(pointer(padded), stride * row[b] + column[b]), stride, brightness[b], to)

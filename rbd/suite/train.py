@@ -118,7 +118,7 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         return distributed.launch(train, config.workers, *given, timeout=timeout)
     threads = threads or torch.get_num_threads()
     group = distributed.join(config.workers, timeout, device) if config.workers else nullcontext()
-    with settings(config, device, threads), group:
+    with settings(config, device, threads), heap.keep_memory() if device == "cpu" else nullcontext(), group:
         return _finish(begin(config, checkpoints, data_dir, device, threads, bar))
 
 
@@ -156,14 +156,13 @@ def check_place(config: RunConfig, device: str, threads: int | None) -> None:
 def settings(config: RunConfig, device: str, threads: int) -> Iterator[None]:
     """Threads for the basis kernels, and for torch: one for the FC nets, whose operations are too small to share.
 
-    OpenMP's idle threads spin for milliseconds on cores that the kernels need. On a GPU also replay.reproducible. Memory
-    that is freed stays with the process, see heap.kept.
+    OpenMP's idle threads spin for milliseconds on cores that the kernels need. On a GPU also replay.reproducible.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1 if config.model in models.DENSE else threads)
     team.set_threads(threads)
     try:
-        with reproducible(device), heap.kept():
+        with reproducible(device):
             yield
     finally:
         torch.set_num_threads(before)

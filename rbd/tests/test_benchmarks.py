@@ -610,8 +610,8 @@ def test_what_answers_most_is_measured_first(benchmarks):
 
 def test_the_planted_slowdown_finds_its_line():
     script = (ROOT / "benchmarks" / "planted_slowdown").read_text("utf-8")
-    line = "    images = split.images.index_select(0, draws.order[part])"
-    assert line in script and line in (ROOT / "rbd" / "suite" / "batches.py").read_text("utf-8")
+    line = "    images_cpu.fill(*given, x.numpy())"
+    assert line in script and line in (ROOT / "rbd" / "suite" / "images.py").read_text("utf-8")
     assert _bash("-n", str(ROOT / "benchmarks" / "planted_slowdown")).returncode == 0
 
 

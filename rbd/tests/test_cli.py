@@ -545,10 +545,10 @@ def test_runs_of_ones_own_are_not_seen_by_git():
 
 
 def test_compiling_is_told_on_stderr_when_it_happens(tmp_path, monkeypatch):
-    """And only then: it takes seconds, once for each distribution and dtype on a machine."""
+    """And only then: it takes seconds, once for each kernel and dtype on a machine."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
     words = ["train", "--distribution", "rademacher", "--dim", "2", "--lr", "1", "--epochs", "1", "--batch-size", "2500"]
-    told = "rbd: compiling the kernels of this distribution and dtype, which takes some seconds\n"
+    told = "rbd: compiling kernels, which takes some seconds\n"
     assert [command(*words, "--seed", seed, cwd=tmp_path).stderr for seed in "01"] == [told, ""]
 
 

@@ -222,6 +222,31 @@ def test_the_kernel_gives_the_bits_of_the_torch_operations(channels, part):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_float32_on_the_cpu_whatever_the_defaults_are(channels):
+    split = random_split(3, channels)
+    x, _ = joined(batches.batches(split, 1, 0, 0))
+    seen = images.normalise(split.images)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(joined(batches.batches(split, 1, 0, 0))[0], x)
+        assert torch.equal(images.normalise(split.images), seen)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        assert torch.equal(images.normalise(split.images), seen)
+
+
+@pytest.mark.parametrize(("name", "value"), [("order", 5), ("order", -1), ("row", 7), ("column", -1)])
+def test_draws_outside_of_the_images_are_refused(name, value):
+    split = random_split(5, 1)
+    draws = batches._draws(split, 0, 0)
+    getattr(draws, name)[2] = value
+    with pytest.raises(IndexError, match="draws: one lies outside of the images or of the padding"):
+        images.prepare(split.images, draws)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_other_sizes_are_prepared_by_torch_operations(channels):
     pixels = torch.randint(256, (5, channels, 12, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = datasets.Split(pixels, torch.arange(5))

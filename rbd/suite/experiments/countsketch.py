@@ -17,7 +17,8 @@ QUICK_SETS = ("mnist-embedded", "fmnist-embedded")
 def runs(profile: str) -> Iterator[RunConfig | Request]:
     """One seed of everything before the next one, so that a sweep that is stopped has pairs.
 
-    The full-scale CNN is run at the paper's rates: the dense runs are then table 1's, and four searches are spared.
+    The full-scale CNN is run at the paper's rates: the dense runs are then those of `settings`, and four searches are
+    spared.
     """
     quick = profile == "quick"
     for seed in range(10) if quick else SEEDS:
