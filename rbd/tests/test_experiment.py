@@ -370,6 +370,14 @@ def test_sparse_series_share_runs_and_leave_the_dense_ones_as_they_were(profile)
         assert {c.id for c in settings} == {c.id for c in whole(name, profile)} - ids[name]
 
 
+def test_compartments_are_compared_at_rates_of_one_search():
+    """`full_length` refines the whole basis's rate alone."""
+    request = next(iter(experiment.load("compartments").runs("paper")))
+    name = rates.key(request.config)
+    (config,) = rates.resolve([request], {name: 2.0, name + rates.FULL: 1.0}).configs
+    assert config.partition == "whole" and config.lr == 2.0
+
+
 def test_compartments_has_the_cnn_at_full_scale():
     """Issue 14, item 4: K and by_layer, n = 3, each at its own rate; one basis for all is the run of table 1."""
     found = [c for c in whole("compartments", "paper") if c.model == "cnn"]
