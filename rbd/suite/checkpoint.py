@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from rbd.suite import store
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point
 
+T = TypeVar("T")
 OF_OPTIMIZER = "optimizer"  # begins the names of its tensors; no network here has a part of that name
 
 
@@ -30,7 +31,8 @@ class Progress:
     """How far a run is: optimizer steps done, the curve and its wall seconds so far.
 
     Attributes:
-        commits, threads: of the code, and the numbers of CPU threads, that made the curve; each once, in their order.
+        commits, threads, devices: of the code, the numbers of CPU threads, and the names of the CPUs or GPUs, that made
+            the curve; each once, in their order.
     """
 
     step: int = 0
@@ -38,15 +40,21 @@ class Progress:
     seconds: tuple[float, ...] = ()
     commits: tuple[str, ...] = ()
     threads: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
 
-    def add(self, point: Point, seconds: float, commit: str, threads: int) -> Progress:
-        """With one more point, made by that commit on that number of threads."""
-        made = tuple(dict.fromkeys((*self.commits, commit))), tuple(dict.fromkeys((*self.threads, threads)))
-        return Progress(point.step, (*self.curve, point), (*self.seconds, seconds), *made)
+    def add(self, point: Point, seconds: float, commit: str, threads: int, device: str) -> Progress:
+        """With one more point, made by that commit on that number of threads of that device."""
+        return Progress(point.step, (*self.curve, point), (*self.seconds, seconds), _join(self.commits, commit),
+                        _join(self.threads, threads), _join(self.devices, device))  # fmt: skip
 
     @property
     def diverged(self) -> bool:
         return bool(self.curve) and not math.isfinite(self.curve[-1].loss)
+
+
+def _join(known: tuple[T, ...], value: T) -> tuple[T, ...]:
+    """The values with one more, each once."""
+    return tuple(dict.fromkeys((*known, value)))
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ def load(path: Path, config: RunConfig, model: nn.Module, build_optimizer: Calla
         _fill(model, tensors)
         stored = known["progress"]
         points = tuple(Point(**point) for point in stored["curve"])
-        past = tuple(stored.get("commits", ())), tuple(stored.get("threads", ()))
+        past = (tuple(stored.get(name, ())) for name in ("commits", "threads", "devices"))  # older files lack some
         progress = Progress(stored["step"], points, tuple(stored["seconds"]), *past)
         optimizer = build_optimizer(config.at(points[-1].epoch), model)
         optimizer.load_state_dict(known["optimizer"] | {"state": state})

@@ -202,7 +202,7 @@ def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, b
                 point = _measure(config, steps[-1], allowed, loss, cosine, right, len(sets.validation), workers)
                 if runner.queues:
                     _look_back(optimizer, point, bool(finite))
-                progress = progress.add(point, time.perf_counter() - began, _commit(here), threads)
+                progress = progress.add(point, time.perf_counter() - began, _commit(here), threads, str(here["device"]))
                 if workers.size > 1:
                     workers.agree({"step": point.step, "parameters": digest(model.parameters())})
                 with runner.device():
@@ -216,7 +216,7 @@ def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, b
         if config.workers:
             raise  # or the other workers might wait for this one without end
         outcome = "interrupted"
-    here |= _describe_past(progress, _commit(here), threads)
+    here |= {"threads": threads, **_describe_past(progress, _commit(here), threads, str(here["device"]))}
     if config.workers and progress.step > done:
         here |= {"bytes_per_step": _mean_bytes(workers, sent / (progress.step - done))}
     return Record(config, "diverged" if progress.diverged else outcome, progress.curve, progress.seconds, here)
@@ -255,12 +255,12 @@ def _commit(environment: dict) -> str:
     return f"{environment['commit']}{'+' * bool(environment['dirty'])}" if environment["commit"] else "unknown"
 
 
-def _describe_past(progress: Progress, commit: str, threads: int) -> dict[str, str | int | bool | None]:
-    """Threads now, and other commits and thread counts of the epochs before the run was resumed, if there are any."""
-    commits = " ".join(c for c in progress.commits if c != commit)
-    counts = " ".join(str(n) for n in progress.threads if n != threads)
-    return {"threads": threads, **({"earlier_commits": commits} if commits else {}),
-            **({"earlier_threads": counts} if counts else {})}  # fmt: skip
+def _describe_past(progress: Progress, commit: str, threads: int, device: str) -> dict[str, str]:
+    """What else than these made the epochs before the run was resumed: commits, thread counts and devices, if any did."""
+    made = {"earlier_commits": (progress.commits, commit), "earlier_threads": (progress.threads, threads),
+            "earlier_devices": (progress.devices, device)}  # fmt: skip
+    others = {name: [str(value) for value in known if value != now] for name, (known, now) in made.items()}
+    return {name: (", " if name == "earlier_devices" else " ").join(found) for name, found in others.items() if found}
 
 
 def _begin(path: Path | None, config: RunConfig, model: nn.Module, workers: Workers | Alone,
