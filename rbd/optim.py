@@ -600,7 +600,9 @@ class NES(_RandomBases):
 
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
-        sigma: σ > 0, length of a perturbation.
+        sigma: σ > 0, length of a perturbation. None: 0.01 √D, which moves a parameter by about 0.01, as the paper's released
+            code does. Where every evaluation sees a mini-batch of its own, much shorter ones learn nothing, since
+            mini-batches differ by more. Scale lr with it.
         capturable: keep the numbers of the step and of the next row in device memory and never wait for the device, as CUDA
             graphs need: of a whole step, or of its pieces ``begin``, ``evaluate`` (d times) and ``finish``. Losses are not
             checked for NaN, nor is it checked that there are d of them.
@@ -612,11 +614,13 @@ class NES(_RandomBases):
     _trial: _Trial | None = None
 
     def __init__(self, params, lr: float, dim: int = 250, distribution: str = "rademacher", seed: int = 0,
-                 sigma: float = 0.01, capturable: bool = False):  # fmt: skip
+                 sigma: float | None = None, capturable: bool = False):  # fmt: skip
         self._capturable = capturable
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
 
     def _check(self, group: dict) -> None:
+        if group["sigma"] is None:
+            group["sigma"] = 0.01 * math.sqrt(sum(p.numel() for p in group["params"]))
         if not (isinstance(sigma := group["sigma"], Real) and not isinstance(sigma, bool) and 0 < float(sigma) < math.inf):
             raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
         group["sigma"] = float(sigma)

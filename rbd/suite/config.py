@@ -7,6 +7,7 @@ compartments, each scaled by 1/√D_k, the best rate is another one: give `lr` t
 from __future__ import annotations
 
 import json
+import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
@@ -29,8 +30,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # method -> the fields it uses, of thos
     "sgd": {},
     "rbd": {"partition": "whole", "dim": 250, "distribution": "rademacher", "redraw": 1},
     "fpd": {"partition": "whole", "dim": 250, "distribution": "rademacher"},
-    "nes": {"dim": 250, "distribution": "rademacher", "sigma": 0.01},
-    "rbd-nes": {"dim": 250, "distribution": "rademacher", "sigma": 0.002},
+    "nes": {"dim": 250, "distribution": "rademacher", "sigma": None},  # see default_sigma
+    "rbd-nes": {"dim": 250, "distribution": "rademacher", "sigma": None},
     "subspace-adam": {"partition": "whole", "dim": 250, "distribution": "rademacher"},
     "subspace-sgd": {"partition": "whole", "dim": 250, "distribution": "rademacher"},
 }
@@ -44,13 +45,15 @@ SWITCH = {"sgd": "rbd", "rbd": "sgd"}  # method -> the one that takes over after
 OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant", "switch", "then_lr", "augment"}
 ADAM_LR = 0.01  # of subspace-adam: ours, right for d about D/100; rates.choose_adam has the rule for every d
 OUR_LR = {  # model -> method -> learning rate on every data set: ours and not tuned yet, NOT from the paper (unknown there)
-    "fc": {"nes": 1.0, "rbd-nes": 1.0},
-    "cnn": {"nes": 1.0, "rbd-nes": 1.0},
-    "resnet8": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156, "nes": 1.0, "rbd-nes": 1.0},
-    "resnet32": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156, "nes": 1.0, "rbd-nes": 1.0},
-    "fc200": {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125, "nes": 1.0, "rbd-nes": 1.0},
-    "lenet": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0625, "nes": 1.0, "rbd-nes": 1.0},
+    "resnet8": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156},
+    "resnet32": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156},
+    "fc200": {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125},
+    "lenet": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0625},
 }
+SIZES = paper.SIZES | {  # D; the paper has no ResNets on grey images
+    ("resnet8", 1): 78_042, ("resnet32", 1): 466_906,
+    ("fc200", 3): 656_810, ("lenet", 3): 62_006, **{(model, 1): size for model, size in paper.LI_SIZES.items()},
+}  # fmt: skip
 
 
 def _option(kind: type, default: Any, help: str, choices: tuple[str, ...] = (), low: int = 1, hint: str = "") -> Any:
@@ -86,10 +89,11 @@ class RunConfig:
         values = {f: getattr(self, f.name) for f in fields(self)}
         given = {f.name: _check(f, v) for f, v in values.items() if v is not None or f.default is not None}
         model, data, method = given["model"], given["data"], given["method"]
-        used = DEFAULTS[method] | _resolve_workers(given) | _resolve_switch(given) | _resolve_augment(given)
+        used = DEFAULTS[method] | _resolve_sigma(given) | _resolve_workers(given)
+        used |= _resolve_switch(given) | _resolve_augment(given)
         for name in sorted(OPTIONAL & given.keys() - used.keys()):
             raise ValueError(f"{name}={given[name]!r} does not apply to method {method!r}")
-        resolved = {"lr": default_lr(model, data, method)} | used | given
+        resolved = {"lr": default_lr(model, data, method, given.get("sigma"))} | used | given
         if str(resolved.get("partition")).startswith("by_ratio"):  # d_k = max(⌈D_k/R⌉, 10)
             if "dim" in given:
                 raise ValueError(f"dim={self.dim} is not supported with partition={self.partition!r}, which decides it")
@@ -130,6 +134,17 @@ class RunConfig:
         return dict.fromkeys(sorted(OPTIONAL)) | dict(d) if isinstance(d, Mapping) else d
 
 
+def find_size(model: str, data: str) -> int:
+    """D, the number of parameters."""
+    return SIZES[model, 3 if data == "cifar10" else 1]
+
+
+def _resolve_sigma(given: dict[str, Any]) -> dict[str, Any]:
+    """The length of a perturbation, if the method perturbs."""
+    model, data, method = (given[name] for name in ("model", "data", "method"))
+    return {"sigma": default_sigma(model, data, method)} if "sigma" in DEFAULTS[method] else {}
+
+
 def _resolve_workers(given: dict[str, Any]) -> dict[str, Any]:
     """The fields, with their defaults, that a run uses because several workers do it; none if one process does."""
     workers, variant, allowed = given.get("workers"), given.get("variant"), VARIANTS.get(given["method"], ())
@@ -162,16 +177,33 @@ def _resolve_augment(given: dict[str, Any]) -> dict[str, Any]:
     return {"augment": None} if "augment" in given else {}
 
 
-def default_lr(model: str, data: str, method: str) -> float:
+def default_lr(model: str, data: str, method: str, sigma: float | None = None) -> float:
     """The paper's learning rate where it is known, else ours; an embedded subset takes the rate of its full set.
 
-    A step of SGD in the coordinates moves the parameters as a step of FPD does, so it takes FPD's rate.
+    A step of SGD in the coordinates moves the parameters as a step of FPD does, so it takes FPD's rate. NES inherits RBD's
+    in the released configuration, where σ is that of the entries; here η/σ is the same, for RBD-NES too.
     """
     if method == "subspace-adam":
         return ADAM_LR
+    if method in paper.SIGMA:
+        return _round(default_lr(model, data, "rbd") / paper.SIGMA["nes"] * (sigma or default_sigma(model, data, method)))
     method = "fpd" if method == "subspace-sgd" else method
     known = paper.find_learning_rate(model, data, method)
     return OUR_LR[model][method] if known is None else known
+
+
+def default_sigma(model: str, data: str, method: str) -> float:
+    """The length σ √D of a perturbation whose entries have the released code's standard deviation σ, three digits.
+
+    Much shorter ones change the loss less than mini-batches differ, so that NES, with one for each direction, learns
+    nothing.
+    """
+    return _round(paper.SIGMA[method] * math.sqrt(find_size(model, data)))
+
+
+def _round(value: float) -> float:
+    """Three digits."""
+    return float(f"{value:.3g}")
 
 
 def check_keys(what: str, d: Any, names: Collection[str]) -> None:
@@ -238,6 +270,8 @@ def from_arguments(namespace: Namespace) -> RunConfig:
 def _default(f: Field[Any]) -> str:
     if f.name in ("workers", "variant"):
         return "this process alone" if f.name == "workers" else "common, or ddp for sgd"
+    if f.name == "sigma":
+        return ", ".join(f"{sigma:g} √D for {method}" for method, sigma in paper.SIGMA.items())
     values = {method: used[f.name] for method, used in DEFAULTS.items() if f.name in used} or {"all": f.default}
     texts = [f"{value} for {method}" for method, value in values.items()]
     default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])

@@ -9,25 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from rbd.suite import paper, record
-from rbd.suite.config import RunConfig
+from rbd.suite import record
+from rbd.suite.config import RunConfig, find_size
 from rbd.suite.record import Record
 
 IMAGES = {"mnist": 50_000, "fmnist": 50_000, "cifar10": 40_000, "mnist-embedded": 5_000, "fmnist-embedded": 5_000}
-SIZES = paper.SIZES | {  # D; the paper has no ResNets on grey images
-    ("resnet8", 1): 78_042, ("resnet32", 1): 466_906,
-    ("fc200", 3): 656_810, ("lenet", 3): 62_006, **{(model, 1): size for model, size in paper.LI_SIZES.items()},
-}  # fmt: skip
 BATCH = {  # s a batch of 32: grey, colour
     "fc": (6e-4, 2e-3), "cnn": (1e-2, 2e-2), "resnet8": (5e-2, 7e-2), "resnet32": (0.25, 0.35), "fc200": (1e-3, 3e-3),
     "lenet": (3e-3, 5e-3),
 }  # fmt: skip
 ENTRY = {"countsketch": 0.0, "rademacher": 4e-11, "uniform": 3e-10, "normal": 4e-10, None: 0.0}  # s
-
-
-def find_size(model: str, data: str) -> int:
-    """D, the number of parameters."""
-    return SIZES[model, 3 if data == "cifar10" else 1]
 
 
 def estimate(config: RunConfig) -> float:

@@ -39,6 +39,7 @@ LEARNING_RATES = {  # (model, data) -> method -> learning rate, already × batch
     ("cnn", "fmnist"): {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0625},
     ("cnn", "cifar10"): {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156},
 }
+SIGMA = {"nes": 0.01, "rbd-nes": 0.002}  # standard deviation of the entries of a perturbation in the released code
 LAYERS = {  # (model, channels of the images) -> D_k of every layer, weights and biases; D is their sum
     ("fc", 1): (784 * 128 + 128, 1_290),
     ("fc", 3): (3_072 * 128 + 128, 1_290),

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rbd.suite import cost, store
-from rbd.suite.config import RunConfig, default_lr
+from rbd.suite import store
+from rbd.suite.config import RunConfig, default_lr, find_size
 from rbd.suite.record import Record
 from rbd.suite.report import final
 
@@ -47,7 +47,7 @@ def choose_rbd(model: str, data: str, dim: int) -> float:
 
     E ‖ΦᵀΦ g‖² = (d/D) ‖g‖², so at that rate an update is as long as SGD's.
     """
-    size = cost.find_size(model, data)
+    size = find_size(model, data)
     return float(f"{default_lr(model, data, 'sgd') * math.sqrt(size / dim):.3g}")
 
 
@@ -56,7 +56,7 @@ def choose_adam(model: str, data: str, dim: int) -> float:
 
     A step of Adam moves each of d coordinates by about η, so θ by η √d: as far as Adam at 0.001 moves all D parameters.
     """
-    size = cost.find_size(model, data)
+    size = find_size(model, data)
     return float(f"{ADAM * math.sqrt(size / dim):.3g}")
 
 
@@ -65,7 +65,7 @@ def explain_default(config: RunConfig) -> str | None:
 
     Also None for NES and compartments by ratio, for which there is no rule.
     """
-    adam, size = config.method == "subspace-adam", cost.find_size(config.model, config.data)
+    adam, size = config.method == "subspace-adam", find_size(config.model, config.data)
     own = round(size / 100) if adam else DIM
     if config.method not in RULED or config.dim is None or config.dim == own or config.dim > size:
         return None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict, fields
@@ -32,14 +33,25 @@ def test_fields_and_defaults():
     ("sgd", (None, None, None, None, None)),
     ("rbd", (250, "whole", "rademacher", 1, None)),
     ("fpd", (250, "whole", "rademacher", None, None)),
-    ("nes", (250, None, "rademacher", None, 0.01)),
-    ("rbd-nes", (250, None, "rademacher", None, 0.002)),
+    ("nes", (250, None, "rademacher", None, 3.19)),
+    ("rbd-nes", (250, None, "rademacher", None, 0.638)),
     ("subspace-adam", (250, "whole", "rademacher", None, None)),
     ("subspace-sgd", (250, "whole", "rademacher", None, None)),
 ])
 def test_each_method_gets_its_fields(method, resolved):
     c = RunConfig(method=method)
     assert (c.dim, c.partition, c.distribution, c.redraw, c.sigma) == resolved
+
+
+@pytest.mark.parametrize("model, data", [("fc", "mnist"), ("fc", "cifar10"), ("cnn", "mnist"), ("resnet8", "cifar10")])
+@pytest.mark.parametrize("method, sigma", [("nes", 0.01), ("rbd-nes", 0.002)])  # of the entries, in the released code
+def test_nes_perturbs_each_parameter_as_far_as_the_released_code(model, data, method, sigma):
+    """So the length is σ √D; and η/σ is RBD's rate over 0.01, as inherited there, whatever length is asked for."""
+    c, rate = RunConfig(model, data, method), RunConfig(model, data).lr
+    assert c.sigma == pytest.approx(sigma * math.sqrt(config.find_size(model, data)), rel=5e-3)
+    assert c.lr / c.sigma == pytest.approx(rate / 0.01, rel=5e-3)
+    assert RunConfig(model, data, method, sigma=0.01).lr == rate
+    assert RunConfig(model, data, method, lr=0.3).lr == 0.3
 
 
 def test_workers_have_a_variant_and_one_process_has_none():
@@ -166,7 +178,7 @@ def test_canonical_and_id_never_change():
             '"method":"rbd","model":"fc","partition":"whole","redraw":1,"seed":0}')
     assert RunConfig(distribution="normal").canonical() == text
     assert RunConfig(distribution="normal").id == "ab6c3999089ebe70"  # results are filed under ids: a change orphans all
-    assert RunConfig(method="nes", seed=3, distribution="normal").id == "0fab972afb97045b"
+    assert RunConfig(method="nes", seed=3, distribution="normal", sigma=0.01, lr=1.0).id == "0fab972afb97045b"
 
 
 def test_fields_that_came_later_change_no_id():
@@ -269,7 +281,7 @@ def test_help_shows_every_field_with_default(parser):
     text = " ".join(parser.format_help().split())
     assert all("--" + name.replace("_", "-") in text for name in NAMES)
     assert text.count("(default: ") == len(NAMES) and "None" not in text
-    assert "(default: 0.01 for nes, 0.002 for rbd-nes)" in text and "(default: 250)" in text
+    assert "(default: 0.01 √D for nes, 0.002 √D for rbd-nes)" in text and "(default: 250)" in text
     assert all(f.metadata["help"] for f in fields(RunConfig))
 
 

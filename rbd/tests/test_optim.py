@@ -1134,11 +1134,22 @@ def test_nes_calls_the_closure_dim_times_without_gradients():
         calls.append((torch.is_grad_enabled(), p.detach().clone()))
         return bowl(p)
 
-    NES([p], lr=0.1, dim=12).step(closure)
+    NES([p], lr=0.1, dim=12, sigma=0.01).step(closure)
     assert [enabled for enabled, _ in calls] == [False] * 12
     lengths = [float((q - normal(30)).norm()) for _, q in calls]
     assert all(0.3 * 0.01 < length < 2 * 0.01 for length in lengths)  # σ times about 1
     assert len({q.numpy().tobytes() for _, q in calls}) == 12
+
+
+def test_nes_moves_a_parameter_by_a_hundredth_unless_told_otherwise():
+    """So a perturbation is 0.01 √D long, D being that of all parameters. The state_dict has it, and old ones keep theirs."""
+    p, q = parameter(normal(30)), parameter(normal(70))
+    optimizer, moved = NES([p, q], lr=0.1, dim=12), []
+    optimizer.step(lambda: moved.append((q - normal(70)).abs().max().item()) or bowl(p))
+    assert optimizer.state_dict()["param_groups"][0]["sigma"] == pytest.approx(0.1)
+    assert moved == pytest.approx([0.01] * 12, rel=1e-4)  # signs: every entry
+    optimizer.load_state_dict(NES([p, q], lr=0.1, dim=12, sigma=0.03).state_dict())
+    assert optimizer.param_groups[0]["sigma"] == 0.03
 
 
 def test_nes_takes_numbers_for_losses():

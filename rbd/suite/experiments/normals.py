@@ -8,16 +8,15 @@ from itertools import product
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import Experiment
 from rbd.suite.paper import LEARNING_RATES
-from rbd.suite.rates import Request, tuned
 
 
-def runs(profile: str) -> Iterator[RunConfig | Request]:
-    """At the rates of the runs beside them: the paper's, and for NES, for which it has none, ours."""
+def runs(profile: str) -> Iterator[RunConfig]:
+    """At the rates of the runs beside them: the paper's, and for NES, for which it has none, the default."""
     pairs = LEARNING_RATES if profile == "paper" else ()
     for (model, data), method in product(pairs, ("rbd", "fpd")):
         yield RunConfig(model, data, method, distribution="normal", lr=LEARNING_RATES[model, data][method])
     for model, data in pairs:
-        yield tuned(model=model, data=data, method="nes", distribution="normal")
+        yield RunConfig(model, data, "nes", distribution="normal")
 
 
 EXPERIMENT = Experiment("normals", __doc__, runs)
