@@ -91,10 +91,9 @@ def explain(method: str, theirs: float, ours: Runs | None, bare: Runs | None, ve
         return _join(["agrees without augmentation", *elsewhere, *unrun])
     if ours is None:
         return "No run with augmentation yet."
-    if method == "nes":
-        return "An update takes d mini-batches here; how many updates the paper's runs made is unknown."
+    unknown = ["the paper's learning rate is unknown"] if method == "nes" else []
     rising = [f"with augmentation still rising at the end, {beside.rise:+.1f} points in the last two fifths of the epochs"]
-    return _join([*elsewhere, _compare(theirs, ours, bare), *unrun, *(rising if beside.rise > POINTS else [])])
+    return _join([*elsewhere, _compare(theirs, ours, bare), *unknown, *unrun, *(rising if beside.rise > POINTS else [])])
 
 
 def _compare(theirs: float, ours: Runs, bare: Runs | None) -> str:

@@ -89,7 +89,7 @@ CASES = {
     "fpd signs": _case("fpd", "mnist", 16.0, distribution="rademacher"),
     "fpd normal": _case("fpd", "fmnist", 16.0, distribution="normal", dim=50),
     "fpd uniform by_layer": _case("fpd", "mnist", 16.0, distribution="uniform", partition="by_layer", dim=100),
-    "rbd-nes signs": _case("rbd-nes", "fmnist", 0.1, epochs=1, batch_size=64, sigma=0.002, distribution="rademacher", dim=30),
+    "rbd-nes signs": _case("rbd-nes", "fmnist", 0.1, epochs=1, batch_size=64, sigma=2e-3, distribution="rademacher", dim=30),
     "4 workers": _case("rbd", "mnist", 8.0, workers=4, distribution="rademacher", dim=60),
 }
 

@@ -82,6 +82,7 @@ def configs(name: str, profile: str) -> Iterator[dict[str, Any]]:
     elif name == "nes":
         for (method, epochs), seed in product((("rbd", 4), ("nes", 4), ("rbd-nes", 1), ("rbd-nes", 4)), SEEDS):
             yield dict(model="fc", data=mnist, method=method, dim=4, epochs=epochs, seed=seed, **SIGNS)
+        yield from (dict(model="fc", data=mnist, method="nes", dim=4, epochs=4, sigma=0.01, seed=s, **SIGNS) for s in SEEDS)
     elif name == "workers":
         for count, variant, seed in product((1, 2, 4, 8) if profile == "paper" else (1, 2, 3, 4), VARIANTS, SEEDS):
             extra = {"method": "sgd"} if variant == "ddp" else {"method": "rbd", **SIGNS}
