@@ -7,7 +7,6 @@ compartments, each scaled by 1/√D_k, the best rate is another one: give `lr` t
 from __future__ import annotations
 
 import json
-import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
@@ -186,24 +185,19 @@ def default_lr(model: str, data: str, method: str, sigma: float | None = None) -
     if method == "subspace-adam":
         return ADAM_LR
     if method in paper.SIGMA:
-        return _round(default_lr(model, data, "rbd") / paper.SIGMA["nes"] * (sigma or default_sigma(model, data, method)))
+        return paper.scale_learning_rate(default_lr(model, data, "rbd"), sigma or default_sigma(model, data, method))
     method = "fpd" if method == "subspace-sgd" else method
     known = paper.find_learning_rate(model, data, method)
     return OUR_LR[model][method] if known is None else known
 
 
 def default_sigma(model: str, data: str, method: str) -> float:
-    """The length σ √D of a perturbation whose entries have the released code's standard deviation σ, three digits.
+    """The length σ √D of a perturbation whose entries have the released code's standard deviation σ.
 
     Much shorter ones change the loss less than mini-batches differ, so that NES, with one for each direction, learns
     nothing.
     """
-    return _round(paper.SIGMA[method] * math.sqrt(find_size(model, data)))
-
-
-def _round(value: float) -> float:
-    """Three digits."""
-    return float(f"{value:.3g}")
+    return paper.compute_length(method, find_size(model, data))
 
 
 def check_keys(what: str, d: Any, names: Collection[str]) -> None:

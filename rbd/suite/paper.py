@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import hypot
+from math import hypot, sqrt
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,29 @@ def find_gap(model: str, data: str, method: str, rival: str) -> Accuracy | None:
 
 
 def find_learning_rate(model: str, data: str, method: str) -> float | None:
-    """Already × batch size; an embedded subset stands for its full set; None where it is not known."""
-    return LEARNING_RATES.get(_key(model, data), {}).get(method)
+    """Already × batch size; an embedded subset stands for its full set; None where it is not known.
+
+    NES inherits RBD's in the released configuration.
+    """
+    known = LEARNING_RATES.get(_key(model, data), {})
+    if method == "nes" and known:
+        return scale_learning_rate(known["rbd"], compute_length(method, SIZES[model, _channels(data)]))
+    return known.get(method)
+
+
+def compute_length(method: str, size: int) -> float:
+    """σ √D, the length of a perturbation of NES or RBD-NES; three digits."""
+    return _round(SIGMA[method] * sqrt(size))
+
+
+def scale_learning_rate(lr: float, length: float) -> float:
+    """NES's rate for perturbations of some length, from that which it has with σ of the entries: η/σ is the same."""
+    return _round(lr / SIGMA["nes"] * length)
+
+
+def _round(value: float) -> float:
+    """Three digits."""
+    return float(f"{value:.3g}")
 
 
 def find_layers(model: str, data: str) -> tuple[int, ...] | None:
