@@ -91,7 +91,7 @@ def explain(method: str, theirs: float, ours: Runs | None, bare: Runs | None, ve
         return _join(["agrees without augmentation", *elsewhere, *unrun])
     if ours is None:
         return "No run with augmentation yet."
-    unknown = ["the paper's learning rate is unknown"] if method == "nes" else []
+    unknown = ["whether the paper's runs had this learning rate is unknown"] if method == "nes" else []
     rising = [f"with augmentation still rising at the end, {beside.rise:+.1f} points in the last two fifths of the epochs"]
     return _join([*elsewhere, _compare(theirs, ours, bare), *unknown, *unrun, *(rising if beside.rise > POINTS else [])])
 
