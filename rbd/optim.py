@@ -443,7 +443,7 @@ class RBD(_RandomBases):
         if any(p.grad is None for p in group["params"]):
             raise ValueError("capturable=True needs a gradient in every parameter")
         part = self._part(index)
-        with kernels.owned(self, part.g.device):
+        with kernels.keep_apart(self, part.g.device):
             c = kernels.project(part.g, part.spec)  # (d,)
         return -group["lr"] * c, part.spec
 

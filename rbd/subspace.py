@@ -216,7 +216,7 @@ class Subspace(nn.Module):
             raise RuntimeError("merge is not supported under fully_shard: save the coordinates, and load them elsewhere")
         self.check()
         _, start = self._walk()
-        for p, moved in zip(start, kernels.moved(self.coordinates, self._spec, start)):
+        for p, moved in zip(start, kernels.shift(self.coordinates, self._spec, start)):
             p.copy_(moved)
         self.coordinates.zero_()
         self._set_checksum()
@@ -312,8 +312,8 @@ class _Theta(torch.autograd.Function):
     def forward(ctx: Any, c: Tensor, spec: BasisSpec, found: _Found) -> tuple[Tensor, ...]:
         ctx.of = spec, found, c.dtype
         ctx.set_materialize_grads(False)
-        made = found.prepared and found.prepared.moved(c, found.start)
-        return tuple(kernels.moved(c, spec, found.start) if made is None else made)
+        made = found.prepared and found.prepared.shift(c, found.start)
+        return tuple(kernels.shift(c, spec, found.start) if made is None else made)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:

@@ -71,7 +71,7 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, ba
 
 
 @contextmanager
-def owned(owner: object, device: torch.device) -> Iterator[None]:
+def keep_apart(owner: object, device: torch.device) -> Iterator[None]:
     """Products in this block never run beside others of the same owner, not in CUDA graphs either: they share counters.
 
     So an optimizer's: two of its steps at once would spoil the parameters anyway.
@@ -107,10 +107,10 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
         raise NotImplementedError("transforms of torch.func do not support additions to parameters in place: use expand, "
                                   "and add what it returns")  # fmt: skip
     if not memory.is_direct(x, *params):
-        return _copy(moved(c, spec, params, backend), params)
+        return _copy(shift(c, spec, params, backend), params)
     module = _module_for(x.device, backend, spec)
     if not all(p.is_contiguous() and p.dtype == params[0].dtype and not p.is_neg() for p in params):
-        return _copy(moved(c, spec, params, backend), params)
+        return _copy(shift(c, spec, params, backend), params)
     memory.check_memory("c", x)
     memory.check_memory("params", *params)
     for p in params:
@@ -123,7 +123,7 @@ def _copy(values: Sequence[torch.Tensor], params: Sequence[torch.Tensor]) -> Non
         p.copy_(new)
 
 
-def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
+def shift(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
           backend: str | None = None) -> list[torch.Tensor]:  # fmt: skip
     """params + the vector with coordinates c, cut into their shapes, in new tensors of their dtypes and strides.
 
@@ -134,7 +134,7 @@ def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
         raise ValueError(f"params: got {values} values, allowed {spec.size}")
     direct = memory.is_direct(x, *params)
     if direct and hasattr(module := _module_for(x.device, backend, spec), "Prepared"):
-        made = module.Prepared(_spec_for(module, spec), [p.numel() for p in params]).moved(x, params)
+        made = module.Prepared(_spec_for(module, spec), [p.numel() for p in params]).shift(x, params)
         if made is not None:
             return made
     parts = expand(x, spec, None, backend).split([p.numel() for p in params])
@@ -146,9 +146,9 @@ def moved(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
 def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Any:
     """An object that multiplies by the bases of spec with less to look up in every call, or None where there is none.
 
-    It has ``project(parts, dtype, step)``, ``expand(c, u, step)`` and ``moved(c, params)``, for a vector that is cut into
+    It has ``project(parts, dtype, step)``, ``expand(c, u, step)`` and ``shift(c, params)``, for a vector that is cut into
     tensors of these sizes. Each gives None for tensors that it cannot read in place: use this module's ``project``,
-    ``expand`` or ``moved`` then. step: of the basis, by default the spec's.
+    ``expand`` or ``shift`` then. step: of the basis, by default the spec's.
     """
     if device.type not in _OF_DEVICE:
         return None

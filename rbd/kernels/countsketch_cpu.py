@@ -658,7 +658,7 @@ def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, 
 
 
 class Prepared:
-    """``moved``, ``project`` and ``expand`` for tensors of the same sizes every time: what lasts is looked up once.
+    """``shift``, ``project`` and ``expand`` for tensors of the same sizes every time: what lasts is looked up once.
 
     All give None for tensors that the kernels cannot read or write in place. step: of the basis, if not that of the spec.
     """
@@ -689,7 +689,7 @@ class Prepared:
         _write_to(pieces, [], self._expand_plan, self._words(step), c)
         return made
 
-    def moved(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    def shift(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """params + the vector with coordinates c, in new tensors: one pass."""
         if is_watched() or c.shape != (self._dim,) or _addresses((c,), (self._dim,), c.dtype) is None:
             return None

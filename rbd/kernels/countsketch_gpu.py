@@ -24,7 +24,7 @@ from rbd.kernels.gpu import (
     _Counters,
     _first_row,
     _keep,
-    _owned,
+    _make_table,
     _philox,
     _row_of,
     _scales,
@@ -182,7 +182,7 @@ def _word_runs(compartments: Sequence[Compartment], device: torch.device) -> tup
                 at += WORDS * (last - first)
         places.append((place[0], place[1]))
     counts = [-(-blocks // (BATCH * BLOCKS)) for _, _, blocks, _ in rows]
-    return _Table(*_owned(counts, rows, device)), at, places
+    return _Table(*_make_table(counts, rows, device)), at, places
 
 
 def _tall(k: Compartment) -> int:
@@ -221,7 +221,7 @@ def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribut
         at += k.dim
         if programs > 1:
             partials, counters = partials + programs * k.dim, counters + groups
-    products = tuple((tall, _Table(*_owned(*cut, device))) for tall, cut in of_tall.items())
+    products = tuple((tall, _Table(*_make_table(*cut, device))) for tall, cut in of_tall.items())
     scales = _scales(compartments, distribution, device)
     return _Plan(made, words, products, scales, partials, _Counters.of(counters, device))
 
@@ -243,7 +243,7 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
                 rows.append((origin - begin, low, high, k.row, k.dim, k.total, *place, at, i, tensor))
                 counts.append(-(-high // TILE) - low // TILE)
         at += k.dim
-    table = _Table(*_owned(counts, rows, device))
+    table = _Table(*_make_table(counts, rows, device))
     return _Plan(made, words, ((0, table),), _scales(compartments, distribution, device), 0, _Counters.of(0, device))
 
 

@@ -330,7 +330,7 @@ class _Plan:
     counters: _Counters = field(default_factory=lambda: _Counters(0, [], {}))  # of project
 
 
-def _owned(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tuple[torch.Tensor, torch.Tensor]:
+def _make_table(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tuple[torch.Tensor, torch.Tensor]:
     firsts = np.cumsum([0, *counts])[:-1]
     table = np.array([(first, *row) for first, row in zip(firsts, rows)], np.int64)
     owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -360,7 +360,7 @@ def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribut
         at += k.dim
         if programs > 1:
             partials, counters = partials + programs * k.dim, counters + tiles
-    return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device), partials,
+    return _Plan(*_make_table(counts, table, device), _scales(compartments, distribution, device), partials,
                  _Counters.of(counters, device))  # fmt: skip
 
 
@@ -398,7 +398,7 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
                 table.append((k.number, origin - begin, k.row, k.dim, at, low // tile, low, high, tensor, i))
                 counts.append((-(-high // tile) - low // tile) * splits)
         at += k.dim
-    return _Plan(*_owned(counts, table, device), _scales(compartments, distribution, device))
+    return _Plan(*_make_table(counts, table, device), _scales(compartments, distribution, device))
 
 
 DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton's interpreter works on the CPU

@@ -330,7 +330,7 @@ def _measure(config: RunConfig, step: int, allowed: Budget, losses: Tensor, cosi
     among = workers if config.variant in OWN_BATCH else Alone()  # workers whose losses differ
     return Point(
         allowed.epoch(step), step, step * allowed.batches * config.batch_size, step * allowed.passes,
-        _mean(losses, among), _share(right, held_out, workers), _mean(cosines, among) if len(cosines) else None,
+        _mean(losses, among), _compute_share(right, held_out, workers), _mean(cosines, among) if len(cosines) else None,
     )  # fmt: skip
 
 
@@ -432,10 +432,10 @@ def _stream(split: datasets.Split, config: RunConfig, start: int, per_epoch: int
 
 def accuracy(model: nn.Module, split: datasets.Split, workers: Workers | Alone = Alone()) -> float:  # noqa: B008
     """Correct predictions, %; workers divide the batches among them, and use worker 0's buffers of batch norm."""
-    return _share(_count_right(model, split, workers), len(split), workers)
+    return _compute_share(_count_right(model, split, workers), len(split), workers)
 
 
-def _share(right: Tensor, images: int, workers: Workers | Alone) -> float:
+def _compute_share(right: Tensor, images: int, workers: Workers | Alone) -> float:
     """Correct predictions of all workers, % of the images."""
     return 100 * int(workers.sum(right.reshape(1).double())) / images
 

@@ -298,7 +298,7 @@ def test_prepared_products_are_the_general_ones():
     params, c, f32 = [normal(math.prod(s), 1).view(s) for s in shapes], normal(50, 2), torch.float32
     g = torch.cat([p.reshape(-1) for p in params])
     assert same_bits(prepared.project(params, f32), kernels.project(g, spec))
-    moved = torch.cat([p.reshape(-1) for p in prepared.moved(c, params)])
+    moved = torch.cat([p.reshape(-1) for p in prepared.shift(c, params)])
     assert same_bits(moved, g + kernels.expand(c, spec))
     later, u = replace(spec, step=9), torch.full((600,), math.nan)
     assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
@@ -313,5 +313,5 @@ def test_prepared_products_are_the_general_ones():
     others += (params[0], torch._neg_view(params[1])), (params[0], params[1][:99]), (params[0], None)
     others += ((params[0], params[1].as_subclass(Elsewhere)),)
     assert all(prepared.project(other, f32) is None for other in others)
-    assert prepared.moved(normal(49, 2), params) is None and prepared.moved(c.half(), params) is None
+    assert prepared.shift(normal(49, 2), params) is None and prepared.shift(c.half(), params) is None
     assert prepared.expand(normal(49, 2), u) is None and prepared.expand(c, u.double()) is None

@@ -1267,7 +1267,7 @@ def test_fake_tensors_give_fake_results(name):
     assert isinstance(made := kernels.expand(fakes[10], spec), FakeTensor) and made.shape == (1000,)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert isinstance(kernels.expand(c, spec), FakeTensor) and isinstance(kernels.project(g, spec), FakeTensor)
-        assert all(isinstance(p, FakeTensor) for p in kernels.moved(c, spec, [g]))
+        assert all(isinstance(p, FakeTensor) for p in kernels.shift(c, spec, [g]))
     with mode:
         params = [torch.zeros(10, 100)]
         kernels.add(torch.ones(10), spec, params)
@@ -1275,7 +1275,7 @@ def test_fake_tensors_give_fake_results(name):
         if prepared is not None:
             assert prepared.project([torch.zeros(1000)], torch.float32) is None
             assert prepared.expand(torch.zeros(10)) is None
-            assert prepared.moved(torch.zeros(10), [torch.zeros(1000)]) is None
+            assert prepared.shift(torch.zeros(10), [torch.zeros(1000)]) is None
     with pytest.raises(Exception, match="Please convert all Tensors to FakeTensors first"):
         kernels.add(c, spec, [fakes[1000]])
     with pytest.raises(Exception, match="FakeTensor"):
@@ -1292,9 +1292,9 @@ def test_wrapped_tensors_go_through_torch(name):
     kernels.add(c, spec, [param])
     assert all(map(same_bits, param.both, wanted))
     if prepared := kernels.prepare(spec, [1000], torch.device("cpu")):
-        assert prepared.project([param], torch.float32) is None and prepared.moved(c, [param]) is None
+        assert prepared.project([param], torch.float32) is None and prepared.shift(c, [param]) is None
         assert prepared.expand(Wrapped(c, c)) is None and prepared.expand(c, Wrapped(g, h)) is None
-        assert prepared.moved(Wrapped(c, c), [g]) is None
+        assert prepared.shift(Wrapped(c, c), [g]) is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -853,5 +853,5 @@ def test_examples(name):
 def test_kernels_moved_checks_the_number_of_values():
     sub = make()
     with pytest.raises(ValueError, match=r"^params: got 3 values, allowed 467$"):
-        kernels.moved(sub.coordinates, sub._spec, [torch.zeros(3)])
+        kernels.shift(sub.coordinates, sub._spec, [torch.zeros(3)])
     assert _place_of(sub.model).standing is None
