@@ -513,6 +513,24 @@ def test_a_run_says_on_how_many_threads_its_earlier_epochs_ran(few, tmp_path, mo
     assert "earlier_threads" not in train(run, tmp_path / "whole", threads=1).environment
 
 
+def test_a_perturbation_of_nes_shows_beside_the_differences_of_mini_batches():
+    """It changes the loss by at least a twentieth of their standard deviation; one of length 0.01, by less than a 500th."""
+    split = datasets.load("mnist-embedded").train
+    x = split.images[:4800].float().reshape(150, 32, 1, 28, 28) / 255
+    y = split.labels[:4800].long().reshape(150, 32)
+    model = loop.build_network(RunConfig(method="nes"), (1, 28, 28), "cpu")
+    with torch.no_grad():
+        apart = torch.stack([cross_entropy(model(images), labels) for images, labels in zip(x, y)]).std().item()
+    changes = []
+    for sigma in (RunConfig(method="nes").sigma, 0.01):
+        nes = optim.NES(model.parameters(), lr=1.0, dim=30, sigma=sigma)
+        with torch.no_grad():
+            nes.begin()
+            losses = [float(nes.evaluate(lambda: cross_entropy(model(x[0]), y[0]))) for _ in range(30)]
+            changes.append(float(np.std(losses)))
+    assert changes[0] > apart / 20 and changes[1] < apart / 500
+
+
 @pytest.mark.parametrize("changes", [
     {"redraw": 7},  # 7 steps to a basis, 10 to an epoch: the basis of steps 7 ... 13 is needed on both sides
     {"partition": "by_layer", "distribution": "normal"},
