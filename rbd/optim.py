@@ -600,9 +600,9 @@ class NES(_RandomBases):
 
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
-        sigma: σ > 0, length of a perturbation. None: 0.01 √D, which moves a parameter by about 0.01, as the paper's released
-            code does. Where every evaluation sees a mini-batch of its own, much shorter ones learn nothing, since
-            mini-batches differ by more. Scale lr with it.
+        sigma: σ > 0, length of a perturbation; scale lr with it. None: 0.01 √D, which moves parameters by 0.01 (root mean
+            square), as the paper's released code does; for RBD-NES it has 0.002 √D. Where every evaluation sees a
+            mini-batch of its own, much shorter ones learn nothing, since mini-batches differ by more.
         capturable: keep the numbers of the step and of the next row in device memory and never wait for the device, as CUDA
             graphs need: of a whole step, or of its pieces ``begin``, ``evaluate`` (d times) and ``finish``. Losses are not
             checked for NaN, nor is it checked that there are d of them.

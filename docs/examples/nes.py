@@ -7,7 +7,7 @@ from rbd import NES
 torch.manual_seed(0)
 model = torch.nn.Linear(10, 1)
 x, y = torch.randn(64, 10), torch.randn(64, 1)
-optimizer = NES(model.parameters(), lr=0.05, dim=11, sigma=0.01)
+optimizer = NES(model.parameters(), lr=0.17, dim=11)
 
 
 def closure():

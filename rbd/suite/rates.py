@@ -22,7 +22,7 @@ FULL = " full length"  # ends a key whose rate was chosen among runs as long as 
 ADAM = 0.001  # learning rate of Adam in all D parameters
 DIM = 250  # d of the default rates of rbd and fpd
 RULED = ("rbd", "fpd", "subspace-sgd", "subspace-adam")  # methods with a rule for every d
-SCALE = ("model", "data", "method", "dim", "partition", "redraw")  # what the best rate depends on
+SCALE = ("model", "data", "method", "dim", "partition", "redraw", "sigma")  # what the best rate depends on
 
 
 def key(config: RunConfig) -> str:

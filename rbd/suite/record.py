@@ -62,7 +62,7 @@ class Record:
     outcome: str  # one of OUTCOMES
     curve: tuple[Point, ...]  # one point per epoch
     seconds: tuple[float, ...]  # wall seconds since the start, at each point of the curve
-    environment: dict[str, str | int | bool | None]  # see environment(); earlier_commits … of a run that was resumed
+    environment: dict[str, str | int | bool | None]  # see environment(); of a resumed run, earlier_commits and others
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curve", tuple(self.curve))

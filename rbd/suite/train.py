@@ -256,11 +256,11 @@ def _commit(environment: dict) -> str:
 
 
 def _describe_past(progress: Progress, commit: str, threads: int, device: str) -> dict[str, str]:
-    """What else than these made the epochs before the run was resumed: commits, thread counts and devices, if any did."""
+    """Other commits, thread counts and devices of the epochs before the run was resumed, if there are any."""
     made = {"earlier_commits": (progress.commits, commit), "earlier_threads": (progress.threads, threads),
             "earlier_devices": (progress.devices, device)}  # fmt: skip
     others = {name: [str(value) for value in known if value != now] for name, (known, now) in made.items()}
-    return {name: (", " if name == "earlier_devices" else " ").join(found) for name, found in others.items() if found}
+    return {name: ("; " if name == "earlier_devices" else " ").join(found) for name, found in others.items() if found}
 
 
 def _begin(path: Path | None, config: RunConfig, model: nn.Module, workers: Workers | Alone,

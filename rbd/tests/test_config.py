@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rbd import distributed, distribution
-from rbd.suite import config, models
+from rbd.suite import config, models, paper
 from rbd.suite.config import RunConfig
 
 NAMES = [f.name for f in fields(RunConfig)]
@@ -52,6 +52,8 @@ def test_nes_perturbs_each_parameter_as_far_as_the_released_code(model, data, me
     assert c.lr / c.sigma == pytest.approx(rate / 0.01, rel=5e-3)
     assert RunConfig(model, data, method, sigma=0.01).lr == rate
     assert RunConfig(model, data, method, lr=0.3).lr == 0.3
+    assert paper.find_learning_rate(model, data, method) in (c.lr, None)  # None: not known there
+    assert (paper.find_learning_rate(model, data, method) is None) == (method == "rbd-nes" or model == "resnet8")
 
 
 def test_workers_have_a_variant_and_one_process_has_none():

@@ -278,6 +278,12 @@ def test_the_papers_own_rates_are_inside_the_search():
         assert 2 * min(tried[rates.key(c)]) <= c.lr <= max(tried[rates.key(c)]) / 2, rates.key(c)
 
 
+def test_a_rate_of_nes_is_for_one_length_of_perturbations():
+    """Rates of the time when the default was 0.01 in all are not taken for it now: η grows with σ."""
+    long, short = RunConfig(method="nes"), RunConfig(method="nes", sigma=0.01)
+    assert rates.key(long) == "fc mnist-embedded nes dim=250 sigma=3.19" != rates.key(short)
+
+
 def test_sparse_bases_have_the_papers_rate_at_250_and_steps_as_long_as_those_of_sgd_at_a_tenth():
     """η √(d/D) = η of SGD; the FC net goes first within a seed, ResNet-8 last."""
     every = [c for c in whole("sparse", "paper") if c.method == "rbd"]

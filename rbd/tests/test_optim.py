@@ -1148,6 +1148,8 @@ def test_nes_moves_a_parameter_by_a_hundredth_unless_told_otherwise():
     optimizer.step(lambda: moved.append((q - normal(70)).abs().max().item()) or bowl(p))
     assert optimizer.state_dict()["param_groups"][0]["sigma"] == pytest.approx(0.1)
     assert moved == pytest.approx([0.01] * 12, rel=1e-4)  # signs: every entry
+    frozen = parameter(normal(5)).requires_grad_(False)
+    assert NES([p, frozen], lr=0.1, dim=3).param_groups[0]["sigma"] == 0.01 * math.sqrt(30)
     optimizer.load_state_dict(NES([p, q], lr=0.1, dim=12, sigma=0.03).state_dict())
     assert optimizer.param_groups[0]["sigma"] == 0.03
 

@@ -492,13 +492,14 @@ def test_a_run_that_another_commit_began_says_so(few, tmp_path, monkeypatch):
 
 def test_a_run_says_on_what_devices_its_earlier_epochs_ran(few, tmp_path, monkeypatch):
     """Another kind of CPU has other last bits, so a checkpoint that was carried there gives another curve than either."""
-    run, real = config("rbd"), loop.environment
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "environment", lambda device: real(device) | {"device": "CPU of 2020, 2 cores"})
-        while_validating(patch)
-        train(run, tmp_path)
+    run, real, others = config("rbd", epochs=3), loop.environment, ("CPU of 2020, 2 cores", "GPU")
+    for name in others:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "environment", lambda device, name=name: real(device) | {"device": name})
+            while_validating(patch)
+            train(run, tmp_path)
     resumed = train(run, tmp_path).environment
-    assert (resumed["device"], resumed["earlier_devices"]) == (real("cpu")["device"], "CPU of 2020, 2 cores")
+    assert (resumed["device"], resumed["earlier_devices"]) == (real("cpu")["device"], "CPU of 2020, 2 cores; GPU")
     assert "earlier_devices" not in train(run, tmp_path / "whole").environment
 
 

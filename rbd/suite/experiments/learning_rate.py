@@ -73,7 +73,7 @@ def find_lowest(profile: str, config: RunConfig) -> int:
     """Exponent of the smallest rate: 2 ** -2 ... 2 ** 7 for rbd with the FC net and few images, for instance."""
     long = 2 if profile == "paper" else 0  # so that the paper's rates, for 100 epochs, lie inside
     if "nes" in config.method:
-        return 2  # η grows with σ √D
+        return 2  # η grows with the length of a perturbation
     if config.method == "sgd":
         return -7 - long
     shift = -3 if is_sparse(config) else 3 if config.dim is not None and config.dim < 50 else 0  # η grows with √(D/d)

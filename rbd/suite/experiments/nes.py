@@ -9,7 +9,7 @@ from rbd.suite.config import RunConfig
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.rates import Request, tuned
 
-SHORT = 0.01  # length of a perturbation, as if the released code's σ were that of the whole and not of every entry
+SHORT = 0.01  # length of a perturbation; the default is 0.01 √D
 
 
 def runs(profile: str) -> Iterator[RunConfig | Request]:

@@ -11,7 +11,7 @@ from rbd.suite.paper import LEARNING_RATES
 
 
 def runs(profile: str) -> Iterator[RunConfig]:
-    """At the rates of the runs beside them: the paper's, and for NES, for which it has none, the default."""
+    """At the rates of the runs beside them: the paper's; for NES, RBD's, as in the released configuration."""
     pairs = LEARNING_RATES if profile == "paper" else ()
     for (model, data), method in product(pairs, ("rbd", "fpd")):
         yield RunConfig(model, data, method, distribution="normal", lr=LEARNING_RATES[model, data][method])

@@ -7,14 +7,14 @@ from itertools import product
 
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import SEEDS, Experiment
-from rbd.suite.paper import LEARNING_RATES
+from rbd.suite.paper import LEARNING_RATES, find_learning_rate
 
 
 def runs(profile: str) -> Iterator[RunConfig]:
     """One seed of everything before the next one."""
-    for seed, ((model, data), found) in product(SEEDS, LEARNING_RATES.items()) if profile == "paper" else ():
-        for method in ("sgd", "rbd", "fpd"):
-            yield RunConfig(model=model, data=data, method=method, lr=found[method], seed=seed)
+    for seed, (model, data), method in product(SEEDS, LEARNING_RATES, ("sgd", "rbd", "fpd", "nes")):
+        if profile == "paper":
+            yield RunConfig(model, data, method, lr=find_learning_rate(model, data, method), seed=seed)
 
 
 EXPERIMENT = Experiment("paper_rates", __doc__, runs)
