@@ -28,7 +28,7 @@ def made(lr: float, accuracy: float, seed: int = 100, outcome: str = "finished",
     (RunConfig(), "fc mnist-embedded rbd dim=250 partition=whole redraw=1"),
     (RunConfig(method="fpd", dim=7, partition="even:2"), "fc mnist-embedded fpd dim=7 partition=even:2"),
     (RunConfig(model="resnet8", data="fmnist", partition="by_ratio:9"), "resnet8 fmnist rbd partition=by_ratio:9 redraw=1"),
-    (RunConfig(model="cnn", data="fmnist", method="nes"), "cnn fmnist nes dim=250"),
+    (RunConfig(model="cnn", data="fmnist", method="nes"), "cnn fmnist nes dim=250 sigma=3.05"),
 ])  # fmt: skip
 def test_key_names_what_the_scale_depends_on(config, key):
     assert rates.key(config) == key
