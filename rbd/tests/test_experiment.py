@@ -231,7 +231,10 @@ def test_searches_at_full_scale_are_long_enough_and_cost_less_than_a_run():
 
 
 def test_the_search_at_full_scale_has_room_about_what_the_quick_one_found():
-    """From the quick profile's best rate to three octaves below it, where ten times the images moved those of the FC net."""
+    """From the quick profile's best rate to three octaves below it, where ten times the images moved those of the FC net.
+
+    For ResNet-8, two.
+    """
     found = {key: lr for key, lr in rates.load("quick", ROOT / "results").items() if key.startswith(("cnn", "resnet8"))}
     tried: dict[str, list[float]] = {}
     for c in whole("learning_rate", "paper"):
@@ -240,7 +243,7 @@ def test_the_search_at_full_scale_has_room_about_what_the_quick_one_found():
     for key, best in found.items():
         model, _, *rest = key.split()
         if rest[0] != "nes" and (full := tried.get(" ".join([model, *rest]))):
-            assert min(full) <= best / 8 and best <= max(full), key
+            assert min(full) <= best / (4 if model == "resnet8" else 8) and best <= max(full), key
             compared += 1
     assert compared >= 9
 

@@ -65,7 +65,9 @@ def choose_octaves(profile: str, config: RunConfig) -> range:
         # An epoch takes minutes, so only rates about the one to expect, low + 4 ... low + 7: the quick profile's best one,
         # less what ten times the images took off it on the FC net (an octave for rbd; for sgd and fpd one to three). The
         # paper's rates are inside. A search then costs less than one run of 100 epochs; `rbd sweep full_length` refines it.
-        return range(low + step, low + step + 8, step)
+        # ResNets, whose BatchNorm bears large rates, lost nothing, so theirs begin two octaves higher.
+        first = low + (4 if step == 2 else 1)
+        return range(first, first + 8, step)
     return range(low, low + OCTAVES + step, step)
 
 
