@@ -121,7 +121,8 @@ def test_train_help_names_every_field_its_unit_and_default(here, capsys, monkeyp
     for f in fields(RunConfig):
         entry = entries[f"--{f.name.replace('_', '-')}"]
         assert "(default: " in entry, f.name
-        for default in {f.default} - {None} | {used[f.name] for used in DEFAULTS.values() if f.name in used}:
+        defaults = {f.default} | {used[f.name] for used in DEFAULTS.values() if f.name in used}
+        for default in defaults - {None}:  # that of sigma depends on D
             assert str(default) in entry.split("(default: ")[1], f.name
     units = {"epochs": "passes over the training images", "batch-size": "images per", "redraw": "steps between",
              "dim": "number of random directions", "sigma": "length", "lr": "mean loss of a batch"}  # fmt: skip
@@ -629,7 +630,7 @@ def test_reproduce_without_the_data_says_how_to_get_them(here, capsys, monkeypat
     assert said.out == "table1-paper: 3 runs, 3 to do, records in results/runs/table1-paper\n"
     assert "rbd data --download mnist" in said.err
     assert "rbd: warning: table1-paper: no learning rate yet for 'fc mnist " in said.err
-    assert "'fc mnist nes dim=250', " in said.err
+    assert "'fc mnist nes dim=250 sigma=3.19', " in said.err
 
 
 def test_diverged_run_is_shown_once_and_counted(here, tiny, capsys, monkeypatch):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import rbd
 from rbd.suite import cost, executor, job, models, record, store
-from rbd.suite.config import RunConfig
+from rbd.suite.config import SIZES, RunConfig
 from rbd.suite.experiment import Plan
 from rbd.suite.record import Point, Record
 
@@ -201,8 +201,8 @@ def test_a_worker_that_died_says_what_of(code, told, monkeypatch):
 
 
 def test_sizes_are_those_of_the_networks():
-    assert len(cost.SIZES) == 12
-    for (name, channels), size in cost.SIZES.items():
+    assert len(SIZES) == 12
+    for (name, channels), size in SIZES.items():
         shape = {1: (1, 28, 28), 3: (3, 32, 32)}[channels]
         assert sum(p.numel() for p in models.build(name, shape, 0).parameters()) == size
 

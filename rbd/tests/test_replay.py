@@ -149,7 +149,8 @@ def test_chunks_are_single_capturable_steps(method, queued, tmp_path):
         optimizer = torch.optim.SGD(model.parameters(), config.lr)
     else:
         kind = {"rbd": optim.RBD, "fpd": optim.FPD, "nes": optim.NES}[method]
-        optimizer = kind(model.parameters(), config.lr, dim=config.dim, seed=7, capturable=True)
+        more = {"sigma": config.sigma} if method == "nes" else {}  # rounded to three digits
+        optimizer = kind(model.parameters(), config.lr, dim=config.dim, seed=7, capturable=True, **more)
     for epoch in range(2):
         losses, stream = [], iter(batches.batches(sets.train, 100, 7, epoch))
         for _ in range(10 if method == "nes" else 50):  # of five batches, or of one
