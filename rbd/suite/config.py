@@ -179,8 +179,9 @@ def _resolve_augment(given: dict[str, Any]) -> dict[str, Any]:
 def default_lr(model: str, data: str, method: str, sigma: float | None = None) -> float:
     """The paper's learning rate where it is known, else ours; an embedded subset takes the rate of its full set.
 
-    A step of SGD in the coordinates moves the parameters as a step of FPD does, so it takes FPD's rate. NES inherits RBD's
-    in the released configuration, where σ is that of the entries; here η/σ is the same, for RBD-NES too.
+    A step of SGD in the coordinates moves the parameters as a step of FPD does, so it takes FPD's rate. NES and RBD-NES
+    take RBD's rate times σ/0.01, for perturbations of length σ: in the released configuration NES has RBD's rate, and
+    σ = 0.01.
     """
     if method == "subspace-adam":
         return ADAM_LR

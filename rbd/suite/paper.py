@@ -83,7 +83,7 @@ def compute_length(method: str, size: int) -> float:
 
 
 def scale_learning_rate(lr: float, length: float) -> float:
-    """NES's rate for perturbations of some length, from that which it has with σ of the entries: η/σ is the same."""
+    """NES's rate for perturbations of a length; lr: its rate in the released configuration. rate / length = lr / 0.01."""
     return _round(lr / SIGMA["nes"] * length)
 
 

@@ -257,10 +257,10 @@ def _commit(environment: dict) -> str:
 
 def _describe_past(progress: Progress, commit: str, threads: int, device: str) -> dict[str, str]:
     """Other commits, thread counts and devices of the epochs before the run was resumed, if there are any."""
-    made = {"earlier_commits": (progress.commits, commit), "earlier_threads": (progress.threads, threads),
-            "earlier_devices": (progress.devices, device)}  # fmt: skip
-    others = {name: [str(value) for value in known if value != now] for name, (known, now) in made.items()}
-    return {name: ("; " if name == "earlier_devices" else " ").join(found) for name, found in others.items() if found}
+    made = (("commits", " ", progress.commits, commit), ("threads", " ", progress.threads, threads),
+            ("devices", "; ", progress.devices, device))  # whose names have spaces  # fmt: skip
+    others = {f"earlier_{name}": mark.join(str(v) for v in known if v != now) for name, mark, known, now in made}
+    return {name: text for name, text in others.items() if text}
 
 
 def _begin(path: Path | None, config: RunConfig, model: nn.Module, workers: Workers | Alone,

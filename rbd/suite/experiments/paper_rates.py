@@ -12,9 +12,10 @@ from rbd.suite.paper import LEARNING_RATES, find_learning_rate
 
 def runs(profile: str) -> Iterator[RunConfig]:
     """One seed of everything before the next one."""
+    if profile != "paper":
+        return
     for seed, (model, data), method in product(SEEDS, LEARNING_RATES, ("sgd", "rbd", "fpd", "nes")):
-        if profile == "paper":
-            yield RunConfig(model, data, method, lr=find_learning_rate(model, data, method), seed=seed)
+        yield RunConfig(model, data, method, lr=find_learning_rate(model, data, method), seed=seed)
 
 
 EXPERIMENT = Experiment("paper_rates", __doc__, runs)
