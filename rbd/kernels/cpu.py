@@ -55,7 +55,7 @@ _W0, _W1 = WEYL
 _LOW = 0xFFFFFFFF
 _SIGN, _ONE = 0x80000000, 0x3F800000  # sign bit, and 1.0, as bits of a float32
 _OCTAVES = np.roll(QUANTILE, -1, axis=0).T.copy().ravel()  # (5 * 16,) by the exponent field mod 16: 127 + e = e - 1
-_NIBBLES = 0x11111111
+_EVEN, _PAIRS = 0x55555555, 0x33333333  # every other bit, and every other two
 
 HALF = BLOCKS // 2  # blocks whose sign tables are in use at a time
 ROWS = 256  # rows of a unit: the sign tables of a chunk serve them all
@@ -70,17 +70,27 @@ _inline = njit(forceinline=True, error_model="numpy")  # pieces of a kernel: vec
 
 
 @_inline
-def _philox(block, row, step, compartment, seed, stream):
-    """Philox4x32-10 in 16 lanes of 64 bits whose upper halves are never read: (4 words) x (16 lanes)."""
-    c0, c1, c2, c3 = block, row, splat_u64(step), splat_u64(compartment)
-    k0, k1 = seed, stream
+def _rounds(counter, seed, stream, first, last):
+    """Rounds first ... last - 1 of Philox4x32-10: 4 words in 16 lanes of 64 bits whose upper halves are never read."""
+    c0, c1, c2, c3 = counter
     half, low, m0, m1 = splat_u64(32), splat_u64(_LOW), splat_u64(_M0), splat_u64(_M1)
-    for _ in range(ROUNDS):
+    for i in range(first, last):
         p0, p1 = (c0 & low) * m0, (c2 & low) * m1
-        c0, c1 = (p1 >> half) ^ c1 ^ splat_u64(k0), p1
-        c2, c3 = (p0 >> half) ^ c3 ^ splat_u64(k1), p0
-        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+        c0, c1 = (p1 >> half) ^ c1 ^ splat_u64((seed + _W0 * i) & _LOW), p1
+        c2, c3 = (p0 >> half) ^ c3 ^ splat_u64((stream + _W1 * i) & _LOW), p0
+    return c0, c1, c2, c3
+
+
+@_inline
+def _narrow(counter):
+    c0, c1, c2, c3 = counter
     return narrow(c0), narrow(c1), narrow(c2), narrow(c3)
+
+
+@_inline
+def _philox(block, row, step, compartment, seed, stream):
+    """Philox4x32-10: (4 words) x (16 lanes)."""
+    return _narrow(_rounds((block, row, splat_u64(step), splat_u64(compartment)), seed, stream, 0, ROUNDS))
 
 
 @_inline
@@ -244,11 +254,35 @@ def _pick_word(word, tables, at):
     return (t0 + t1) + (t2 + t3)
 
 
+@_inline
+def _pick(words, tables, at, total):
+    """total + the sums that the 4 words of a block pick: (16 rows,)."""
+    w0, w1, w2, w3 = words
+    total = total + (_pick_word(w0, tables, at) + _pick_word(w1, tables, at + 128))
+    return total + (_pick_word(w2, tables, at + 256) + _pick_word(w3, tables, at + 384))
+
+
+@_inline
+def _pick_meanwhile(words, tables, at, total, counter, seed, stream):
+    """_pick and _philox, the words of another block, in turns: multiplying and permuting keep different units busy."""
+    w0, w1, w2, w3 = words
+    counter = _rounds(counter, seed, stream, 0, 4)
+    p0 = _pick_word(w0, tables, at)
+    counter = _rounds(counter, seed, stream, 4, 6)
+    p1 = _pick_word(w1, tables, at + 128)
+    counter = _rounds(counter, seed, stream, 6, 8)
+    p2 = _pick_word(w2, tables, at + 256)
+    counter = _rounds(counter, seed, stream, 8, ROUNDS)
+    p3 = _pick_word(w3, tables, at + 384)
+    return total + (p0 + p1) + (p2 + p3), _narrow(counter)
+
+
 @_jit
 def _project_signs(units, first, last, distribution_id, columns, g, seed, stream, step, row0, partial, scratch):
     """partial = (signs of a unit) @ (its segment of g): 16 rows in the lanes, 4 columns a permute."""
     x, totals = scratch[:columns], scratch[columns : columns + ROWS]
     tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): 16 KiB, half an L1 cache
+    blocks = HALF * columns // 2048  # HALF, unknown to LLVM, which would unroll the loop over it and run out of registers
     for n in range(first, last):
         number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
         row += row0
@@ -264,38 +298,45 @@ def _project_signs(units, first, last, distribution_id, columns, g, seed, stream
                             store(tables, ((b * 4 + word) * 8 + nibble) * 16, sums)
                 for r in range(0, rows, LANES):
                     lanes = splat_u64(row + r) + lane_numbers()
-                    total = load(pointer(totals), r)
-                    for b in range(HALF):
-                        block = splat_u64(BLOCKS * chunk + half + b)
-                        w0, w1, w2, w3 = _philox(block, lanes, step, number, seed, stream)
-                        total = total + (_pick_word(w0, tables, 512 * b) + _pick_word(w1, tables, 512 * b + 128))
-                        total = total + (_pick_word(w2, tables, 512 * b + 256) + _pick_word(w3, tables, 512 * b + 384))
-                    store(pointer(totals), r, total)
+                    block, total = BLOCKS * chunk + half, load(pointer(totals), r)
+                    words = _philox(splat_u64(block), lanes, step, number, seed, stream)
+                    for b in range(blocks - 1):
+                        following = splat_u64(block + b + 1), lanes, splat_u64(step), splat_u64(number)
+                        total, words = _pick_meanwhile(words, tables, 512 * b, total, following, seed, stream)
+                    store(pointer(totals), r, _pick(words, tables, 512 * (blocks - 1), total))
         partial[at : at + rows] = totals[:rows]
 
 
 @_inline
-def _spread(word, k, i):
-    """Bits k, k + 4, ... of a word, moved to the bits i of its nibbles."""
-    shifted = word >> splat_u32(k - i) if k >= i else word << splat_u32(i - k)
-    return shifted & splat_u32(_NIBBLES << i)
+def _blend(bits, x, y):
+    """The bits of x where those of a constant are set, else those of y."""
+    return (x & splat_u32(bits)) | (y & splat_u32(_LOW ^ bits))
 
 
 @_inline
-def _nibbles(k, words):
-    a, b, c, d = words
-    return (_spread(a, k, 0) | _spread(b, k, 1)) | (_spread(c, k, 2) | _spread(d, k, 3))
+def _transpose(a, b, c, d):
+    """4 words whose nibbles j are the bits 4 j, 4 j + 1, 4 j + 2, 4 j + 3 of the 4 words given: a in bit 0, d in bit 3."""
+    one, two = splat_u32(1), splat_u32(2)
+    ab, cd = _blend(_EVEN, a, b << one), _blend(_EVEN, c, d << one)
+    n0, n2 = _blend(_PAIRS, ab, cd << two), _blend(_PAIRS, ab >> two, cd)
+    ab, cd = _blend(_EVEN, a >> one, b), _blend(_EVEN, c >> one, d)
+    return n0, _blend(_PAIRS, ab, cd << two), n2, _blend(_PAIRS, ab >> two, cd)
+
+
+@_inline
+def _add_picked(s0, s1, n0, n1, u, at):
+    """u += the sums of 4 signed coordinates each that the 8 nibbles of n0 and n1 pick, 4 * 16 columns apart."""
+    for nibble in range(8):
+        j, by = at + 4 * WORDS * nibble, splat_u32(4 * nibble)
+        store(u, j, load(u, j) + (permute(s0, n0 >> by) + permute(s1, n1 >> by)))
 
 
 @_inline
 def _add_signs(s0, s1, w0, w1, u, at):
     """u += the sums of 4 signed coordinates each; w0 and w1 are the words of 4 rows for the same 16 x 32 columns."""
+    m0, m1 = _transpose(*w0), _transpose(*w1)
     for k in range(4):
-        n0, n1 = _nibbles(k, w0), _nibbles(k, w1)
-        for nibble in range(8):
-            j = at + WORDS * (4 * nibble + k)
-            by = splat_u32(4 * nibble)
-            store(u, j, load(u, j) + (permute(s0, n0 >> by) + permute(s1, n1 >> by)))
+        _add_picked(s0, s1, m0[k], m1[k], u, at + WORDS * k)
 
 
 @_jit

@@ -1,7 +1,7 @@
 """Vectors of 16 lanes as Numba values, so that a kernel says which vector instructions it is made of.
 
-LLVM turns the vectors into whatever registers the machine has (one AVX-512 register, two of AVX2, four of NEON); no
-instruction of one machine is named here. Only for use inside ``numba.njit`` functions.
+LLVM turns the vectors into whatever registers the machine has (one AVX-512 register, two of AVX2, four of NEON). Only
+`permute` names instructions of some machines. Only for use inside ``numba.njit`` functions.
 """
 
 from __future__ import annotations
@@ -93,10 +93,13 @@ splat_u32 = _splat(types.uint32)
 splat_u64 = _splat(types.uint64)
 
 
+_IN_U64 = [*range(0, LANES, 2), *range(1, LANES, 2)]  # u64 vectors hold the even lanes first: see narrow
+
+
 @intrinsic
 def lane_numbers(typingctx):
     """0, 1, ..., 15 as u64."""
-    return u64(), lambda context, builder, sig, args: _constant(context.get_value_type(u64), range(LANES))
+    return u64(), lambda context, builder, sig, args: _constant(context.get_value_type(u64), _IN_U64)
 
 
 def _convert(source: Vector, result: Vector, instruction: str):
@@ -115,11 +118,12 @@ def _convert(source: Vector, result: Vector, instruction: str):
 
 @intrinsic
 def narrow(typingctx, x):
-    """The lower 32 bits of u64 lanes."""
+    """The lower 32 bits of u64 lanes. Those of the odd lanes replace the upper halves of the even ones."""
 
     def generate(context, builder, sig, args):
         halves = builder.bitcast(args[0], ir.VectorType(_INDEX, 2 * LANES))
-        return builder.shuffle_vector(halves, halves, _constant(ir.VectorType(_INDEX, LANES), range(0, 2 * LANES, 2)))
+        lower = [2 * _IN_U64.index(lane) for lane in range(LANES)]
+        return builder.shuffle_vector(halves, halves, _constant(ir.VectorType(_INDEX, LANES), lower))
 
     return u32(x), generate
 
@@ -206,18 +210,48 @@ def store(typingctx, pointer, index, x):
     return types.void(pointer, index, x), generate
 
 
+def _permute_by_name(builder, table, index, features):
+    """table[index mod 16] by the permute of AVX-512 (16 lanes) or by those of AVX2 (8), which read only the bits needed."""
+    if "+avx512f" in features:
+        return _call(builder, "llvm.x86.avx512.permvar.sf.512", table.type, table, index)
+    four = builder.shl(index, _constant(index.type, [28] * LANES))  # bit 3 of the index, as a sign
+    is_upper = builder.icmp_signed("<", four, _constant(index.type, [0] * LANES))
+    halves = [[_half(builder, x, part) for part in range(2)] for x in (table, index)]
+    lower, upper = ([_call(builder, "llvm.x86.avx2.permps", t.type, t, i) for i in halves[1]] for t in halves[0])
+    both = _constant(ir.VectorType(_INDEX, LANES), range(LANES))
+    return builder.select(is_upper, *(builder.shuffle_vector(*x, both) for x in (upper, lower)))
+
+
+def _half(builder, x, part: int):
+    """8 of the 16 lanes: the first ones, or the last."""
+    lanes = _constant(ir.VectorType(_INDEX, LANES // 2), range(LANES // 2 * part, LANES // 2 * (part + 1)))
+    return builder.shuffle_vector(x, x, lanes)
+
+
+def _call(builder, name: str, returned: ir.Type, *args):
+    """Call an LLVM intrinsic."""
+    signature = ir.FunctionType(returned, [x.type for x in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+
+def _permute_by_pattern(builder, table, index):
+    """The same lane by lane, for other machines and elements."""
+    index = builder.and_(index, _constant(index.type, [LANES - 1] * LANES))
+    out = ir.Constant(table.type, ir.Undefined)
+    for lane in [ir.Constant(_INDEX, lane) for lane in range(LANES)]:
+        out = builder.insert_element(out, builder.extract_element(table, builder.extract_element(index, lane)), lane)
+    return out
+
+
 @intrinsic
 def permute(typingctx, table, index):
-    """table[index mod 16] in every lane. LLVM recognises the pattern as one permute where the machine has one."""
+    """table[index mod 16] in every lane."""
 
     def generate(context, builder, sig, args):
-        lanes = [ir.Constant(_INDEX, lane) for lane in range(LANES)]
-        index = builder.and_(args[1], _constant(args[1].type, [LANES - 1] * LANES))
-        out = ir.Constant(args[0].type, ir.Undefined)
-        for lane in lanes:
-            entry = builder.extract_element(args[0], builder.extract_element(index, lane))
-            out = builder.insert_element(out, entry, lane)
-        return out
+        features = context.codegen().magic_tuple()[2].split(",")
+        if table == f32 and {"+avx2", "+avx512f"} & set(features):
+            return _permute_by_name(builder, *args, features)
+        return _permute_by_pattern(builder, *args)
 
     return table(table, index), generate
 
@@ -227,10 +261,7 @@ def fma(typingctx, a, b, c):
     """a b + c, rounded once."""
 
     def generate(context, builder, sig, args):
-        vector = args[0].type
-        name = f"llvm.fma.v{LANES}{a.element}"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-        return builder.call(function, args)
+        return _call(builder, f"llvm.fma.v{LANES}{a.element}", args[0].type, *args)
 
     return a(a, b, c), generate
 

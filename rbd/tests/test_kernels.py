@@ -190,6 +190,40 @@ def test_words_of_the_cpu_kernels_are_the_known_answers(vectors):
         assert out[::16].tolist() == [a, b, c, d]
 
 
+PERMUTED = """
+import sys
+import numba
+import numpy as np
+from rbd.kernels.simd import bits_of, load, permute, pointer, store
+
+@numba.njit
+def pick(table, words, out):
+    store(pointer(out), 0, permute(load(pointer(table), 0), bits_of(load(pointer(words), 0))))
+
+for dtype in ("f4", "f8"):
+    table, out = np.linspace(-1, 1, 16).astype(dtype), np.empty(16, dtype)
+    for seed in range(20):
+        words = np.random.default_rng(seed).integers(0, 2**32, 16, np.uint32)
+        pick(table, words.view("f4"), out)
+        assert (out == table[words % 16]).all(), (dtype, out, table, words)
+code = "".join(pick.inspect_asm().values())
+print(*(name for name in ("vpermps", "vpermd", "zmm") if name in code))
+"""
+MACHINES = {"avx512": ("skylake-avx512", "+avx2,+fma,+avx512f"), "avx2": ("haswell", "+avx2,+fma"), "sse2": ("x86-64", "")}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_permute_on_older_machines(machine, fresh_python):
+    """Compiled as for AVX-512, for AVX2, or for neither: three ways of one function."""
+    binding = pytest.importorskip("llvmlite.binding")
+    has = binding.get_host_cpu_features()
+    if not has.get({"avx512": "avx512f"}.get(machine, machine)):
+        pytest.skip("this machine cannot run it")
+    name, features = MACHINES[machine]
+    used = fresh_python(PERMUTED, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
+    assert ("vperm" in used) == (machine != "sse2") and ("zmm" in used) == (machine == "avx512")
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_extremes_of_every_field(backend, place):
     """seed, stream, step, compartment: a word of 32 bits in every kernel, whatever its sign bit."""
