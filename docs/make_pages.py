@@ -15,7 +15,7 @@ import os
 import re
 from pathlib import Path
 
-from rbd.suite import looks, paper
+from rbd.suite import config, looks
 from rbd.suite.cli import _parser
 
 PROFILES = {
@@ -133,8 +133,8 @@ def rates(results: Path) -> str:
     for profile in ("quick", "paper"):
         found = json.loads((results / f"learning_rate-{profile}.json").read_text("utf-8"))["rates"]
         for model, data, dim, lr in sorted(_searched(found)):
-            sgd, size = found.get(f"{model} {data} sgd"), paper.find_size(model, data)
-            if sgd and size:
+            sgd, size = found.get(f"{model} {data} sgd"), config.find_size(model, data)
+            if sgd:
                 rule = sgd["lr"] * math.sqrt(size / dim)
                 name = f"{looks.title(model, data)} | {profile} | {dim:,}"
                 lines.append(f"| {name} | {lr:g} | {rule:.2g} | {math.log2(lr / rule):+.1f} |")

@@ -97,11 +97,6 @@ def find_layers(model: str, data: str) -> tuple[int, ...] | None:
     return LAYERS.get((model, _channels(data)))
 
 
-def find_size(model: str, data: str) -> int | None:
-    """D; None where the paper has no such network (a ResNet on grey images)."""
-    return SIZES.get((model, _channels(data)))
-
-
 def _key(model: str, data: str) -> tuple[str, str]:
     return model, data.removesuffix("-embedded")
 

@@ -194,7 +194,6 @@ def test_an_embedded_subset_stands_for_its_full_set():
     assert paper.find_learning_rate("cnn", "fmnist-embedded", "sgd") == 0.0625
     unknown = ("resnet8", "cifar10", "rbd")
     assert paper.find_accuracy(*unknown) is paper.find_learning_rate(*unknown) is paper.find_layers(*unknown[:2]) is None
-    assert paper.find_size("resnet8", "mnist") is None
 
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
@@ -207,7 +206,7 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 def test_sizes_are_those_of_the_networks(model, shape):
     built = models.build(model, shape, 0)
     data = "cifar10" if shape[0] == 3 else "mnist-embedded"
-    assert paper.find_size(model, data) == sum(p.numel() for p in built.parameters())
+    assert config.find_size(model, data) == sum(p.numel() for p in built.parameters())
     if theirs := paper.find_layers(model, data):
         layers = [sum(p.numel() for p in m.parameters()) for m in built.modules() if not list(m.children())]
         assert [n for n in layers if n] == list(theirs)

@@ -294,7 +294,7 @@ def test_sparse_bases_have_the_papers_rate_at_250_and_steps_as_long_as_those_of_
     rates_of = {(c.model, c.data, c.dim): c.lr for c in found}
     assert len(found) == 72 and {c.augment for c in found} == {None, "none"} and len(rates_of) == 12
     for (model, data, dim), lr in rates_of.items():
-        known, size = paper.LEARNING_RATES[model, data], paper.find_size(model, data)
+        known, size = paper.LEARNING_RATES[model, data], find_size(model, data)
         assert lr == known["rbd"] if dim == 250 else lr * (dim / size) ** 0.5 == pytest.approx(known["sgd"], rel=0.01)
     assert [c.model for c in every if c.seed == 0] == ["fc"] * 12 + ["cnn"] * 12 + ["resnet8"] * 2 and every[26].seed == 1
 
@@ -353,7 +353,7 @@ def test_every_run_of_effective_rate_has_one_of_sgd_at_its_product(profile):
     found = whole("effective_rate", profile)
     sgd = {(c.model, c.data, c.augment, c.seed, f"{c.lr:.6g}") for c in found if c.method == "sgd"}
     for c in (c for c in found if c.method == "rbd"):
-        rate = c.lr * c.dim / paper.find_size(c.model, c.data)
+        rate = c.lr * c.dim / find_size(c.model, c.data)
         assert (c.model, c.data, c.augment, c.seed, f"{rate:.6g}") in sgd
     assert len(found) == {"quick": 3 * 5 * 7, "paper": 3 * 6 * 4 + 6 * 2}[profile]
 
@@ -368,7 +368,7 @@ def test_sparse_series_share_runs_and_leave_the_dense_ones_as_they_were(profile)
     """RBD's curve is the one of price and ends at d = D; whole, drawn at every step or once, is on that curve too."""
     ids = {name: {c.id for c in whole(name, profile) if c.distribution == "countsketch"} for name in SPARSE}
     curve = [c for c in whole("dimension", profile) if c.distribution == "countsketch"]
-    size = paper.find_size("fc", curve[0].data)
+    size = find_size("fc", curve[0].data)
     dims = {(c.method, c.dim): c.epochs for c in curve}
     assert set(dims) == {(m, d) for m in ("rbd", "fpd") for d in (10, 50, 250, 1000, 2500, 10_000, 30_000, size)}
     assert {c.id for c in curve if c.method == "rbd"} <= ids["price"] and len(ids["dimension"]) == 2 * 8 * 3

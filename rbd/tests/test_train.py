@@ -748,10 +748,10 @@ def undisturbed() -> Record:
 
 
 def start(directory: Path) -> subprocess.Popen:
-    """The command in a new process, as from a terminal: one started in the background may ignore SIGINT."""
+    """The command in a new process."""
     return subprocess.Popen(
         COMMAND, cwd=directory, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from rbd.suite.config import RunConfig
+from rbd.suite.config import RunConfig, find_size
 from rbd.suite.experiment import SEEDS, Experiment
-from rbd.suite.paper import LEARNING_RATES, find_size
+from rbd.suite.paper import LEARNING_RATES
 from rbd.suite.verdicts import RATIO
 
 DIM = 250  # the default of the released configuration
@@ -28,7 +28,7 @@ def runs(profile: str) -> Iterator[RunConfig]:
 
 def choose_dims(model: str, data: str) -> tuple[int, ...]:
     """250, and D/400 where that is more than a tenth away from it."""
-    dim = round((find_size(model, data) or DIM * RATIO) / RATIO)
+    dim = round(find_size(model, data) / RATIO)
     return (DIM, dim) if abs(dim - DIM) > DIM / 10 else (DIM,)
 
 
