@@ -240,12 +240,12 @@ def _against_workers(title: str, variants: Sequence[str], counts: Sequence[int],
 PARTS: tuple[tuple[Callable[[Results, str], str], str], ...] = (
     (ratios, "How many times faster than a rival a product on demand is, project / expand, at d = 256, D = 101,770 "
              "(median of 7 pairs of neighbouring blocks):"),
-    (sketches, "How many times faster than a rival at the same d and D a sketch is, project / expand (as above); copy: "
+    (sketches, "How many times faster than a rival at the same d and D a sketch is, project / expand; copy: "
                "`u.copy_(g)` of D floats; d = 250: the same sketch with 250 rows:"),
     (products, "Time of a product by every way (median of 3 blocks); n/a: in the slow set, or not measured; in brackets: "
                "the size of a stored basis that does not fit:"),
     (steps, "A whole training step, batch 32, d = 250 if no other is named, and as a multiple of SGD's:"),
-    (prices, "The same of the FC net against d, on one thread:"),
+    (prices, "A step of the FC net against d, torch on one thread, the kernels on all:"),
     (loops, "The suite's training step by SGD, with augmentation, bookkeeping and validation, on one thread, as a multiple "
             "of a bare torch loop's on batches in memory:"),
     (memory, "Memory:"),

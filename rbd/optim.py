@@ -331,7 +331,7 @@ class RBD(_RandomBases):
 
     Args:
         params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
-        lr: η, for directions of unit expected norm; E[Φᵀ Φ g] = (d / D) g, so it is larger than SGD's.
+        lr: η, for directions of unit expected norm; |Φᵀ Φ g| is about √(d / D) |g|, so it is larger than SGD's.
         dim: total number of random directions d, 1 ... D, apportioned to the compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
         distribution: of the entries, "normal", "uniform" or "rademacher" (dense; signs cost least, and are no less
@@ -342,13 +342,13 @@ class RBD(_RandomBases):
             process works alone, or "common" where there is a process_group. For parameters under fully_shard: None.
         process_group: of torch.distributed, whose processes are the workers; None: the default group if there is a variant.
         capturable: keep the step number in device memory and never wait for the device, as CUDA graphs need: a replayed
-            step then draws new bases. Coordinates go straight into the parameters, which all need gradients, without a
-            temporary of length D; the gradient is not checked for NaN and infinities.
+            step then draws new bases. All parameters need gradients. On a GPU coordinates go straight into contiguous
+            parameters, without an update of length D in memory. The gradient is not checked for NaN and infinities.
 
     The arguments before variant may differ between parameter groups. The state is (seed, step), kept in the groups: a
     ``state_dict`` is a few numbers, resuming is bit-exact, and any number of workers can load it. A parameter without a
-    gradient counts as zeros and is not moved; one with requires_grad=False when the optimizer is made is left out for good
-    (a warning says so if it needs a gradient later). A step with lr = 0 in all groups changes nothing and is not counted.
+    gradient counts as zeros and is not moved; one with requires_grad=False when the optimizer is made is left out until
+    add_param_group adds it (a warning says so if it needs a gradient). A step with lr = 0 in all groups changes nothing and is not counted.
     Parameters of 16 bits are updated in float32 and rounded once. If a ``GradScaler`` finds an overflow on one worker, all
     skip that step.
 
@@ -601,8 +601,8 @@ class NES(_RandomBases):
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
         sigma: σ > 0, length of a perturbation; scale lr with it. None: 0.01 √D, which moves parameters by 0.01 (root mean
-            square), as the paper's released code does; for RBD-NES it has 0.002 √D. Where every evaluation sees a
-            mini-batch of its own, much shorter ones learn nothing, since mini-batches differ by more.
+            square), as the paper's released code does; its RBD-NES has 0.002 √D. Where every evaluation sees a mini-batch
+            of its own, a σ some hundred times shorter learns nothing: mini-batches differ by more than it changes.
         capturable: keep the numbers of the step and of the next row in device memory and never wait for the device, as CUDA
             graphs need: of a whole step, or of its pieces ``begin``, ``evaluate`` (d times) and ``finish``. Losses are not
             checked for NaN, nor is it checked that there are d of them.

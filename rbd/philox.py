@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAM_VERSION = 1  # raised whenever any entry of any basis changes; stored in every Record
+STREAM_VERSION = 1  # plus one whenever any entry of any basis changes; stored in every Record
 
 BLOCKS = 16  # Philox blocks in a chunk
 WORDS = 4 * BLOCKS  # words in a chunk

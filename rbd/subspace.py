@@ -48,7 +48,7 @@ class Subspace(nn.Module):
         criterion(sub(x), y).backward()                          # coordinates.grad = Φ g
 
     Φ is the basis of FPD with the same arguments, never stored but regenerated for every product; its rows have unit
-    expected norm, so θ moves about as far as c. The model is not copied: its parameters are θ0, frozen, and exchanged for θ
+    expected norm, so θ moves about as far as c. The model is not copied: its parameters are θ0, frozen, and swapped for θ
     during a forward pass and the backward pass through it (in which gradient checkpoints run parts of the model again).
     Several Subspaces may share a model, as adapters of d numbers each. Buffers such as batch norm's stay the model's:
     training changes them as usual, and they are not saved with the coordinates. One thread at a time may train.
@@ -351,7 +351,7 @@ class _Found:
                 return False
         return self.start[0].device == self.device
 
-    def exchange(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    def swap(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         """Put the new tensors in the place of the old ones, except where others (such as FSDP) have put their own."""
         for params, name, i in self.owners:
             if params.get(name) is old[i]:
@@ -380,13 +380,13 @@ class _Place:
     def put(self, moved: _Moved) -> None:
         """Exchange θ0 for θ."""
         self.restore()
-        moved.found.exchange(moved.found.start, moved.theta)
+        moved.found.swap(moved.found.start, moved.theta)
         self.standing, self.task = moved, torch._C._current_graph_task_id()
 
     def restore(self) -> None:
         """Exchange θ for θ0."""
         if (moved := self.standing) is not None:
-            moved.found.exchange(moved.theta, moved.found.start)
+            moved.found.swap(moved.theta, moved.found.start)
             self.standing = None
 
     def enter(self, moved: _Moved, grad: Tensor) -> None:

@@ -31,7 +31,7 @@ BLANK = "# Results\n\n<!-- evidence -->\n<!-- /evidence -->\n"
 HEAD = ("question", "verdict", "our number", "paper", "see", "command")
 CLAIMS = "verdicts"  # the notebook whose table of claims opens the index
 PARTS = {  # profile -> heading of its table
-    "paper": "Full scale: profile paper, full data, 100 epochs",
+    "paper": "Full scale: profile paper, full data",
     "quick": "Small scale: profile quick, 5,000 images, 5 to 20 epochs",
     "–": "Time and memory, without training",
 }

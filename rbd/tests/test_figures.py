@@ -139,7 +139,7 @@ def test_index_by_hand(tmp_path):
     made = figures.index(tmp_path, ["speed", "table1", "schematic"])
     head = ["| question | verdict | our number | paper | see | command |", "| --- | --- | --- | --- | --- | --- |"]
     assert made.removeprefix(findings.RULES + "\n\n").splitlines() == [
-        "### Full scale: profile paper, full data, 100 epochs",
+        "### Full scale: profile paper, full data",
         "",
         *head,
         "| 1: redrawing | not run | – | – | – | `rbd sweep table1 --profile paper` |",
