@@ -64,8 +64,9 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
 
     For ``DistributedDataParallel.register_comm_hook``, whatever optimizer is used; with plain SGD it is RBD with
     partition="by_tensor" and variant="common". Directions have unit expected norm and E[Φᵀ Φ g] = (d / D) g, so SGD
-    needs RBD's learning rates; Adam cancels that factor. How DDP cuts its buckets does not matter: bases are named by tensors. A worker sends its d
-    coordinates to each other one, d (W-1) values in a step, while the rest of the backward pass goes on.
+    needs RBD's learning rates; Adam cancels that factor. How DDP cuts its buckets does not matter: bases are named by
+    tensors. A worker sends its d coordinates to each other one, d (W-1) values in a step, while the rest of the backward
+    pass goes on.
 
     Raises:
         ValueError: from the backward pass: a parameter is not the state's, or needed no gradient when the state was made.
