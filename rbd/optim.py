@@ -348,9 +348,9 @@ class RBD(_RandomBases):
     The arguments before variant may differ between parameter groups. The state is (seed, step), kept in the groups: a
     ``state_dict`` is a few numbers, resuming is bit-exact, and any number of workers can load it. A parameter without a
     gradient counts as zeros and is not moved; one with requires_grad=False when the optimizer is made is left out until
-    add_param_group adds it (a warning says so if it needs a gradient). A step with lr = 0 in all groups changes nothing and is not counted.
-    Parameters of 16 bits are updated in float32 and rounded once. If a ``GradScaler`` finds an overflow on one worker, all
-    skip that step.
+    add_param_group adds it (a warning says so if it needs a gradient). A step with lr = 0 in all groups changes nothing and
+    is not counted. Parameters of 16 bits are updated in float32 and rounded once. If a ``GradScaler`` finds an overflow on
+    one worker, all skip that step.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
