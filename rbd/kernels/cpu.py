@@ -70,8 +70,8 @@ _inline = njit(forceinline=True, error_model="numpy")  # pieces of a kernel: vec
 
 
 @_inline
-def _rounds(counter, seed, stream, first, last):
-    """Rounds first ... last - 1 of Philox4x32-10: 4 words in 16 lanes of 64 bits whose upper halves are never read."""
+def _run_rounds(counter, seed, stream, first, last):
+    """Rounds first ... last - 1 of Philox4x32-10: 4 words (16,) u64, whose upper halves are never read."""
     c0, c1, c2, c3 = counter
     half, low, m0, m1 = splat_u64(32), splat_u64(_LOW), splat_u64(_M0), splat_u64(_M1)
     for i in range(first, last):
@@ -82,15 +82,16 @@ def _rounds(counter, seed, stream, first, last):
 
 
 @_inline
-def _narrow(counter):
+def _narrow_words(counter):
+    """4 words (16,), u64 -> u32."""
     c0, c1, c2, c3 = counter
     return narrow(c0), narrow(c1), narrow(c2), narrow(c3)
 
 
 @_inline
 def _philox(block, row, step, compartment, seed, stream):
-    """Philox4x32-10: (4 words) x (16 lanes)."""
-    return _narrow(_rounds((block, row, splat_u64(step), splat_u64(compartment)), seed, stream, 0, ROUNDS))
+    """Philox4x32-10 of blocks and rows, (16,) u64: 4 words (16,) u32."""
+    return _narrow_words(_run_rounds((block, row, splat_u64(step), splat_u64(compartment)), seed, stream, 0, ROUNDS))
 
 
 @_inline
@@ -263,18 +264,18 @@ def _pick(words, tables, at, total):
 
 
 @_inline
-def _pick_meanwhile(words, tables, at, total, counter, seed, stream):
-    """_pick and _philox, the words of another block, in turns: multiplying and permuting keep different units busy."""
+def _pick_and_generate(words, tables, at, total, counter, seed, stream):
+    """_pick, and _philox of another counter in turns with it: multiplying and permuting keep different units busy."""
     w0, w1, w2, w3 = words
-    counter = _rounds(counter, seed, stream, 0, 4)
+    counter = _run_rounds(counter, seed, stream, 0, 4)
     p0 = _pick_word(w0, tables, at)
-    counter = _rounds(counter, seed, stream, 4, 6)
+    counter = _run_rounds(counter, seed, stream, 4, 6)
     p1 = _pick_word(w1, tables, at + 128)
-    counter = _rounds(counter, seed, stream, 6, 8)
+    counter = _run_rounds(counter, seed, stream, 6, 8)
     p2 = _pick_word(w2, tables, at + 256)
-    counter = _rounds(counter, seed, stream, 8, ROUNDS)
+    counter = _run_rounds(counter, seed, stream, 8, ROUNDS)
     p3 = _pick_word(w3, tables, at + 384)
-    return total + (p0 + p1) + (p2 + p3), _narrow(counter)
+    return total + (p0 + p1) + (p2 + p3), _narrow_words(counter)
 
 
 @_jit
@@ -282,7 +283,7 @@ def _project_signs(units, first, last, distribution_id, columns, g, seed, stream
     """partial = (signs of a unit) @ (its segment of g): 16 rows in the lanes, 4 columns a permute."""
     x, totals = scratch[:columns], scratch[columns : columns + ROWS]
     tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): 16 KiB, half an L1 cache
-    blocks = HALF * columns // 2048  # HALF, unknown to LLVM, which would unroll the loop over it and run out of registers
+    blocks = HALF * columns // (32 * WORDS)  # HALF, but no constant: LLVM would unroll its loop and run out of registers
     for n in range(first, last):
         number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
         row += row0
@@ -302,7 +303,7 @@ def _project_signs(units, first, last, distribution_id, columns, g, seed, stream
                     words = _philox(splat_u64(block), lanes, step, number, seed, stream)
                     for b in range(blocks - 1):
                         following = splat_u64(block + b + 1), lanes, splat_u64(step), splat_u64(number)
-                        total, words = _pick_meanwhile(words, tables, 512 * b, total, following, seed, stream)
+                        total, words = _pick_and_generate(words, tables, 512 * b, total, following, seed, stream)
                     store(pointer(totals), r, _pick(words, tables, 512 * (blocks - 1), total))
         partial[at : at + rows] = totals[:rows]
 
@@ -315,7 +316,7 @@ def _blend(bits, x, y):
 
 @_inline
 def _transpose(a, b, c, d):
-    """4 words whose nibbles j are the bits 4 j, 4 j + 1, 4 j + 2, 4 j + 3 of the 4 words given: a in bit 0, d in bit 3."""
+    """Words k = 0 ... 3, whose nibble j has bit 4 j + k of a (in bit 0), b, c and d (in bit 3)."""
     one, two = splat_u32(1), splat_u32(2)
     ab, cd = _blend(_EVEN, a, b << one), _blend(_EVEN, c, d << one)
     n0, n2 = _blend(_PAIRS, ab, cd << two), _blend(_PAIRS, ab >> two, cd)

@@ -16,6 +16,8 @@ LANES = 16
 _ELEMENTS = {"f32": ir.FloatType(), "f64": ir.DoubleType(), "u8": ir.IntType(8), "u32": ir.IntType(32),
              "u64": ir.IntType(64)}  # fmt: skip
 _INDEX = ir.IntType(32)
+_AVX2 = {"sse", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "avx2"}  # for LLVM, AVX2 has all of these
+_NEEDED = {"avx2": _AVX2, "avx512f": _AVX2 | {"fma", "f16c", "avx512f"}}
 
 
 class Vector(types.Type):
@@ -93,13 +95,13 @@ splat_u32 = _splat(types.uint32)
 splat_u64 = _splat(types.uint64)
 
 
-_IN_U64 = [*range(0, LANES, 2), *range(1, LANES, 2)]  # u64 vectors hold the even lanes first: see narrow
+_U64_ORDER = [*range(0, LANES, 2), *range(1, LANES, 2)]  # lanes at the places of a u64 vector, for narrow
 
 
 @intrinsic
 def lane_numbers(typingctx):
     """0, 1, ..., 15 as u64."""
-    return u64(), lambda context, builder, sig, args: _constant(context.get_value_type(u64), _IN_U64)
+    return u64(), lambda context, builder, sig, args: _constant(context.get_value_type(u64), _U64_ORDER)
 
 
 def _convert(source: Vector, result: Vector, instruction: str):
@@ -122,7 +124,7 @@ def narrow(typingctx, x):
 
     def generate(context, builder, sig, args):
         halves = builder.bitcast(args[0], ir.VectorType(_INDEX, 2 * LANES))
-        lower = [2 * _IN_U64.index(lane) for lane in range(LANES)]
+        lower = [2 * _U64_ORDER.index(lane) for lane in range(LANES)]
         return builder.shuffle_vector(halves, halves, _constant(ir.VectorType(_INDEX, LANES), lower))
 
     return u32(x), generate
@@ -186,7 +188,7 @@ def _address(context, builder, pointer, index, given: types.Type, vector):
 
 @intrinsic
 def load(typingctx, pointer, index):
-    """The 16 elements from pointer[index] on; bounds are not checked."""
+    """The 16 elements from pointer[index] on (u64: in their order in memory); bounds are not checked."""
     result = _OF_SCALAR[pointer.dtype]
 
     def generate(context, builder, sig, args):
@@ -200,7 +202,7 @@ def load(typingctx, pointer, index):
 
 @intrinsic
 def store(typingctx, pointer, index, x):
-    """Put 16 elements from pointer[index] on; bounds are not checked."""
+    """Put 16 elements from pointer[index] on (u64: in the vector's order); bounds are not checked."""
 
     def generate(context, builder, sig, args):
         stored = builder.store(args[2], _address(context, builder, args[0], args[1], sig.args[1], args[2].type))
@@ -210,19 +212,17 @@ def store(typingctx, pointer, index, x):
     return types.void(pointer, index, x), generate
 
 
-def _permute_by_name(builder, table, index, features):
-    """table[index mod 16] by the permute of AVX-512 (16 lanes) or by those of AVX2 (8), which read only the bits needed."""
-    if "+avx512f" in features:
-        return _call(builder, "llvm.x86.avx512.permvar.sf.512", table.type, table, index)
-    four = builder.shl(index, _constant(index.type, [28] * LANES))  # bit 3 of the index, as a sign
-    is_upper = builder.icmp_signed("<", four, _constant(index.type, [0] * LANES))
-    halves = [[_half(builder, x, part) for part in range(2)] for x in (table, index)]
+def _permute_halves(builder, table, index):
+    """table[index mod 16] by the permutes of AVX2, of 8 lanes, which look at the lower 3 bits of an index alone."""
+    eight = builder.and_(index, _constant(index.type, [LANES // 2] * LANES))
+    is_upper = builder.icmp_unsigned("!=", eight, _constant(index.type, [0] * LANES))
+    halves = [[_take_half(builder, x, part) for part in range(2)] for x in (table, index)]
     lower, upper = ([_call(builder, "llvm.x86.avx2.permps", t.type, t, i) for i in halves[1]] for t in halves[0])
     both = _constant(ir.VectorType(_INDEX, LANES), range(LANES))
     return builder.select(is_upper, *(builder.shuffle_vector(*x, both) for x in (upper, lower)))
 
 
-def _half(builder, x, part: int):
+def _take_half(builder, x, part: int):
     """8 of the 16 lanes: the first ones, or the last."""
     lanes = _constant(ir.VectorType(_INDEX, LANES // 2), range(LANES // 2 * part, LANES // 2 * (part + 1)))
     return builder.shuffle_vector(x, x, lanes)
@@ -232,6 +232,13 @@ def _call(builder, name: str, returned: ir.Type, *args):
     """Call an LLVM intrinsic."""
     signature = ir.FunctionType(returned, [x.type for x in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+
+def _can_name(context, feature: str) -> bool:
+    """Whether LLVM surely has a feature: asked for, and nothing that it needs switched off, or LLVM ends the process."""
+    triple, _, features = context.codegen().magic_tuple()
+    given = set(features.split(","))
+    return triple.startswith("x86_64") and f"+{feature}" in given and not given & {f"-{name}" for name in _NEEDED[feature]}
 
 
 def _permute_by_pattern(builder, table, index):
@@ -248,10 +255,9 @@ def permute(typingctx, table, index):
     """table[index mod 16] in every lane."""
 
     def generate(context, builder, sig, args):
-        features = context.codegen().magic_tuple()[2].split(",")
-        if table == f32 and {"+avx2", "+avx512f"} & set(features):
-            return _permute_by_name(builder, *args, features)
-        return _permute_by_pattern(builder, *args)
+        if table == f32 and _can_name(context, "avx512f"):  # its permute looks at the lower 4 bits of an index alone
+            return _call(builder, "llvm.x86.avx512.permvar.sf.512", args[0].type, *args)
+        return (_permute_halves if table == f32 and _can_name(context, "avx2") else _permute_by_pattern)(builder, *args)
 
     return table(table, index), generate
 
