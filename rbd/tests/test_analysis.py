@@ -1237,7 +1237,7 @@ def test_random_numbers_of_partitions():
     names: dict = {}
     source = ["".join(c["source"]) for c in cells_of(ROOT / "analysis" / "compartments.ipynb") if c["cell_type"] == "code"]
     functions = source[1][source[1].index("def fractions") :]
-    exec("from rbd.suite import paper\n" + functions, names)
+    exec("from rbd.suite import config, paper\n" + functions, names)
     numbers = names["numbers"]
     assert numbers("fc", "mnist", 250, "whole") == 250 * 101_770
     assert numbers("fc", "mnist-embedded", 250, "even:10") == pytest.approx(25 * 101_770)
