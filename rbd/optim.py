@@ -331,7 +331,7 @@ class RBD(_RandomBases):
 
     Args:
         params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
-        lr: η, for directions of unit expected norm; |Φᵀ Φ g| is about √(d / D) |g|, so it is larger than SGD's.
+        lr: η, for directions of unit expected norm; Φᵀ Φ g is some √(d / D) times as long as g, so η is larger than SGD's.
         dim: total number of random directions d, 1 ... D, apportioned to the compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
         distribution: of the entries, "normal", "uniform" or "rademacher" (dense; signs cost least, and are no less
