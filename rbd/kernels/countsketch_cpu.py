@@ -272,7 +272,7 @@ def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
                 have = q >> 6
                 _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
             count = min(stop, 64 * (have + 1)) - q
-            for i in range(count):  # apart from the sums: LLVM would permute half of some lane by lane
+            for i in range(count):  # apart from the sums, or LLVM would permute half of a float64 segment lane by lane
                 turn = load(words, _ROTATIONS + LANES * _offset(q + i, total, total, words))
                 segment = load(x, _FRONT + (q + i) * total - CHUNK * chunk)
                 store(x, _TABLE + LANES * i, permute(segment, turn))
