@@ -128,6 +128,8 @@ def everything(chosen: list[Benchmark]) -> Iterator[tuple[Benchmark, Outcome]]:
 def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int) -> Path:
     """Write one result file and machine.json into folder/<machine>, and benchmarks.json, as asv does; returns the first.
 
+    Benchmarks of this commit and environment that are there already, and are not among the results, stay.
+
     Args:
         commit: its whole hash; date: seconds since 1970 of the commit.
     """
@@ -140,11 +142,12 @@ def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int
     _write(place / "machine.json", machine | {"version": 1})
     _announce(results, folder / "benchmarks.json")
     path = place / f"{commit[:8]}-{environment}.json"
+    known = json.loads(path.read_text("utf-8"))["results"] if path.exists() else {}
     _write(path, {
         "commit_hash": commit, "env_name": environment, "date": date * 1000, "python": python, "requirements": requirements,
         "params": machine | {"python": python} | requirements, "env_vars": {}, "result_columns": COLUMNS, "durations": {},
-        "results": {b.name: [_json(o.values), [[repr(v) for v in values] for values in b.params], b.version,
-                             int(o.started * 1000), round(o.took, 3)] for b, o in results.items()},
+        "results": known | {b.name: [_json(o.values), [[repr(v) for v in values] for values in b.params], b.version,
+                                     int(o.started * 1000), round(o.took, 3)] for b, o in results.items()},
         "version": 2,
     })  # fmt: skip
     return path
@@ -159,7 +162,7 @@ def _announce(benchmarks: Iterable[Benchmark], path: Path) -> None:
                  "param_names": list(getattr(b.owner, "param_names", ()))}  # fmt: skip
         if any(known.get(b.name, {}).get(name) != value for name, value in about.items()):
             known[b.name] = about | {"code": ""}
-    path.write_text(json.dumps(known, indent=4, sort_keys=True) + "\n", "utf-8")
+    suite("store").write(path, json.dumps(known, indent=4, sort_keys=True) + "\n")
 
 
 def _json(values: list[float | None]) -> list:
@@ -167,7 +170,7 @@ def _json(values: list[float | None]) -> list:
 
 
 def _write(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    suite("store").write(path, json.dumps(value) + "\n")
 
 
 def this_machine() -> dict[str, str]:
@@ -212,6 +215,13 @@ def _commit(given: str | None) -> tuple[str, int]:
         raise SystemExit(f"--commit: got {given!r} and no git checkout here, allowed {how}: {error}") from None
 
 
+def _require_clean() -> None:
+    """End here if files of the checkout differ from its commit: results would be filed under what did not give them."""
+    git = ["git", "-C", str(HERE.parent), "status", "--porcelain", "--untracked-files=no", "--", "rbd", "benchmarks"]
+    if (HERE.parent / ".git").exists() and (changes := subprocess.run(git, capture_output=True, text=True).stdout):
+        raise SystemExit(f"--save: commit these changes first, or state a commit with --commit:\n{changes.rstrip()}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n")[0])
     parser.add_argument("--bench", default="", metavar="REGEX", help="benchmarks whose name matches (default: all)")
@@ -221,6 +231,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--commit", metavar="'HASH TIME'", help="what `git log -1 --format='%%H %%ct'` prints")
     parser.add_argument("--check-commit", action="store_true", help="only see that the commit is known, and run nothing")
     given = parser.parse_args(arguments)
+    if given.save and not given.commit:
+        _require_clean()
     if given.check_commit:
         print(*_commit(given.commit))
         return 0
@@ -229,6 +241,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.only:
         os.environ["RBD_BENCH_DEVICE"] = given.only
     commit = _commit(given.commit) if given.save else None
+    if commit and given.quick and (there := [*given.save.glob(f"*/{commit[0][:8]}-*.json")]):
+        raise SystemExit(f"--quick: got --save with {there[0]}, allowed a folder without results of that commit")
     results = {}
     for benchmark, outcome in everything([b for b in benchmarks(given.bench) if given.only is None or b.on(given.only)]):
         results[benchmark] = outcome

@@ -18,6 +18,7 @@ from safetensors.torch import save as encode
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rbd.philox import STREAM_VERSION
 from rbd.suite import store
 from rbd.suite.config import RunConfig
 from rbd.suite.record import Point
@@ -71,7 +72,8 @@ class State:
         Of a Subspace the parameters are the coordinates; θ0 follows from the seed.
         """
         state = optimizer.state_dict()
-        known = {"config": config.canonical(), "optimizer": state | {"state": {}}, "progress": asdict(progress)}
+        known = {"config": config.canonical(), "optimizer": state | {"state": {}}, "progress": asdict(progress),
+                 "stream_version": STREAM_VERSION}  # fmt: skip
         texts = {name: json.dumps(value, default=_plain) for name, value in known.items()}
         tensors = _name_tensors(model)
         for number, values in state["state"].items():  # of the parameter of that number
@@ -154,7 +156,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         texts = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     checksum = texts.pop("checksum", None)
-    if unknown := texts.keys() - {"config", "optimizer", "progress"}:
+    if unknown := texts.keys() - {"config", "optimizer", "progress", "stream_version"}:
         raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
     if checksum is not None and checksum != compute_checksum(tensors, texts):
         raise ValueError("its checksum is wrong, so some of its bits have changed")
@@ -172,6 +174,8 @@ def load(path: Path, config: RunConfig, model: nn.Module, build_optimizer: Calla
         tensors, known = _read(path)
         if known["config"] != config.canonical():
             raise ValueError(f"made by {known['config']}")
+        if (version := known.get("stream_version", 1)) != STREAM_VERSION:  # older files do not say
+            raise ValueError(f"got stream_version {version}, allowed {STREAM_VERSION} (other bases)")
         state = _take_state(tensors)
         _fill(model, tensors)
         stored = known["progress"]

@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             return status
     except KeyboardInterrupt:
         how = "terminated" if received else "interrupted"
-        print(f"\nrbd: {how}; run the same command again to continue from {given.kept}", file=sys.stderr)
+        again = f"; run the same command again to continue from {given.kept}" if hasattr(given, "kept") else ""
+        print(f"\nrbd: {how}{again}", file=sys.stderr)
         return 143 if received else 130  # 128 + the signal's number
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and _has_left(sys.stdout):  # `head` closes its input early: nothing to report,
@@ -141,7 +142,6 @@ def _parser() -> argparse.ArgumentParser:
     examples = "examples:\n  rbd reproduce --results-dir my-results\n  rbd sweep --list\n  rbd train --help"
     parser = argparse.ArgumentParser(prog="rbd", description=about, formatter_class=_Help, epilog=examples)
     parser.add_argument("--version", action="version", version=f"rbd {__version__}")
-    parser.set_defaults(kept="the last full epoch")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser("reproduce", help="run the paper's table 1; runs that are done are skipped")
@@ -158,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep = _add_sweep(commands)
 
     for command in (reproduce, train, sweep):
+        command.set_defaults(kept="the last full epoch")
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
     for command, default in {reproduce: "its share of the cores", train: "torch's"}.items():
         command.add_argument("--threads", type=_parse_positive, help=f"CPU threads of a run (default: {default})")
@@ -328,22 +329,28 @@ def _reproduce(given: argparse.Namespace) -> int:
     from rbd.suite import executor
 
     plan = _plan_table1(given, given.profile)
-    todo = plan.missing(plan.records(given.results_dir))  # raises now, rather than hours later, if one is damaged
+    todo = _find_missing(given, plan)  # raises now, rather than hours later, if a record is damaged
     resources = executor.Resources(given.data_dir, given.device, threads=given.threads)
-    _tell(executor.perform(experiment.load("table1"), given.profile, given.results_dir, resources))
+    status = _tell(executor.perform(experiment.load("table1"), given.profile, given.results_dir, resources))
     if todo or not (picture := _picture(given, plan)).exists():
         _report(given)
     else:  # the picture stays as it is: in a clone it is under version control
         _print_table(given, plan)
         print(f"curves: {picture} (drawn before; `rbd report` draws it again)")
         print("All runs were done before. To repeat them, give a new directory: --results-dir my-results")
-    return int(bool(plan.missing(plan.records(given.results_dir))))
+    return status or int(bool(_find_missing(given, plan)))
+
+
+def _find_missing(given: argparse.Namespace, plan: Plan) -> tuple[RunConfig, ...]:
+    """Runs without a record, those that wait for a learning rate too. Raises ValueError if a record is damaged."""
+    return (*plan.missing(plan.records(given.results_dir)), *plan.waiting)
 
 
 def _sweep(given: argparse.Namespace) -> int:
     if given.list or not given.name:
         profiles = (given.profile,) if given.profile else experiment.PROFILES
-        where = given.results_dir, profiles, given.sweeps_dir
+        names = None if given.name in (None, ALL) else [given.name]
+        where = given.results_dir, profiles, given.sweeps_dir, names
         if given.json:
             print(json.dumps([*experiment.survey_values(*where)], indent=1))
         else:

@@ -330,13 +330,13 @@ def conclude(runs: Mapping[int, list[float]], dims: Iterable[int], baseline: flo
     if baseline is None and largest not in runs:
         return f"d90: not known, there is no run at d = {largest:,}, the baseline", None
     try:
-        found = find_dimension(runs, None if baseline is None else [baseline])
+        found = find_dimension(runs, baseline)
     except ValueError as error:
         return f"d90: not known: {error}", None
     whose = f"the mean at d = {largest:,}" if baseline is None else "the baseline given"
     first = "no d tried reaches it" if found.first is None else f"the smallest d tried that reaches it: {found.first:,}"
     sign = "" if str(found)[0] in ">≤" else "= "
-    return f"d90 {sign}{found}: d at {found.target:.4g}, {100 * SHARE:g} % of {whose}; {first}", found
+    return f"d90 {sign}{found}: the metric there is {found.target:.4g}, {100 * SHARE:g} % of {whose}; {first}", found
 
 
 def draw(target: Target, runs: Mapping[int, list[float]], found: Dimension | None) -> Path:

@@ -63,13 +63,15 @@ class Resources:
             raise ValueError("lanes: not supported with jobs or ray, which start processes")
         if self.deadline and not self.lanes:
             raise ValueError("deadline: needs --lanes")
+        if self.gpus is not None and not self.ray:
+            raise ValueError("gpus: needs --ray")
 
 
 def perform_all(profile: str, results: Path, resources: Resources, seeds: Iterable[int] | None = None, dry: bool = False,
                 folder: str | os.PathLike[str] | None = None) -> Iterator[str]:  # fmt: skip
     """`perform` every experiment of a folder, in order; one that raises, or cannot be loaded, does not stop the others.
 
-    With other seeds, those that conclude something are left out: their choice rests on seeds of their own.
+    With other seeds, those that measure are left out, and those that conclude something: they have seeds of their own.
 
     Yields:
         What `perform` yields, and a line for every experiment that raised.
@@ -77,7 +79,7 @@ def perform_all(profile: str, results: Path, resources: Resources, seeds: Iterab
     for name in experiment.list_names(folder):
         try:
             wanted = experiment.load(name, folder)
-            if not (seeds and wanted.conclude):
+            if not (seeds and (wanted.conclude or wanted.measure)):
                 yield from perform(wanted, profile, results, resources, seeds, dry)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             yield f"failed: {name}: {error}"
@@ -97,10 +99,12 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
         A line for each problem: learning rates not chosen yet, runs that failed, records that are damaged.
 
     Raises:
-        ValueError, OSError: what it needs is missing or damaged: a data set, a file of learning rates, a cluster or a
-            directory.
+        ValueError, OSError: what it needs is missing or damaged: a data set, a file of learning rates, a device, a cluster
+            or a directory; or seeds were given to a measurement.
     """
     if wanted.measure:
+        if seeds is not None:
+            raise ValueError(f"seeds: {wanted.name} measures, it has no runs with seeds")
         print(measure(wanted, profile, results, resources.data_dir, dry), flush=True)
         return
     plan = wanted.plan(profile, results)
@@ -147,9 +151,12 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
         return f"{path}: measured before; remove the file to measure again"
     if dry:
         return f"{path}: to be measured"
-    began, values = perf_counter(), wanted.measure(profile, data_dir)
-    content = {"name": name, "question": wanted.question, "values": values, "environment": record.environment()}
-    store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
+    with store.lock(store.lock_path(name, results), f"{path}: another process is measuring it", wait=0):
+        about = f", about {cost.format_duration(wanted.cost(profile))}" if wanted.cost else ""
+        print(f"{name}: measuring{about}", flush=True)
+        began, values = perf_counter(), wanted.measure(profile, data_dir)
+        content = {"name": name, "question": wanted.question, "values": values, "environment": record.environment()}
+        store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
     return f"{path}: measured in {cost.format_duration(perf_counter() - began)}"
 
 
@@ -170,8 +177,12 @@ def run_missing(plan: Plan, missing: tuple[RunConfig, ...], results: Path, resou
     """
     if not missing:
         return []
-    if not resources.ray:  # each node has its own data sets
+    if not resources.ray:  # each node has its own data sets and devices
         _require_data(missing, resources.data_dir)
+        if resources.device != "cpu":  # torch takes seconds to import
+            from rbd.suite import train
+
+            train.check_place(resources.device, resources.threads)
     crew = hire(resources, len(missing), alone)
     options = {"data_dir": resources.data_dir, "device": resources.device, "threads": crew.threads}
     try:
@@ -229,8 +240,9 @@ def hire(resources: Resources, missing: int, alone: bool = False) -> Crew:
         cluster = Cluster(resources.ray, resources.threads or 1, gpus)
         return Crew(cluster, resources.jobs or cluster.places, resources.threads or 1)
     cores = cost.count_cores()
-    jobs = resources.jobs or (1 if alone else max(1, min(cores // (resources.threads or 1), missing)))
-    return Crew(Processes(), jobs, resources.threads or max(1, cores // jobs))
+    jobs = resources.jobs or (1 if alone else max(1, cores // (resources.threads or 1)))
+    threads = resources.threads or max(1, cores // jobs)  # however few runs are missing: convolutions add up by thread
+    return Crew(Processes(), min(jobs, missing), threads)
 
 
 class Processes:
@@ -385,12 +397,12 @@ def _get(future: Future) -> Ended | str:
 
 
 def _note(config: RunConfig, ended: Record | Failure, results: Path) -> Record | Failure:
-    """Keep a failure until the run succeeds. A disk that is full, or read-only, is part of its message."""
+    """Keep a failure until the run has ended. A disk that is full, or read-only, is part of its message."""
     path = store.failure_path(config, results)
     try:
         if isinstance(ended, Failure):
             ended.save(results)
-        elif path.exists():
+        elif ended.outcome != "interrupted" and path.exists():
             path.unlink(missing_ok=True)
     except OSError as error:
         if isinstance(ended, Failure):

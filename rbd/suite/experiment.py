@@ -10,10 +10,12 @@ import importlib.util
 import inspect
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rbd.suite import cost, looks, rates, record, store
@@ -66,10 +68,15 @@ class Experiment:
         """Its runs in a profile, at the learning rates that have been chosen so far; none if it measures.
 
         Raises:
-            ValueError: an unknown profile, or the file of the learning rates is damaged (it is named).
+            ValueError: an unknown profile, the file of the learning rates is damaged (it is named), or runs raises.
         """
         _check(profile)
-        wanted = self.runs(profile) if self.runs else ()
+        try:
+            wanted = list(self.runs(profile)) if self.runs else []
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a script may raise
+            raise ValueError(f"experiment {self.name}: {type(error).__name__}: {error}") from error
         found = rates.resolve(wanted, rates.load(profile, results))
         return Plan(f"{self.name}-{profile}", found.configs, self.question, found.waiting, found.untuned)
 
@@ -107,19 +114,33 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Experiment:
     """The EXPERIMENT of the script <folder>/<name>.py, which is executed.
 
     Raises:
-        ValueError: there is no such script, or it does not define an Experiment of that name.
+        ValueError: there is no such script, it raises, or it does not define an Experiment of that name.
     """
-    if name not in (names := list_names(folder)):
-        raise ValueError(f"name: got {name!r}, allowed {', '.join(names)}")
-    path = Path(folder or PACKAGED) / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"rbd_experiment_{name}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = vars(module).get("EXPERIMENT")
+    path = Path(folder or PACKAGED) / f"{_find_name(name, folder)}.py"
+    try:
+        found = vars(_execute(path)).get("EXPERIMENT")
+    except Exception as error:  # whatever a script may raise
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Experiment) or found.name != name:
         raise ValueError(f"{path}: define EXPERIMENT = Experiment({name!r}, ...), see rbd.suite.experiment")
     return found
+
+
+def _find_name(name: str, folder: str | os.PathLike[str] | None) -> str:
+    """The name, if a script of the folder has it. Raises ValueError if not."""
+    if name not in (names := list_names(folder)):
+        raise ValueError(f"name: got {name!r}, allowed {', '.join(names)}")
+    return name
+
+
+def _execute(path: Path) -> ModuleType:
+    """The script as a module, among sys.modules while it runs: dataclasses look theirs up there."""
+    spec = importlib.util.spec_from_file_location(f"rbd_experiment_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def experiments(folder: str | os.PathLike[str] | None = None) -> list[Experiment]:
@@ -217,21 +238,27 @@ def place(found: Record, directory: str | os.PathLike[str], results: str | os.Pa
 
 
 def survey(results: str | os.PathLike[str], profiles: Iterable[str] = PROFILES,
-           folder: str | os.PathLike[str] | None = None) -> Iterator[str]:  # fmt: skip
-    """Lines for a person: each experiment, its question, and how far it is in the profiles. Raises ValueError as `load`."""
-    for found in survey_values(results, profiles, folder):
-        yield f"{found['name']}: {found['question']}"
+           folder: str | os.PathLike[str] | None = None, names: Iterable[str] | None = None) -> Iterator[str]:  # fmt: skip
+    """Lines for a person: each experiment, its question, and how far it is in the profiles; or why it cannot be loaded."""
+    for found in survey_values(results, profiles, folder, names):
+        yield f"{found['name']}: {found['error'] or found['question']}"
         for profile, values in found["profiles"].items():
             yield f"    {profile}: {summarise(values)}"
 
 
 def survey_values(results: str | os.PathLike[str], profiles: Iterable[str] = PROFILES,
-                  folder: str | os.PathLike[str] | None = None) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The same for a script: name, question, and for every profile what `count` gives."""
+                  folder: str | os.PathLike[str] | None = None, names: Iterable[str] | None = None,
+                  ) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The same for a script: name, question, error (None: there is none), and for every profile what `count` gives."""
     seconds, profiles = cost.calibrate(cost.load_readable(results)), tuple(profiles)
-    for found in experiments(folder):
-        counts = {profile: count(found, profile, results, seconds) for profile in profiles}
-        yield {"name": found.name, "question": found.question, "profiles": counts}
+    for name in list_names(folder) if names is None else [_find_name(name, folder) for name in names]:
+        question, error, counts = "", None, {}
+        try:
+            found = load(name, folder)
+            question, counts = found.question, {profile: count(found, profile, results, seconds) for profile in profiles}
+        except ValueError as problem:
+            error = str(problem)
+        yield {"name": name, "question": question, "error": error, "profiles": counts}
 
 
 def count(experiment: Experiment, profile: str, results: str | os.PathLike[str],

@@ -65,9 +65,10 @@ def choose(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
     there, wanted = list_notebooks(analysis), list(dict.fromkeys(names))
     if unknown := [n for n in wanted if n not in (*there, INDEX)]:
         raise ValueError(f"NAME: got {', '.join(map(repr, unknown))}, allowed {', '.join((*there, INDEX))}")
-    if lacking := [name for name in NEEDED if find_spec(name) is None]:
+    chosen = [n for n in wanted if n != INDEX] if wanted else there
+    if chosen and (lacking := [name for name in NEEDED if find_spec(name) is None]):
         raise RuntimeError(f"notebooks need {', '.join(lacking)}: run `pip install -e .[suite]` in the clone")
-    return [n for n in wanted if n != INDEX] if wanted else there
+    return chosen
 
 
 def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing: bool = False,

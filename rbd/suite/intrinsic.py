@@ -44,15 +44,15 @@ class Dimension:
         return f"≤ {self.dims[0]:,}" if d <= self.dims[0] else f"{d:,.0f}"
 
 
-def find_dimension(runs: Mapping[int, Values], baseline: Values | None = None, share: float = SHARE,
+def find_dimension(runs: Mapping[int, Values], baseline: Values | float | None = None, share: float = SHARE,
                    seed: int = 0) -> Dimension:  # fmt: skip
     """Where the mean metric first reaches a share of the baseline's mean.
 
     Args:
         runs: d -> metric of every run, (n_d,); the larger the better.
-        baseline: metric of its runs, (n,); None: that of the runs at the largest d.
+        baseline: metric of its runs, (n,), or one number that is known; None: that of the runs at the largest d.
         share: of the baseline, above 0.
-        seed: of the resampling, which takes runs of each d, and of the baseline, on their own.
+        seed: of the resampling, which takes runs of each d, and of the baseline, on their own. A number stays as it is.
 
     Raises:
         ValueError: there are no runs, a value is not finite, or the baseline's mean is not above 0.
@@ -60,14 +60,15 @@ def find_dimension(runs: Mapping[int, Values], baseline: Values | None = None, s
     dims = tuple(sorted(runs))
     if not dims:
         raise ValueError("runs: got none, allowed one or more for each d")
-    strata = [check(runs[d]) for d in dims] + ([] if baseline is None else [check(baseline)])
-    if (reference := float(strata[-1].mean())) <= 0:
+    strata = [check(runs[d]) for d in dims] + ([check(baseline)] if np.ndim(baseline) else [])
+    known = float(baseline) if isinstance(baseline, (int, float)) else None
+    if not (reference := float(strata[-1].mean()) if known is None else known) > 0:
         raise ValueError(f"baseline: got {reference:g}, allowed a number > 0, of which a share is to be reached")
     x = np.log(dims)
 
     def find(*arrays: np.ndarray) -> np.ndarray:
         means = np.stack([a.mean(-1) for a in arrays])  # (strata, ...)
-        return _cross(x, means[: len(x)], share * means[-1])
+        return _cross(x, means[: len(x)], share * (means[-1] if known is None else np.full(means.shape[1:], known)))
 
     value, low, high = (float(v) for v in (find(*strata), *bootstrap(find, *strata, seed=seed)))
     reached = [d for d, stratum in zip(dims, strata) if stratum.mean() >= share * reference]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,19 +35,37 @@ def run(config: RunConfig, directory: Path, results: str | os.PathLike[str], wai
         ValueError, OSError: what train, record.find and record.save raise; a directory that cannot be written is found
             out before the run.
     """
+    with _claim(config, directory, results, wait) as found:
+        return _complete(found, config, directory, results, train, options)
+
+
+def _complete(found: Record | None, config: RunConfig, directory: Path, results: str | os.PathLike[str],
+              train: Train | None, options: dict) -> Record:  # fmt: skip
+    """The record that was found, if that run has ended; else one that train makes, saved."""
     checkpoint = store.checkpoint_path(config, results)
-    found = find(config, directory, results)
-    if not found or found.outcome == "interrupted":
-        for needed in (directory, checkpoint.parent, store.lock_path(config, results).parent):
-            store.check_writable(needed)
-        with store.claim(config, results, wait):
-            found = find(config, directory, results)  # another process may have ended it meanwhile
-            if not found or found.outcome == "interrupted":
-                found = (train or _import_train())(config, checkpoint.parent, **options)
-                record.save(found, directory)
-    if found.outcome != "interrupted" and checkpoint.exists():  # a read-only folder refuses even to remove what is not there
+    if not found or not _has_ended(found):
+        found = (train or _import_train())(config, checkpoint.parent, **options)
+        record.save(found, directory)
+    if _has_ended(found) and checkpoint.exists():  # a read-only folder refuses even to remove what is not there
         checkpoint.unlink(missing_ok=True)  # also one left by a crash after the record was saved
     return found
+
+
+@contextmanager
+def _claim(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: float) -> Iterator[Record | None]:
+    """The record of a run that has ended; else what there is of it, while this process is the only one that may do it."""
+    found = find(config, directory, results)
+    if found and _has_ended(found):
+        yield found
+        return
+    for needed in (directory, store.checkpoint_path(config, results).parent, store.lock_path(config.id, results).parent):
+        store.check_writable(needed)
+    with store.claim(config, results, wait):
+        yield find(config, directory, results)  # another process may have ended it meanwhile
+
+
+def _has_ended(found: Record) -> bool:
+    return found.outcome != "interrupted"
 
 
 def _import_train() -> Train:
@@ -61,19 +80,33 @@ def count_torchrun() -> int:
 
 
 def run_together(config: RunConfig, directory: Path, results: Path, timeout: float, **options) -> Record | None:
-    """`run` in each of torchrun's processes: worker 0 keeps record and checkpoints; None on the others."""
+    """`run` in each of torchrun's processes: worker 0 keeps record and checkpoints; None on the others.
+
+    Raises:
+        store.Busy, ValueError, OSError: as `run`, on all workers: another process is doing it, worker 0 found a damaged
+            record, or cannot write.
+    """
     from rbd.distributed import Workers, join
     from rbd.suite.train import train
 
     assert config.workers is not None and config.variant is not None
     with join(config.workers, timeout, options["device"]):
         workers = Workers(config.variant)
-        found = workers.tell(find(config, directory, results) if workers.rank == 0 else None)
-        if workers.rank == 0:
-            return run(config, directory, results, **options)
-        if found is None or found.outcome == "interrupted":
-            train(config, store.checkpoint_path(config, results).parent, **options)
-        return None
+        with ExitStack() as claimed:
+            found, problem = None, None
+            if workers.rank == 0:
+                try:
+                    found = claimed.enter_context(_claim(config, directory, results, wait=0))
+                except (store.Busy, ValueError, OSError) as error:
+                    problem = error
+            found, problem = workers.tell((found, problem))
+            if problem:
+                raise problem
+            if workers.rank == 0:
+                return _complete(found, config, directory, results, train, options)
+            if not found or not _has_ended(found):
+                train(config, store.checkpoint_path(config, results).parent, **options)
+            return None
 
 
 @dataclass(frozen=True)

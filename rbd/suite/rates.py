@@ -101,7 +101,7 @@ def path(profile: str, results: str | os.PathLike[str]) -> Path:
 def conclude(
     profile: str, configs: Iterable[RunConfig], records: Iterable[Record], results: str | os.PathLike[str], ending: str = ""
 ) -> list[str]:
-    """Write the choice for every key whose runs have all ended; other keys keep their earlier choice, if there is one.
+    """Write the choice for every key whose runs have all ended; all other keys keep their earlier choice, if there is one.
 
     Nothing is written where nothing is chosen.
 
@@ -118,14 +118,22 @@ def conclude(
     waiting = {key(c) + ending for c in configs if c.id not in ended}
     best = choose((r for r in ended.values() if key(r.config) + ending not in waiting), (min,) if ending else (min, max))
     chosen = {name + ending: c for name, c in best.items()}
-    there = _choices(path(profile, results), profile)
-    kept = {name: c for name, c in there.items() if name in waiting or name.endswith(FULL) != (ending == FULL)}
-    if chosen:
-        content = {"profile": profile, "rates": kept | chosen}
-        store.write(path(profile, results), json.dumps(content, indent=1, sort_keys=True) + "\n")
+    there = _merge(profile, chosen, results)
     edges = [f"{name}: the best rate, {c['lr']:g}, is at the edge of the grid" for name, c in chosen.items() if c["at_edge"]]
     lacking = {True: "runs are missing, the rate chosen before stays", False: "not chosen yet, runs are missing"}
-    return [f"{name}: {lacking[name in kept]}" for name in sorted(waiting)] + edges
+    return [f"{name}: {lacking[name in there]}" for name in sorted(waiting)] + edges
+
+
+def _merge(profile: str, chosen: dict[str, dict[str, Any]], results: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Put choices into the file, where there are any; the choices that were there before. One process at a time."""
+    file = path(profile, results)
+    if not chosen:
+        return _choices(file, profile)
+    with store.lock(store.lock_path(file.stem, results), f"{file}: another process is writing it"):
+        there = _choices(file, profile)
+        content = {"profile": profile, "rates": there | chosen}
+        store.write(file, json.dumps(content, indent=1, sort_keys=True) + "\n", "learning rates")
+    return there
 
 
 @dataclass(frozen=True)

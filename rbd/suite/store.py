@@ -22,9 +22,9 @@ def checkpoint_path(config: RunConfig, results: str | os.PathLike[str]) -> Path:
     return Path(results) / "checkpoints" / f"{config.id}.safetensors"
 
 
-def lock_path(config: RunConfig, results: str | os.PathLike[str]) -> Path:
-    """The lock of the process that does a run: see `claim`."""
-    return Path(results) / "locks" / f"{config.id}.lock"
+def lock_path(name: str, results: str | os.PathLike[str]) -> Path:
+    """The lock of the process that does the run of this id (see `claim`), or writes the file of this name."""
+    return Path(results) / "locks" / f"{name}.lock"
 
 
 def failure_path(config: RunConfig, results: str | os.PathLike[str]) -> Path:
@@ -56,7 +56,7 @@ def claim(config: RunConfig, results: str | os.PathLike[str], wait: float = -1) 
     Raises:
         Busy: another process is doing it, still after these seconds.
     """
-    path = lock_path(config, results)
+    path = lock_path(config.id, results)
     with lock(path, f"{config.id}: another process is doing this run", wait):
         try:
             yield

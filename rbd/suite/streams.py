@@ -100,7 +100,7 @@ class Streams:
 
     def _train(self, config: RunConfig, checkpoints: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None,
                device: str = "cpu", threads: int | None = None) -> Record:  # fmt: skip
-        train.check_place(config, device, threads)
+        train.check_place(device, threads)
         if config.workers:  # processes of their own
             return train.train(config, checkpoints, data_dir, device, threads)
         count = threads or torch.get_num_threads()

@@ -111,7 +111,7 @@ def train(config: RunConfig, checkpoints: str | os.PathLike[str] | None = None,
         OSError: a checkpoint cannot be written.
         RuntimeError: a worker died, did not answer in time, or differs from the others.
     """
-    check_place(config, device, threads)
+    check_place(device, threads)
     if config.workers and not distributed.is_launched():
         each = max(1, threads // config.workers) if threads else None
         given = (config, checkpoints, data_dir, device, each, bar, timeout)
@@ -144,7 +144,8 @@ def interrupt(turns: Turns) -> Record:
     raise AssertionError("the run did not end")
 
 
-def check_place(config: RunConfig, device: str, threads: int | None) -> None:
+def check_place(device: str, threads: int | None) -> None:
+    """Raise ValueError if there is no such device, or the number of threads is none."""
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is available)"
         raise ValueError(f"device: got {device!r}, allowed {there}")

@@ -472,6 +472,34 @@ def test_saved_results_are_read_by_asv_and_by_the_table(benchmarks, tmp_path):
     assert "| signs | 2.0 × / n/a |" in text and "| entries | stored fp32 |" in text and COMMIT[:8] in text
 
 
+def test_saving_again_keeps_what_was_measured_before(benchmarks, monkeypatch, tmp_path):
+    run = benchmarks("run")
+    one, other = run.benchmarks("memory.Peak.track_step")[0], run.benchmarks("ratios.Ratio.track_project")[0]
+    for benchmark, value in ((one, 1.0), (other, 2.0), (one, 3.0)):
+        path = run.save({benchmark: run.Outcome([value] * len(benchmark.cells), [], 1e9, 1.0)}, tmp_path, COMMIT, 1)
+    found = json.loads(path.read_text("utf-8"))["results"]
+    assert {name: set(values[0]) for name, values in found.items()} == {one.name: {3.0}, other.name: {2.0}}
+    monkeypatch.setattr(run, "benchmarks", lambda _: pytest.fail("it would have measured"))
+    with pytest.raises(SystemExit, match="--quick: got --save with .*, allowed a folder without results"):
+        run.main(["--quick", "--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
+
+
+def test_results_of_changed_files_are_not_saved_under_the_commit(benchmarks, monkeypatch, tmp_path):
+    run = benchmarks("run")
+    monkeypatch.setattr(run, "HERE", tmp_path / "benchmarks")
+    monkeypatch.setattr(run, "benchmarks", lambda _: [])
+    (tmp_path / "benchmarks").mkdir()
+    kept = tmp_path / "benchmarks" / "step.py"
+    kept.write_text("1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "m"]):
+        subprocess.run([*git, *command], check=True)
+    assert run.main(["--save", str(tmp_path / "out")]) == 1  # nothing was measured
+    kept.write_text("2\n")
+    with pytest.raises(SystemExit, match="commit these changes first.*\n M benchmarks/step.py"):
+        run.main(["--save", str(tmp_path / "out")])
+
+
 def test_the_table_takes_each_benchmark_from_the_youngest_commit_that_has_it(benchmarks, tmp_path):
     run, table = benchmarks("run"), benchmarks("table")
     (peak,), (price,), (loop,) = map(run.benchmarks, ("memory.Peak", "step.Price", "loop.Loop"))

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import rbd
-from rbd.suite import cli, config, cost, datasets, executor, experiment, job, rates, record, report, train
+from rbd.suite import cli, config, cost, datasets, executor, experiment, job, rates, record, report, store, train
 from rbd.suite.cli import main
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.experiment import Plan
@@ -605,11 +605,39 @@ def test_reproduce_goes_on_after_a_failure_and_says_so(here, tiny, capsys, monke
     assert main(["reproduce"]) == 0 and "3 runs, 1 to do" in capsys.readouterr().out
 
 
+def test_reproduce_counts_runs_that_wait_for_a_learning_rate(here, tiny, capsys):
+    """Also once all others are done: it is not complete."""
+    script = experiment.PACKAGED / "table1.py"
+    request = "    yield rates.tuned(method='rbd', dim=3, epochs=2)\n\nEXPERIMENT"
+    script.write_text("from rbd.suite import rates\n" + script.read_text().replace("\nEXPERIMENT", request))
+    for _ in range(2):
+        assert main(["reproduce"]) == 1
+        said = capsys.readouterr()
+        assert "**1 run is missing.**" in said.out and "All runs were done before" not in said.out
+        assert "no learning rate yet for 'fc mnist-embedded rbd dim=3" in said.err
+
+
 def test_threads_of_reproduce_leave_cores_to_as_many_runs(monkeypatch):
     monkeypatch.setattr(cost, "count_cores", lambda: 8)
     for threads, jobs, each in ((None, 5, 1), (2, 4, 2), (8, 1, 8), (16, 1, 16)):
         crew = executor.hire(executor.Resources(threads=threads), 5)
         assert (crew.jobs, crew.threads) == (jobs, each)
+
+
+@pytest.mark.parametrize("missing", [1, 3, 50])
+def test_threads_of_a_run_do_not_depend_on_how_many_are_missing(missing, monkeypatch):
+    """Convolutions add up by thread, so a sweep that was interrupted would give other bits."""
+    monkeypatch.setattr(cost, "count_cores", lambda: 8)
+    for given, alone, each in (({}, False, 1), ({"jobs": 2}, False, 4), ({"threads": 2}, False, 2), ({}, True, 8)):
+        crew = executor.hire(executor.Resources(**given), missing, alone)
+        assert crew.threads == each and 1 <= crew.jobs <= missing
+
+
+def test_a_device_that_is_not_there_is_told_once(scripts, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["sweep", "demo", "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "rbd: error: device: got 'cuda', allowed cpu (no GPU is available)\n"
+    assert not Path("results/failures").exists()
 
 
 def test_reproduce_stops_at_a_damaged_record_before_any_training(here, tiny, capsys, monkeypatch):
@@ -860,7 +888,8 @@ def test_sweep_all_goes_through_every_script_and_tells_all_that_failed_at_the_en
     assert main(["sweep", "all", "--profile", "quick"]) == 1
     said = capsys.readouterr()
     heads = [line.split(":")[0] for line in said.out.splitlines()]
-    assert heads == ["learning_rate-quick", "table1-quick", "demo-quick", "results/measurements/depth-quick.json"]
+    depth = ["depth-quick", "results/measurements/depth-quick.json"]
+    assert heads == ["learning_rate-quick", "table1-quick", "demo-quick", *depth]
     assert all(", 0 to do," in line for line in said.out.splitlines()[:3])
     *_, failed, waits = said.err.splitlines()
     assert failed == "failed: curves: no such curve"
@@ -871,11 +900,35 @@ def test_sweep_all_goes_through_every_script_and_tells_all_that_failed_at_the_en
 
 def test_sweep_all_with_other_seeds_does_not_search_and_survives_a_broken_script(scripts, capsys):
     (scripts / "learning_rate.py").write_text(SEARCH)
-    (scripts / "curves.py").write_text("raise ValueError('cannot even start')\n")
+    (scripts / "curves.py").write_text("import no_such_module\n")
+    (scripts / "table1.py").write_text("def runs(profile:\n")
+    late = "def runs(profile):\n    yield {}['lr']\nEXPERIMENT = Experiment('late', '?', runs)\n"
+    (scripts / "late.py").write_text(HEAD + late)
     assert main(["sweep", "all", "--seeds", "5", "--dry-run"]) == 1
     said = capsys.readouterr()
-    assert "learning_rate-quick" not in said.out and "depth-quick" in said.out
-    assert "failed: curves: cannot even start" in said.err.splitlines()
+    assert "learning_rate-quick" not in said.out and "demo-quick" in said.out and "depth-quick" not in said.out
+    problems = [line.removeprefix("failed: ") for line in said.err.splitlines() if line.startswith("failed: ")]
+    assert problems[0] == f"table1: {scripts}/table1.py: SyntaxError: '(' was never closed (table1.py, line 1)"
+    assert problems[1] == f"curves: {scripts}/curves.py: ModuleNotFoundError: No module named 'no_such_module'"
+    assert problems[2] == "late: experiment late: KeyError: 'lr'"
+    assert main(["sweep", "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert f"curves: {scripts}/curves.py: ModuleNotFoundError: No module named 'no_such_module'" in listed
+    assert "late: experiment late: KeyError: 'lr'" in listed
+    assert "name: got 'none', allowed" in refused(["sweep", "none", "--list"], capsys)
+    assert main(["sweep", "demo", "--list"]) == 0 and capsys.readouterr().out.count("quick: ") == 1
+    assert "seeds: depth measures" in refused(["sweep", "depth", "--seeds", "1"], capsys)
+    assert "gpus: needs --ray" in refused(["sweep", "demo", "--gpus", "1"], capsys)
+
+
+def test_a_script_may_define_dataclasses_under_postponed_annotations(scripts, capsys):
+    """dataclass looks up sys.modules[cls.__module__]."""
+    (scripts / "kept.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n" + HEAD
+        + "@dataclass(frozen=True)\nclass Case:\n    lr: float\n"
+        "def runs(profile):\n    yield RunConfig(method='sgd', lr=Case(0.5).lr, epochs=1)\n"
+        'EXPERIMENT = Experiment("kept", "How?", runs)\n')  # fmt: skip
+    assert main(["sweep", "kept", "--dry-run"]) == 0 and "kept-quick: 1 run, 1 to do" in capsys.readouterr().out
 
 
 class Cluster:
@@ -941,6 +994,7 @@ def test_sweep_measures_once(scripts, capsys):
     path = Path("results/measurements/depth-quick.json")
     assert main(["sweep", "depth", "--dry-run"]) == 0 and f"{path}: to be measured" in capsys.readouterr().out
     assert main(["sweep", "depth"]) == 0
+    assert "depth-quick: measuring, about 42 s\n" in capsys.readouterr().out
     made = json.loads(path.read_text())
     assert (made["name"], made["question"], made["values"]) == ("depth-quick", "How deep?", {"profile": "quick", "depth": 7})
     assert made["environment"]["rbd"] == rbd.__version__
@@ -948,6 +1002,9 @@ def test_sweep_measures_once(scripts, capsys):
     assert main(["sweep", "depth"]) == 0 and path.stat() == before
     assert "measured before; remove the file to measure again" in capsys.readouterr().out
     assert main(["sweep", "--list"]) == 0 and "    quick: done\n" in capsys.readouterr().out
+    path.unlink()
+    with store.lock(store.lock_path("depth-quick", "results"), ""):
+        assert f"{path}: another process is measuring it" in refused(["sweep", "depth"], capsys)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

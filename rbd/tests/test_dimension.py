@@ -86,7 +86,7 @@ def test_as_typed_then_more_then_again(here, capsys):
     assert "[1/6] dim=10 seed=0: 0.25, 0 s; " in said.out
     assert "| 10 | 0.255 ± 0.007 (n = 2) | [0.250, 0.260] |" in said.out
     assert "d90 = 499 [" in said.out  # 100 · 10 ** ((0.6795 - 0.505) / 0.25)
-    assert "]: d at 0.6795, 90 % of the mean at d = 1,000; the smallest d tried that reaches it: 1,000\n" in said.out
+    assert "]: the metric there is 0.6795, 90 % of the mean at d = 1,000; the smallest d tried that" in said.out
     assert (folder(here) / "dimension.png").stat().st_size > 5000
     kept = json.loads((folder(here) / "dim100-seed1.json").read_text())
     assert (kept["dim"], kept["seed"], kept["metric"], kept["function"]) == (100, 1, 0.51, "accuracy")
@@ -97,7 +97,7 @@ def test_as_typed_then_more_then_again(here, capsys):
     assert "4 runs, 2 to do" in said.out and calls(here)[len(before):] == ["10000 0", "10000 1"]
     assert "90 % of the baseline given" in said.out and "| 100 |" not in said.out
     assert main(["dimension", "mine.py:accuracy", "--dims", "10", "--baseline", "9"]) == 0
-    assert "d90 > 10: d at 8.1, 90 % of the baseline given; no d tried reaches it" in capsys.readouterr().out
+    assert "d90 > 10: the metric there is 8.1, 90 % of the baseline given; no d tried reaches it" in capsys.readouterr().out
 
 
 def test_it_is_drawn_without_the_users_settings(here, monkeypatch, capsys):

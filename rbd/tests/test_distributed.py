@@ -39,7 +39,7 @@ from rbd.distributed.launch import _work
 from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import rbd_direction
 from rbd.partition import Compartment, partition
-from rbd.suite import wire
+from rbd.suite import store, wire
 from rbd.suite.config import RunConfig
 from rbd.suite.train import train
 
@@ -902,7 +902,7 @@ def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path):
 
 
 def test_the_command_under_torchrun(tmp_path):
-    """As README.md has it: one record, written once, which is found the next time."""
+    """As README.md has it: one record, written once. Another process at the run is told at once, by all workers."""
     line = ["-m", "rbd", "train", "--variant", "shares", "--dim", "20", "--distribution", "rademacher", "--epochs", "1",
             "--batch-size", "500"]  # fmt: skip
     done = torchrun(*line, cwd=tmp_path)
@@ -910,6 +910,9 @@ def test_the_command_under_torchrun(tmp_path):
     (made,) = made_up.load_all(tmp_path / "results" / "runs" / "train")
     assert (made.config.workers, made.config.variant, made.outcome) == (2, "shares", "finished")
     assert not list((tmp_path / "results" / "checkpoints").iterdir())
+    with store.claim(replace(made.config, seed=1), tmp_path / "results"):
+        done = torchrun(*line, "--seed", "1", cwd=tmp_path)
+    assert done.returncode and done.stderr.count("another process is doing this run") == 2, done.stderr
 
 
 def failing() -> None:

@@ -26,11 +26,19 @@ def test_a_baseline_of_its_own():
     assert find_dimension(runs, [50.0, 54.0], share=0.5).value == 100
 
 
+def test_a_baseline_that_is_known_leaves_the_interval_of_the_runs():
+    runs = {100: [40.0, 44.0], 1000: [60.0, 64.0]}
+    assert find_dimension(runs, 52.0) == find_dimension(runs, [52.0, 52.0]) and find_dimension(runs, 52).low > 100
+    for baseline in (0.0, -1, math.nan):
+        with pytest.raises(ValueError, match="baseline: got .*, allowed a number > 0"):
+            find_dimension(runs, baseline)
+
+
 @pytest.mark.parametrize(("baseline", "value", "first", "said"), [
     (1000.0, math.inf, None, "> 1,000"), (10.0, 10.0, 10, "≤ 10"), (70 / 0.9, 1000.0, 1000, "1,000"),
 ])  # fmt: skip
 def test_ends_of_the_range(baseline, value, first, said):
-    found = find_dimension({10: [50.0, 50.0], 1000: [70.0, 70.0]}, [baseline, baseline])
+    found = find_dimension({10: [50.0, 50.0], 1000: [70.0, 70.0]}, baseline)
     assert (found.value, found.low, found.high, found.first, str(found)) == (value, value, value, first, said)
 
 

@@ -686,6 +686,22 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(few, tmp_path):
     checkpoints.load(path, run, model, loop.build_optimizer)
 
 
+@pytest.mark.parametrize("method", ["rbd", "subspace-sgd"])
+def test_a_checkpoint_of_other_bases_is_refused(method, few, tmp_path, monkeypatch):
+    """Also where the optimizer is torch's, which does not know of bases. Older files do not say: version 1."""
+    run = config(method, epochs=1)
+    train(run, tmp_path)
+    path, model = checkpoint(tmp_path, run), models.build("fc", (1, 28, 28), 7)
+    tensors, known = checkpoints._read(path)
+    assert known.pop("stream_version") == 1
+    monkeypatch.setattr(checkpoints, "STREAM_VERSION", 2)
+    with pytest.raises(ValueError, match="got stream_version 1, allowed 2"):
+        checkpoints.load(path, run, model, loop.build_optimizer)
+    checkpoints.State(tensors, {name: json.dumps(value) for name, value in known.items()}).write(path)
+    with pytest.raises(ValueError, match="got stream_version 1, allowed 2"):
+        checkpoints.load(path, run, model, loop.build_optimizer)
+
+
 def test_checkpoint_without_a_checksum_is_read(few, tmp_path):
     """Those of rbd 0.1 have none."""
     run = config("rbd", epochs=2)

@@ -80,7 +80,8 @@ def find_lowest(profile: str, config: RunConfig) -> int:
     if config.method == "sgd":
         return -7 - long
     shift = -3 if is_sparse(config) else 3 if config.dim is not None and config.dim < 50 else 0  # η grows with √(D/d)
-    return {"fc": -2, "cnn": -4, "resnet8": -3, "resnet32": -3}[config.model] + shift - long
+    low = {"fc": -2, "fc200": -2, "cnn": -4, "lenet": -4, "resnet8": -3, "resnet32": -3}[config.model]
+    return low + shift - long
 
 
 def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
