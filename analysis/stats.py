@@ -1,6 +1,8 @@
-"""Statistics of few runs, after rliable's practice (Agarwal et al. 2021, arXiv 2108.13264). NumPy only.
+"""Statistics of few runs. NumPy and SciPy only.
 
-Runs are resampled within their stratum (one network, data set and method), never across; the replicates of a bootstrap
+Differences of means, which the verdicts rest on, have Welch's t interval (Welch 1947): its coverage holds for two runs too,
+where their errors are normal. Everything else has a bootstrap interval, after rliable's practice (Agarwal et al. 2021,
+arXiv 2108.13264): runs are resampled within their stratum (one network, data set and method), never across; the replicates
 stand on a leading axis. With n = 3 a 95 % percentile interval covers the mean in about 3 of 4 cases only, with n = 10 in
 about 9 of 10: it shows the spread between seeds and is no test.
 """
@@ -10,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.stats import t
 
-from rbd.suite.bootstrap import Summary, Values, bootstrap, check, mean, std
+from rbd.suite.bootstrap import LEVEL, Summary, Values, bootstrap, check, mean, std
 from rbd.suite.bootstrap import summary as summary
 
 ENOUGH = 8  # runs from which an interquartile mean rests on four or more
@@ -63,16 +66,43 @@ def probability(pairs: Sequence[tuple[Values, Values]], seed: int = 0) -> Summar
     return Summary(float(average(*runs)), *bootstrap(average, *runs, seed=seed), sum(map(len, runs)))
 
 
-def gap(x: Values, y: Values, seed: int = 0) -> Summary:
+def contrast(strata: Sequence[Values], weights: Sequence[float]) -> Summary:
+    """Σ w_k x̄_k of independent strata x_k (n_k,), with Welch's t interval; NaN where a stratum is a single run.
+
+    ± t √(Σ w_k² s_k² / n_k), with Satterthwaite's degrees of freedom of that sum: the s_k need not be equal.
+    """
+    runs, n = [check(s) for s in strata], sum(map(len, strata))
+    value = float(sum(w * x.mean() for w, x in zip(weights, runs)))
+    if any(len(x) == 1 for x in runs):
+        return Summary(value, np.nan, np.nan, n)
+    variances = np.array([w**2 * x.var(ddof=1) / len(x) for w, x in zip(weights, runs)])  # of the w_k x̄_k
+    if not variances.any():
+        return Summary(value, value, value, n)
+    freedom = variances.sum() ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, runs))
+    half = float(t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variances.sum()))
+    return Summary(value, value - half, value + half, n)
+
+
+def gap(x: Values, y: Values) -> Summary:
     """Difference of the means of two strata."""
-    return gaps([(x, y)], mean, seed)
+    return contrast([x, y], [1, -1])
+
+
+def lead(groups: Sequence[tuple[Sequence[Values], Values]]) -> Summary:
+    """Mean of the means of several strata minus that of another, mean over the groups (tasks)."""
+    strata = [s for several, other in groups for s in (*several, other)]
+    weights = [w / len(groups) for several, _ in groups for w in (*[1 / len(several)] * len(several), -1)]
+    return contrast(strata, weights)
 
 
 def gaps(pairs: Sequence[tuple[Values, Values]], of: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Summary:
-    """Difference of a centre (mean or iqm) of the first and the second of each pair, mean over the pairs (tasks).
+    """Difference of a centre of the first and the second of each pair, mean over the pairs (tasks).
 
-    Runs are resampled within each stratum; a pair's two strata are independent, seed by seed nothing is paired.
+    Of means with Welch's t interval, of interquartile means with a bootstrap interval. A pair's two strata are independent:
+    seed by seed nothing is paired.
     """
+    if of is mean:
+        return lead([([x], y) for x, y in pairs])
     runs = [check(s) for both in pairs for s in both]
 
     def average(*arrays: np.ndarray) -> np.ndarray:

@@ -31,10 +31,11 @@ RULES = f"""\
   *{SMALL[1]}* and *{SMALL[2]}*. The size of the difference does not decide; the paper's is given for
   comparison.
 - **Numbers of the paper.** Ours agrees if it is at most {POINTS} points away, or at most two standard deviations of the
-  difference. *{REPRODUCED}*: all numbers agree in the set-up that the paper describes. *{WITHOUT}*: all
-  agree without augmentation. *{PARTLY}*: some agree in either. *{NOT_REPRODUCED}*: none does.
-- **Speed.** *{REPRODUCED}*: in some commit the fastest dense distribution was {FASTER:g} times as fast as the stored fp32
-  basis.
+  difference of the two means, √(s²/n + s'²/n'); a single run of ours is taken to spread as the paper's do.
+  *{REPRODUCED}*: all numbers agree in the set-up that the paper describes. *{WITHOUT}*: all agree without
+  augmentation. *{PARTLY}*: some agree in either. *{NOT_REPRODUCED}*: none does.
+- **Speed.** *{REPRODUCED}*: in the newest commit measured on some machine, the fastest dense distribution is {FASTER:g}
+  times as fast as the stored fp32 basis.
 - **Memory.** *{REPRODUCED}*: as d grows, peak memory grows by at most {100 * NEAR:g} % on demand, and by more with a stored
   basis.
 - **Our own comparisons.** *X {HIGHER}*, *X {LOWER}*: the 95 % interval of the difference excludes 0.
@@ -44,9 +45,10 @@ RULES = f"""\
 - **A default.** *{MET}* or *{NOT_MET}*: the details give the rule.
 - *{NOT_RUN}*: no run answers the question yet. *{SETTINGS}*: a table of settings, without a verdict.
 
-A verdict is based on the runs done so far; where some are missing, it says how many are done. With n = 3, a 95 % bootstrap
-interval contains the true mean in about 75 % of cases, with n = 2 in about half. Where a mean holds a single run, there is
-no interval, since that run's spread is unknown."""
+A verdict is based on the runs done so far; where some are missing, it says how many are done. Differences of means have
+Welch's t interval, which also two runs of each may be judged by; where a mean holds a single run, there is none, since that
+run's spread is unknown. Everything else has a bootstrap interval, which decides nothing: with n = 3, a nominal 95 % interval
+contains the true mean in about 75 % of cases, with n = 2 in about half."""
 
 
 def judge_leads(gaps: Sequence[Summary], profile: str) -> str:

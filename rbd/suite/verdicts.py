@@ -1,8 +1,8 @@
 """The verdict on a number or a claim of the paper (arXiv 2011.04720), by one written rule. Standard library only.
 
-A number agrees where ours is at most POINTS from it, or at most two standard deviations of the difference, √(s² + s'²);
-a single run has no s, so the points alone count. A lead (one method above another) holds where the lower end of its 95 %
-interval is above 0; without an interval (where a mean holds a single run) where it is above POINTS.
+A number agrees where ours is at most POINTS from it, or at most two standard deviations of the difference of both means,
+√(s²/n + s'²/n'), where s is the paper's s' for a single run of ours. A lead (one method above another) holds where the
+lower end of its 95 % interval is above 0; without an interval (where a mean holds a single run) where it is above POINTS.
 
     reproduced                       so with the augmentation that the paper describes
     reproduced without augmentation  not so with it, or not run with it, but so without
@@ -17,6 +17,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+
+from rbd.suite.paper import RUNS
 
 POINTS = 1.5  # of accuracy
 FASTER = 10.0  # times: "up to 10 × faster"
@@ -42,14 +44,22 @@ def summarize(values: Sequence[float]) -> Runs | None:
 
 
 def subtract(x: Runs | None, y: Runs | None) -> Runs | None:
-    """The difference of two numbers of ours; None where one is not there."""
-    return Runs(x.value - y.value, math.hypot(x.std, y.std), x.n + y.n) if x and y else None
+    """The difference of two numbers of ours, std / √n being that of the difference; None where one is not there."""
+    if not (x and y):
+        return None
+    n = x.n + y.n
+    return Runs(x.value - y.value, math.hypot(x.std / math.sqrt(x.n), y.std / math.sqrt(y.n)) * math.sqrt(n), n)
 
 
-def agrees(ours: Runs, theirs: float, std: float = 0.0) -> bool:
-    """Whether ours is within POINTS or two standard deviations of the paper's number; std: of that number, 0 if unknown."""
-    spread = 0.0 if math.isnan(ours.std) else 2 * math.hypot(ours.std, std)
-    return abs(ours.value - theirs) <= max(POINTS, spread) + 1e-9  # 95.5 - 94 is not 1.5 in binary
+def agrees(ours: Runs, theirs: float, std: float = 0.0, n: int = RUNS) -> bool:
+    """Whether ours is within POINTS or two standard deviations of the difference from a mean over n runs, the paper's.
+
+    Args:
+        std: of those runs, 0 if unknown. A single run of ours is taken to spread as they do.
+    """
+    own = std if math.isnan(ours.std) else ours.std
+    spread = math.hypot(own / math.sqrt(ours.n), std / math.sqrt(n))
+    return abs(ours.value - theirs) <= max(POINTS, 2 * spread) + 1e-9  # 95.5 - 94 is not 1.5 in binary
 
 
 def leads(gap: float, low: float) -> bool:

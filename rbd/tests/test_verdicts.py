@@ -27,14 +27,15 @@ PLACES = {"d": 2, "rate": 3, "ours": 5, "n": 6, "interval": 7, "bare": 8, "verdi
 
 
 @pytest.mark.parametrize(("ours", "theirs", "std", "held"), [
-    (Runs(95.5, ALONE, 1), 94.0, 9.0, True),  # 1.5 points, the boundary
-    (Runs(92.5, ALONE, 1), 94.0, 9.0, True),
-    (Runs(95.51, ALONE, 1), 94.0, 9.0, False),  # one run has no deviation, so the paper's does not help
-    (Runs(95.51, 0.0, 3), 94.0, 9.0, True),
-    (Runs(90.0, 1.2, 3), 93.0, 0.9, True),  # 2 √(1.2² + 0.9²) = 3, the boundary
-    (Runs(89.99, 1.2, 3), 93.0, 0.9, False),
-    (Runs(92.0, 1.0, 2), 94.0, 0.0, True),  # a difference of the paper, whose deviation is unknown
-    (Runs(91.99, 1.0, 2), 94.0, 0.0, False),
+    (Runs(95.5, ALONE, 1), 94.0, 0.1, True),  # 1.5 points, the boundary
+    (Runs(92.5, ALONE, 1), 94.0, 0.1, True),
+    (Runs(95.51, ALONE, 1), 94.0, 0.1, False),
+    (Runs(96.3, ALONE, 1), 94.0, 1.0, True),  # one run, taken to spread as the paper's: 2 √(1² + 1² / 3) = 2.31
+    (Runs(96.32, ALONE, 1), 94.0, 1.0, False),
+    (Runs(90.0, 1.2 * math.sqrt(3), 3), 93.0, 0.9 * math.sqrt(3), True),  # 2 √(1.2² + 0.9²) = 3, the boundary
+    (Runs(89.99, 1.2 * math.sqrt(3), 3), 93.0, 0.9 * math.sqrt(3), False),
+    (Runs(92.0, math.sqrt(2), 2), 94.0, 0.0, True),  # a difference of the paper, whose deviation is unknown
+    (Runs(91.99, math.sqrt(2), 2), 94.0, 0.0, False),
     (Runs(94.9, 0.0, 2), 94.0, 0.0, True),  # fewer than 1.5 points, though no deviation at all
 ])  # fmt: skip
 def test_a_number_agrees_within_points_or_deviations(ours, theirs, std, held):
@@ -62,7 +63,8 @@ def test_numbers_of_ours_by_hand():
     assert verdicts.summarize([]) is None and verdicts.summarize([90.0, 94.0]) == Runs(92.0, math.sqrt(8), 2)
     alone = verdicts.summarize([90.0])
     assert (alone.value, alone.n) == (90.0, 1) and math.isnan(alone.std)
-    assert verdicts.subtract(Runs(80.0, 3.0, 3), Runs(60.0, 4.0, 2)) == Runs(20.0, 5.0, 5)
+    gap = verdicts.subtract(Runs(80.0, 3.0 * math.sqrt(3), 3), Runs(60.0, 4.0 * math.sqrt(2), 2))
+    assert (gap.value, gap.std / math.sqrt(gap.n), gap.n) == pytest.approx((20.0, 5.0, 5))
     assert verdicts.subtract(None, alone) is None and math.isnan(verdicts.subtract(alone, Runs(1.0, 1.0, 2)).std)
 
 
@@ -206,14 +208,14 @@ def test_d_is_that_of_the_table_where_it_was_run(tmp_path):
 def test_differences_of_figure_1(tmp_path):
     """RBD − FPD 20.5 and RBD − NES 39.6; two standard deviations of ours count where each has two runs."""
     resnet = {"model": "resnet8", "data": "cifar10", "dim": 500}
-    put(tmp_path, (60.0, 66.0), **resnet, method="rbd")  # 63 ± 4.24
-    put(tmp_path, (34.0, 34.0), **resnet, method="fpd")  # 29 apart: 8.5 above 20.5, 2 × 4.24 = 8.49
+    put(tmp_path, (60.0, 66.0), **resnet, method="rbd")  # 63 ± 4.24, so ± 3 of their mean
+    put(tmp_path, (36.4, 36.4), **resnet, method="fpd")  # 26.6 apart: 6.1 above 20.5, more than 2 × 3
     put(tmp_path, (23.0,), **resnet, method="nes")  # 40 apart
     execute("verdicts", tmp_path, "paper")
     fpd, nes = (find(tmp_path, "ResNet-8, CIFAR-10", f"RBD − {name}") for name in ("FPD", "NES"))
-    assert (fpd["ours"], fpd["n"], fpd["verdict"]) == ("+29.0", "4", NOT_REPRODUCED)
+    assert (fpd["ours"], fpd["n"], fpd["verdict"]) == ("+26.6", "4", NOT_REPRODUCED)
     assert (nes["ours"], nes["n"], nes["verdict"]) == ("+40.0", "3", REPRODUCED)
-    put(tmp_path, (34.02, 34.02), **resnet, method="fpd")
+    put(tmp_path, (36.52, 36.52), **resnet, method="fpd")
     execute("verdicts", tmp_path, "paper")
     assert find(tmp_path, "ResNet-8, CIFAR-10", "RBD − FPD")["verdict"] == REPRODUCED
 
