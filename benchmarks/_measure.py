@@ -43,7 +43,7 @@ class Pair:
     ratio: float
 
 
-def captured(call: Call) -> Call:
+def capture(call: Call) -> Call:
     """The GPU work of a call as a CUDA graph: replaying it is one launch, whatever Python and the launches in it cost."""
     import torch
 
@@ -137,7 +137,7 @@ def alternate(ours: Call, theirs: Call, device: str = "cpu", pairs: int = PAIRS,
     return Pair(median(a for a, _ in times), median(b for _, b in times), median(a / b for a, b in times))
 
 
-def interleaved(ours: Call, theirs: Call, budget: float = 10 * BLOCK, least: int = CALLS) -> Pair:
+def interleave(ours: Call, theirs: Call, budget: float = 10 * BLOCK, least: int = CALLS) -> Pair:
     """Calls of both sides in strict turn, without pauses: what a product costs between operations of torch."""
     ours(), theirs()
     times: list[tuple[float, float]] = []
@@ -148,7 +148,7 @@ def interleaved(ours: Call, theirs: Call, budget: float = 10 * BLOCK, least: int
     return Pair(a, b, a / b)
 
 
-def expected(call: float) -> None:
+def skip_if_slow(call: float) -> None:
     """Skip a cell one call of which is expected to take longer than this set of cells allows.
 
     Raises:
@@ -212,7 +212,7 @@ def lacks(error: Exception) -> bool:
     return any(text in str(error) for text in NOT_YET)
 
 
-def found(cell: object) -> object:
+def unwrap(cell: object) -> object:
     """What `attempt` gave, raised if it is an exception: asv takes NotImplementedError for n/a, others for failures."""
     if isinstance(cell, Exception):
         raise cell

@@ -12,7 +12,7 @@ import torch
 from numba import njit, prange
 
 from benchmarks._cost import LANES, ON_DEMAND, TILE, padded, rows, seconds, stored_mib, words
-from benchmarks._measure import captured, expected, fits
+from benchmarks._measure import capture, fits, skip_if_slow
 from rbd import Basis, philox
 from rbd import distribution as distributions
 
@@ -23,7 +23,7 @@ def build(way: str, dim: int, size: int, device: str = "cpu"):
     Raises:
         NotImplementedError: it does not fit into memory, is not in this set of cells, or does not exist on the device.
     """
-    expected(seconds(way, dim, size, device))
+    skip_if_slow(seconds(way, dim, size, device))
     making = {"sklearn gaussian": 3, "sklearn sparse": 3, "stored sketch": 3}.get(way, 1)  # in float64, then converted
     fits(f"{way} of {dim:,} x {size:,}", making * stored_mib(way, dim, size) + 8 * size * 4 / 2**20, device)
     if way in ON_DEMAND:
@@ -400,7 +400,7 @@ class Hadamard:
         return (1 - 2 * (both & 1)).double() * self.signs.double().cpu()
 
 
-def timed(way, product: str, x: torch.Tensor):
+def as_call(way, product: str, x: torch.Tensor):
     """A product with x as it is timed: on a GPU as a CUDA graph, since launches by Python take longer than small products.
 
     Not torch.randn, which draws by a generator that is seeded anew in every call: a graph cannot hold that.
@@ -409,7 +409,7 @@ def timed(way, product: str, x: torch.Tensor):
     def call() -> torch.Tensor:
         return getattr(way, product)(x)
 
-    return captured(call) if x.is_cuda and not isinstance(way, Randn) else call
+    return capture(call) if x.is_cuda and not isinstance(way, Randn) else call
 
 
 def vectors(dim: int, size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ NES is left out: the few updates that seconds allow leave it at chance.
 
 from __future__ import annotations
 
-from benchmarks._measure import SET, expected
+from benchmarks._measure import SET, skip_if_slow
 from benchmarks._suite import suite
 
 METHODS = ("sgd", "rbd normal", "rbd uniform", "rbd rademacher", "fpd rademacher")
@@ -23,7 +23,7 @@ class Error:
 
     def setup(self, method: str) -> None:
         if "normal" in method:
-            expected(0.5)
+            skip_if_slow(0.5)
 
     def track_validation(self, method: str) -> float:
         name, distribution = (*method.split(), None)[:2]

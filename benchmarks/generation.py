@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks._measure import DEVICES, alone, attempt, found, on_device
+from benchmarks._measure import DEVICES, alone, attempt, on_device, unwrap
 
 COUNT = 10_000_000
 SOURCES = ("words", "rademacher", "uniform", "normal", "torch.randn", "torch.rand", "torch signs", "numpy words")
@@ -102,7 +102,7 @@ class Generation:
     version = "1"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[cell])
+        unwrap(cache[cell])
 
     def track_time(self, cache: dict, *cell) -> float:
-        return 1000 * found(cache[cell])
+        return 1000 * unwrap(cache[cell])

@@ -10,7 +10,7 @@ import gc
 import sys
 
 from benchmarks._cost import WAYS
-from benchmarks._measure import DEVICES, alone, attempt, found, on_device
+from benchmarks._measure import DEVICES, alone, attempt, on_device, unwrap
 
 DIMS, SIZES = (10, 100, 1000, 10_000), (10**5, 10**6, 10**7, 10**8)
 CELLS = (DEVICES, WAYS, DIMS, SIZES)
@@ -48,7 +48,7 @@ def _milliseconds(device: str, way: str, dim: int, size: int) -> tuple[float, fl
     built = _ways.build(way, dim, size, device)
     g, c = _ways.vectors(dim, size, device)
     _ways.check(way, built, g, c)
-    project, expand = alone(_ways.timed(built, "project", g), device), alone(_ways.timed(built, "expand", c), device)
+    project, expand = alone(_ways.as_call(built, "project", g), device), alone(_ways.as_call(built, "expand", c), device)
     return 1000 * project, 1000 * expand
 
 
@@ -60,10 +60,10 @@ class Product:
     version = "1"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[cell])
+        unwrap(cache[cell])
 
     def track_project(self, cache: dict, *cell) -> float:
-        return found(cache[cell])[0]
+        return unwrap(cache[cell])[0]
 
     def track_expand(self, cache: dict, *cell) -> float:
-        return found(cache[cell])[1]
+        return unwrap(cache[cell])[1]

@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from benchmarks._measure import PAIRS, alone, expected, seconds, settle
+from benchmarks._measure import PAIRS, alone, seconds, settle, skip_if_slow
 from benchmarks._suite import suite
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Loop:
     timeout = 600
 
     def setup(self, pair: str) -> None:
-        expected(SECONDS[pair])
+        skip_if_slow(SECONDS[pair])
 
     def track_against_torch(self, pair: str) -> float:
         import torch

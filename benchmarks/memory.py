@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks._cost import seconds
-from benchmarks._measure import DEVICES, expected, fits, lacks, on_device, peak_mib
+from benchmarks._measure import DEVICES, fits, lacks, on_device, peak_mib, skip_if_slow
 
 SIZE = 1_000_000  # D
 LARGE = 25_000_000  # where a vector takes 95 MiB, beside which a process's own few MiB of noise are small
@@ -61,7 +61,7 @@ class Peak:
         torchs = on_device(device)
         if dim in SKETCH_DIMS and basis != "countsketch" or dim in DENSE_DIMS and basis == "countsketch":
             raise NotImplementedError("dense bases and sketches are measured at some d each: a process a cell")
-        expected(seconds(basis, dim, SIZE, torchs))
+        skip_if_slow(seconds(basis, dim, SIZE, torchs))
         if basis == "stored fp32":
             fits(f"stored fp32 of {dim:,} x {SIZE:,}", 4.2 * dim * SIZE / 2**20 + 1000, torchs)
 
@@ -87,7 +87,7 @@ class BesideSGD:
 
     def setup(self, device: str, basis: str, dim: int) -> None:
         torchs = on_device(device)
-        expected(max(0.1, seconds(basis, dim, LARGE, torchs)))  # two processes a cell: not in the quick set
+        skip_if_slow(max(0.1, seconds(basis, dim, LARGE, torchs)))  # two processes a cell: not in the quick set
         fits(f"a step with {LARGE:,} parameters", 8 * 4 * LARGE / 2**20 + 1000, torchs)
 
     def track_step(self, device: str, basis: str, dim: int) -> float:

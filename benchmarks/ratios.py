@@ -10,7 +10,7 @@ import gc
 import sys
 
 from benchmarks._cost import ON_DEMAND
-from benchmarks._measure import DEVICES, alternate, attempt, captured, expected, found, interleaved, on_device
+from benchmarks._measure import DEVICES, alternate, attempt, capture, interleave, on_device, skip_if_slow, unwrap
 
 DIM, SIZE = 256, 101_770  # about the paper's d, and the D of its FC net
 LARGE = 1000, 10**6  # d and D on a GPU: 4 GB stored, so that a product is none of launches and tails
@@ -54,7 +54,7 @@ def _build(device: str, way: str, dim: int = DIM, size: int = SIZE):
     from benchmarks import _ways
 
     if way == "randn":
-        expected(0.1)  # half a second a pair
+        skip_if_slow(0.1)  # half a second a pair
     device = on_device(device)
     _ways.check_small(way, device)
     built = _ways.build(way, dim, size, device)
@@ -64,7 +64,7 @@ def _build(device: str, way: str, dim: int = DIM, size: int = SIZE):
 
 def _build_sketch(device: str, way: str, dim: int, size: int):
     if size > SIZE:
-        expected(0.1)  # making the vectors takes as long: not in the quick set
+        skip_if_slow(0.1)  # making the vectors takes as long: not in the quick set
     return _build(device, way, dim, size)
 
 
@@ -74,31 +74,31 @@ def _sketch_pairs(ours, device: str, rival: str, dim: int, size: int) -> dict:
 
     from benchmarks import _ways
 
-    ours, device = found(ours), on_device(device)
+    ours, device = unwrap(ours), on_device(device)
     g, c = _ways.vectors(dim, size, device)
     if rival == "copy":
         u = torch.empty_like(g)
-        theirs = dict.fromkeys(("project", "expand"), captured(lambda: u.copy_(g)) if g.is_cuda else lambda: u.copy_(g))
+        theirs = dict.fromkeys(("project", "expand"), capture(lambda: u.copy_(g)) if g.is_cuda else lambda: u.copy_(g))
     else:
         if rival == "d = 250" and dim == 250:
             raise NotImplementedError("the same as itself")
         built = _build_sketch(device, *(("countsketch", 250) if rival == "d = 250" else (rival, dim)), size)
         few = c[: 250 if rival == "d = 250" else dim]
         built = _ways.Into.kept(built, g, few)
-        theirs = {"project": _ways.timed(built, "project", g), "expand": _ways.timed(built, "expand", few)}
+        theirs = {"project": _ways.as_call(built, "project", g), "expand": _ways.as_call(built, "expand", few)}
     given, ours = {"project": g, "expand": c}, _ways.Into.kept(ours, g, c)
-    return {what: alternate(_ways.timed(ours, what, x), theirs[what], device) for what, x in given.items()}
+    return {what: alternate(_ways.as_call(ours, what, x), theirs[what], device) for what, x in given.items()}
 
 
 def _pairs(device: str, ours, theirs, dim: int = DIM, size: int = SIZE) -> dict:
     from benchmarks import _ways
 
-    ours, theirs, device = found(ours), found(theirs), on_device(device)
+    ours, theirs, device = unwrap(ours), unwrap(theirs), on_device(device)
     g, c = _ways.vectors(dim, size, device)
     return {
-        "project": alternate(_ways.timed(ours, "project", g), _ways.timed(theirs, "project", g), device),
-        "expand": alternate(_ways.timed(ours, "expand", c), _ways.timed(theirs, "expand", c), device),
-        "interleaved": interleaved(lambda: ours.project(g), lambda: theirs.project(g)) if device == "cpu" else None,
+        "project": alternate(_ways.as_call(ours, "project", g), _ways.as_call(theirs, "project", g), device),
+        "expand": alternate(_ways.as_call(ours, "expand", c), _ways.as_call(theirs, "expand", c), device),
+        "interleaved": interleave(lambda: ours.project(g), lambda: theirs.project(g)) if device == "cpu" else None,
     }
 
 
@@ -111,13 +111,13 @@ class Ratio:
     version = "1"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[cell])
+        unwrap(cache[cell])
 
     def track_project(self, cache: dict, *cell) -> float:
-        return found(cache[cell])["project"].ratio
+        return unwrap(cache[cell])["project"].ratio
 
     def track_expand(self, cache: dict, *cell) -> float:
-        return found(cache[cell])["expand"].ratio
+        return unwrap(cache[cell])["expand"].ratio
 
 
 class BetweenOperations:
@@ -129,10 +129,10 @@ class BetweenOperations:
     version = "1"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[("cpu", *cell)])
+        unwrap(cache[("cpu", *cell)])
 
     def track_project(self, cache: dict, *cell) -> float:
-        return found(cache[("cpu", *cell)])["interleaved"].ratio
+        return unwrap(cache[("cpu", *cell)])["interleaved"].ratio
 
 
 class Large:
@@ -144,13 +144,13 @@ class Large:
     version = "1"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[("gpu", *cell, *LARGE)])
+        unwrap(cache[("gpu", *cell, *LARGE)])
 
     def track_project(self, cache: dict, *cell) -> float:
-        return found(cache[("gpu", *cell, *LARGE)])["project"].ratio
+        return unwrap(cache[("gpu", *cell, *LARGE)])["project"].ratio
 
     def track_expand(self, cache: dict, *cell) -> float:
-        return found(cache[("gpu", *cell, *LARGE)])["expand"].ratio
+        return unwrap(cache[("gpu", *cell, *LARGE)])["expand"].ratio
 
 
 class Sketch:
@@ -162,10 +162,10 @@ class Sketch:
     version = "1"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[cell])
+        unwrap(cache[cell])
 
     def track_project(self, cache: dict, *cell) -> float:
-        return found(cache[cell])["project"].ratio
+        return unwrap(cache[cell])["project"].ratio
 
     def track_expand(self, cache: dict, *cell) -> float:
-        return found(cache[cell])["expand"].ratio
+        return unwrap(cache[cell])["expand"].ratio

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from statistics import median
 
-from benchmarks._measure import DEVICES, SET, expected, fresh, lacks, on_device
+from benchmarks._measure import DEVICES, SET, fresh, lacks, on_device, skip_if_slow
 
 IMPORT = """
 import time
@@ -50,7 +50,7 @@ class FirstProducts:
     def setup(self, device: str, distribution: str, cache: str) -> None:
         on_device(device)
         if distribution != "rademacher":
-            expected(0.5)  # compiling takes seconds
+            skip_if_slow(0.5)  # compiling takes seconds
 
     def track_time(self, device: str, distribution: str, cache: str) -> float:
         script = FIRST.format(device=on_device(device), distribution=distribution)

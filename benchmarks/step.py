@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import product
 
 from benchmarks import _cost
-from benchmarks._measure import DEVICES, alone, attempt, captured, expected, found, on_device, rounds
+from benchmarks._measure import DEVICES, alone, attempt, capture, on_device, rounds, skip_if_slow, unwrap
 from benchmarks._suite import suite
 
 NETWORKS = {"fc": (1, 28, 28), "cnn": (1, 28, 28), "resnet8": (3, 32, 32), "resnet32": (3, 32, 32)}
@@ -45,7 +45,7 @@ def _steps(device: str, network: str) -> dict[str, object]:
     """{method: (its step, SGD's), seconds, or an exception}, both by blocks of the same rounds."""
     device = on_device(device)
     if network == "resnet32":
-        expected(0.3)
+        skip_if_slow(0.3)
     with _suites_threads(network):
         made = {method: attempt(_step, network, method, device) for method in METHODS}
         calls = {method: step for method, step in made.items() if not isinstance(step, Exception)}
@@ -66,7 +66,7 @@ def _prices(device: str) -> dict[tuple[int, str], object]:
 
 
 def _priced_step(dim: int, method: str, device: str) -> Callable[[], object]:
-    expected(2 * _cost.seconds(method.split()[1], dim, SIZE, device))
+    skip_if_slow(2 * _cost.seconds(method.split()[1], dim, SIZE, device))
     return _step("fc", f"{method} {dim}", device)
 
 
@@ -102,7 +102,7 @@ def _step(network: str, method: str, device: str) -> Callable[[], object]:
     if "graph" in method and device == "cpu":
         raise NotImplementedError("CUDA graphs are for GPUs")
     if "nes" in method:
-        expected(NES[device][network])
+        skip_if_slow(NES[device][network])
     models = suite("models")
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(BATCH, *NETWORKS[network], generator=generator).to(device)
@@ -120,7 +120,7 @@ def _step(network: str, method: str, device: str) -> Callable[[], object]:
 
     call = (lambda: optimizer.step(loss)) if "nes" in method else step
     if "graph" in method:
-        call = captured(step)
+        call = capture(step)
     before = torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
     call()
     moved = torch.cat([p.detach().reshape(-1) for p in model.parameters()]) - before
@@ -155,13 +155,13 @@ class Step:
     version = "2"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[cell])
+        unwrap(cache[cell])
 
     def track_time(self, cache: dict, *cell) -> float:
-        return 1000 * found(cache[cell])[0]
+        return 1000 * unwrap(cache[cell])[0]
 
     def track_against_sgd(self, cache: dict, *cell) -> float:
-        step, sgd = found(cache[cell])
+        step, sgd = unwrap(cache[cell])
         return step / sgd
 
 
@@ -178,7 +178,7 @@ class Price:
     version = "1"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[cell])
+        unwrap(cache[cell])
 
     def track_against_sgd(self, cache: dict, *cell) -> float:
-        return found(cache[cell])
+        return unwrap(cache[cell])

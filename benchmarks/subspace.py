@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from benchmarks._measure import DEVICES, attempt, expected, fits, found, lacks, on_device, peak_mib, rounds
+from benchmarks._measure import DEVICES, attempt, fits, lacks, on_device, peak_mib, rounds, skip_if_slow, unwrap
 from benchmarks._suite import suite
 
 NETWORKS = {"fc": 101_770, "cnn": 93_322, "resnet8": 78_042}  # D on images of 1 x 28 x 28
@@ -129,10 +129,10 @@ class Passes:
     version = "1"
 
     def setup(self, cache: dict, *cell) -> None:
-        found(cache[cell])
+        unwrap(cache[cell])
 
     def track_ratio(self, cache: dict, *cell) -> float:
-        return found(cache[cell])
+        return unwrap(cache[cell])
 
 
 class Peak:
@@ -146,7 +146,7 @@ class Peak:
 
     def setup(self, cache: dict, device: str, way: str, dim: int) -> None:  # of the module: asv gives it to all
         torchs = on_device(device)
-        expected(0.1)  # two processes a cell: not in the quick set
+        skip_if_slow(0.1)  # two processes a cell: not in the quick set
         fits(f"passes with {LARGE:,} parameters", 10 * 4 * LARGE / 2**20 + 1000, torchs)
 
     def track_beyond_plain(self, cache: dict, device: str, way: str, dim: int) -> float:

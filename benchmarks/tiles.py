@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks._measure import alone, captured
+from benchmarks._measure import alone, capture
 from rbd.distribution import DISTRIBUTIONS, Distribution
 
 DIM, SIZE = 256, 101_770  # as in ratios.py
@@ -28,7 +28,7 @@ Clock = Callable[[Callable[[], torch.Tensor]], float]  # seconds a call
 
 def seconds(call: Callable[[], torch.Tensor]) -> float:
     """Of the GPU's work, as a graph."""
-    return alone(captured(call), "cuda")
+    return alone(capture(call), "cuda")
 
 
 def tiles(distribution: Distribution, dim: int, size: int, clock: Clock = seconds) -> Iterator[tuple[str, int, bool, float]]:

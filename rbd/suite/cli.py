@@ -196,7 +196,7 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument("--jobs", type=_parse_positive, help=each)
     sweep.add_argument("--lanes", type=_parse_positive, help="runs at a time in one process, taking turns on a GPU")
     deadline = "with --lanes: stop after so long, at each run's last full epoch"
-    sweep.add_argument("--deadline", type=_parse_seconds, metavar="SECONDS", help=deadline)
+    sweep.add_argument("--deadline", type=_parse_number, metavar="SECONDS", help=deadline)
     seeds = "seeds in place of the experiment's own; figures do not use such runs"
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
@@ -238,12 +238,12 @@ def _add_dimension(commands: Any) -> argparse.ArgumentParser:
     jobs = "runs at a time, which share the cores (default: 1)"
     dimension.add_argument("--jobs", type=_parse_positive, default=1, help=jobs)
     baseline = "d90 is the dimension that reaches 90 %% of this number (default: of the mean at the largest dimension)"
-    dimension.add_argument("--baseline", type=_parse_metric, metavar="VALUE", help=baseline)
+    dimension.add_argument("--baseline", type=_parse_number, metavar="VALUE", help=baseline)
     dimension.set_defaults(run=_dimension, kept="the last run that ended")
     return dimension
 
 
-def _parse_metric(text: str) -> float:
+def _parse_number(text: str) -> float:
     with suppress(ValueError):
         if 0 < (value := float(text)) < math.inf:
             return value
@@ -254,13 +254,6 @@ def _parse_positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed an integer >= 1")
     return int(text)
-
-
-def _parse_seconds(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < (value := float(text)) < float("inf"):
-            return value
-    raise argparse.ArgumentTypeError(f"got {text!r}, allowed a number > 0")
 
 
 def _parse_gpus(text: str) -> float:

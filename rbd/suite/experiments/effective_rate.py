@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from rbd.suite.config import RunConfig
+from rbd.suite.config import RunConfig, find_size
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.paper import LEARNING_RATES, SIZES, TABLE1
 
@@ -35,7 +35,7 @@ def list_full() -> Iterator[RunConfig]:
     for factor in FACTORS:
         for (model, data), augment in product(TABLE1 if factor == 1 else PAIRS, (None, "none")):
             base: dict[str, Any] = {"model": model, "data": data, "augment": augment}
-            lr, size = factor * LEARNING_RATES[model, data]["rbd"], SIZES[model, 3 if data == "cifar10" else 1]
+            lr, size = factor * LEARNING_RATES[model, data]["rbd"], find_size(model, data)
             yield RunConfig(**base, method="sgd", lr=lr * 250 / size)
             compared = (model, data) in PAIRS
             for distribution in BASES if compared else ("rademacher",):

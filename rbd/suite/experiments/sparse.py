@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from rbd.suite.config import RunConfig
+from rbd.suite.config import RunConfig, find_size
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.experiments import settings
-from rbd.suite.paper import LEARNING_RATES, SIZES
+from rbd.suite.paper import LEARNING_RATES
 from rbd.suite.rates import Request, choose_rbd, tuned
 
 DIM = 250
@@ -26,7 +26,7 @@ def runs(profile: str) -> Iterator[RunConfig | Request]:
         for (model, data), augment in product(LEARNING_RATES, (None, "none")):
             for dim, lr in choose_rates(model, data).items():
                 yield RunConfig(model, data, "rbd", dim=dim, distribution="countsketch", lr=lr, seed=seed, augment=augment)
-        for dim in (500, round(SIZES["resnet8", 3] / 10)):
+        for dim in (500, round(find_size("resnet8", "cifar10") / 10)):
             yield tuned(model="resnet8", data="cifar10", method="rbd", dim=dim, distribution="countsketch", seed=seed)
 
 
@@ -39,7 +39,7 @@ def list_fixed() -> Iterator[RunConfig]:
 
 def choose_rates(model: str, data: str) -> dict[int, float]:
     """d -> rate: the paper's for RBD at 250; at D/10, where it has none, that of `rates.choose_rbd`."""
-    dim = round(SIZES[model, 3 if data == "cifar10" else 1] / 10)
+    dim = round(find_size(model, data) / 10)
     return {DIM: LEARNING_RATES[model, data]["rbd"], dim: choose_rbd(model, data, dim)}
 
 
