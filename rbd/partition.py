@@ -71,8 +71,8 @@ def apportion(dim: int, sizes: Sequence[int]) -> list[int]:
 
 def _cut(sizes: Sequence[int], dims: Sequence[int]) -> Partition:
     if (longest := max(sizes, default=0)) > LONGEST:
-        raise ValueError(f"partition: got a compartment of {longest} values, allowed at most {LONGEST} (columns are numbered "
-                         f"in 32 bits): use by_layer, or even:K with a larger K")  # fmt: skip
+        raise ValueError(f"partition: got a compartment of {longest} values, allowed at most {LONGEST} (columns are "
+                         f"numbered in 32 bits): use by_layer, or even:K with a larger K")  # fmt: skip
     stops = accumulate(sizes)
     return Partition(tuple(Compartment(k, stop - n, stop, d) for k, (n, d, stop) in enumerate(zip(sizes, dims, stops))))
 
