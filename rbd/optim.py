@@ -522,13 +522,13 @@ class RBD(_RandomBases):
             return
         facts = {"variant": workers.variant, "param_groups": len(self.param_groups)}
         for index, group in enumerate(self.param_groups):
-            of = f" of group {index}" if index else ""
-            facts |= {f"{name}{of}": group[name] for name in SETTINGS} | {f"lr{of}": float(group["lr"])}
-            facts |= {f"size{of}": sum(group["size"])}
-            facts |= {f"shapes{of}": [tuple(p.shape) for p in group["params"]]}
-            facts |= {f"parameters with a gradient{of}": [i for i, p in enumerate(group["params"]) if p.grad is not None]}
+            of = f"param_groups[{index}]." if index else ""
+            facts |= {f"{of}{name}": group[name] for name in SETTINGS} | {f"{of}lr": float(group["lr"])}
+            facts |= {f"{of}size": sum(group["size"])}
+            facts |= {f"{of}shapes": [tuple(p.shape) for p in group["params"]]}
+            facts |= {f"{of}has_gradient": [p.grad is not None for p in group["params"]]}
             if workers.variant != "sharded":  # where every worker holds other values
-                facts |= {f"parameters{of}": digest(group["params"])}
+                facts |= {f"{of}parameters": digest(group["params"])}
         workers.agree(facts)
         self._agreed = True
 

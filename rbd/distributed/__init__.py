@@ -36,6 +36,7 @@ from rbd.distributed.variants import (
     OWN_BASIS,
     OWN_BATCH,
     VARIANTS,
+    Direction,
     Part,
     expand,
     in_turn,
@@ -46,9 +47,9 @@ from rbd.distributed.variants import (
 )
 
 __all__ = [
-    "CHECK", "OWN_BASIS", "OWN_BATCH", "TIMEOUT", "VARIANTS", "Alone", "Columns", "CoordinatesState", "Part", "Workers",
-    "columns", "coordinates_hook", "digest", "expand", "expand_columns", "in_turn", "is_launched", "is_sharded", "join",
-    "joined", "launch", "launched", "local_pieces", "ordered_hook", "ordered_sum", "project", "project_columns",
+    "CHECK", "OWN_BASIS", "OWN_BATCH", "TIMEOUT", "VARIANTS", "Alone", "Columns", "CoordinatesState", "Direction", "Part",
+    "Workers", "columns", "coordinates_hook", "digest", "expand", "expand_columns", "in_turn", "is_launched", "is_sharded",
+    "join", "joined", "launch", "launched", "local_pieces", "ordered_hook", "ordered_sum", "project", "project_columns",
     "sharded_directions", "sharded_workers", "update", "worker_rows",
 ]  # fmt: skip
 
