@@ -11,8 +11,8 @@ parameters; Φ_r and g_r are worker r's basis and the gradient on its batch:
     sharded      own    columns of one, Φ   u = Φᵀ Σ_r Φ[:, r] g[r]    2 d (W-1)/W, and what FSDP2 sends
     ddp          own    none                u = (1/W) Σ_r g_r          2 D (W-1)/W
 
-Own bases differ in the word `stream` of their names, the worker's number; shares and columns are parts of one basis. Every
-sum is taken in the order of the workers, so W processes, and one process that does the same in turn, agree bit for bit.
+An own basis has stream = the worker's number; shares and columns are parts of one basis. Every sum is taken in the order of
+the workers, so W processes, and one process that does the same in turn, agree bit for bit.
 """
 
 from __future__ import annotations
