@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -79,7 +78,7 @@ class Basis:
         total = self.row + self.dim if self.total is None else self.total
         one = Compartment(self.compartment, 0, self.size, self.dim, self.row, total=total)
         spec = BasisSpec((one,), distribution_of(self.distribution), self.seed, self.stream, self.step)
-        object.__setattr__(self, "_made", spec)  # here, since torch.compile warns of caches
+        object.__setattr__(self, "_made", spec)  # not in a cached function, of which torch.compile warns
 
     def __getstate__(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -92,7 +91,7 @@ class Basis:
         return self._made  # type: ignore[attr-defined]
 
     @lru_cache(maxsize=256)  # noqa: B019  # a Basis is small: a cache may keep it
-    def _prepared(self, device: torch.device) -> Any:
+    def _prepared(self, device: torch.device) -> kernels.Prepared | None:
         return kernels.prepare(self._spec(), (self.size,), device)
 
     def project(self, g: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -128,7 +127,8 @@ class Basis:
         return kernels.expand(c, self._spec(), out)
 
     @torch.no_grad()
-    def add_(self, params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float = 1.0, first: int | None = None) -> None:
+    def add_(self, params: torch.Tensor | Iterable[torch.Tensor], c: torch.Tensor, alpha: float = 1.0,
+             first: int | None = None) -> None:  # fmt: skip
         """params += alpha Φᵀ c, in place and without a graph, the params being the vector of length D cut into tensors.
 
         Entries depend on the place in the whole vector, not on how it is cut or which worker holds which part. Every value
@@ -136,7 +136,7 @@ class Basis:
         up to rounding only, and errors add up; to restore them exactly, copy the saved values back.
 
         Args:
-            params: real floating-point tensors on c's device.
+            params: a real floating-point tensor on c's device, of any shape, or several.
             c: (d,) coordinates, real and floating-point.
             first: index in the vector of the params' first value, if they are only a part of it (such as one worker's part).
 
@@ -144,7 +144,7 @@ class Basis:
             TypeError, ValueError: params or c are not such tensors, or do not fit the basis.
             RuntimeError: there are no kernels for the device, or autograd forbids a change in place (as in torch).
         """
-        params, spec = list(params), self._spec()
+        params, spec = [params] if isinstance(params, torch.Tensor) else list(params), self._spec()
         bad = [p for p in params if not isinstance(p, torch.Tensor) or not p.is_floating_point() or hasattr(p, "to_local")]
         if bad or not params:
             got = ", ".join(f"{type(p).__name__} {getattr(p, 'dtype', '')}".strip() for p in bad) or "none"
@@ -173,7 +173,7 @@ class Basis:
 
 
 def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
-    """Whether a product with x is one for autograd, or for a transform of torch.func."""
+    """Whether autograd or a transform of torch.func has to follow a product with x."""
     if not isinstance(x, torch.Tensor):
         return False
     tracked = (torch.is_grad_enabled() and x.requires_grad) or is_transformed(x)
@@ -184,7 +184,7 @@ def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
 
 
 def _is_plain(x: torch.Tensor, length: int, out: torch.Tensor | None, result: int) -> bool:
-    """Whether a product of x may need no more than what ``kernels.prepare`` gives, which looks less up."""
+    """Whether x and out have the shapes of a product, so that what ``kernels.prepare`` gives may compute it."""
     if not isinstance(x, torch.Tensor) or x.shape != (length,) or torch.compiler.is_compiling():
         return False
     return out is None or (isinstance(out, torch.Tensor) and out.shape == (result,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from rbd.basis import WORD, check_word
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distributed.exchange import CHECK, Workers, digest
 from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
-from rbd.distributed.variants import VARIANTS, Part
+from rbd.distributed.variants import VARIANTS, Direction, Part
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.memory import is_ordinary
 from rbd.partition import Partition, check_ordered
@@ -51,7 +52,7 @@ def rbd_direction(
         RuntimeError: there are no kernels for the device.
     """
     plain = type(seed) is type(stream) is type(step) is int
-    if not (plain and 0 <= seed < WORD and 0 <= stream < WORD and 0 <= step < WORD):  # which costs less in every step
+    if not (plain and 0 <= seed < WORD and 0 <= stream < WORD and 0 <= step < WORD):  # check_word would take longer
         seed, stream = check_word("seed", seed), check_word("stream", stream)
         step = step if isinstance(step, Tensor) else check_word("step", step)
     spec = BasisSpec(partition.compartments, distribution_of(distribution), seed, stream, step)
@@ -67,9 +68,9 @@ def centred_ranks(losses: Tensor) -> Tensor:
 
 
 class _NoState(defaultdict):
-    """The empty ``Optimizer.state`` of an optimizer that keeps nothing for a parameter; it counts as true all the same.
+    """The ``Optimizer.state`` of an optimizer that keeps nothing for a parameter.
 
-    ``torch.distributed.checkpoint.state_dict`` makes a step to fill a state that counts as false.
+    ``bool()`` is True although it is empty: torch.distributed.checkpoint runs a dummy step() to fill a state that is false.
     """
 
     def __bool__(self) -> bool:
@@ -103,17 +104,20 @@ class _RandomBases(torch.optim.Optimizer):
             raise TypeError(f"param_group must be a dict, got a {type(param_group).__name__}")
         if "params" not in param_group:
             raise ValueError('a parameter group needs its parameters, under the key "params"')
-        given = param_group["params"]
-        check_ordered(given)
+        check_ordered(param_group["params"])
         self._check_keys(param_group)
-        params = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else [given]
-        for p in params:
-            if not isinstance(tensor := p[1] if isinstance(p, tuple) else p, Tensor):
-                raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {type(tensor).__name__}")
-        kept = [p for p in params if (p[1] if isinstance(p, tuple) else p).requires_grad]
-        if not kept:
+        given = _as_list(param_group["params"])
+        named = _as_named(given)
+        trained = [p for p, (_, tensor) in zip(given, named) if tensor.requires_grad]
+        if not trained:
             raise ValueError("a parameter group needs at least one parameter that requires a gradient")
-        super().add_param_group(param_group | {"params": kept})
+        super().add_param_group(param_group | {"params": trained})
+        self._accept_last_group()
+        added = {id(p) for p in self.param_groups[-1]["params"]}
+        self._frozen = tuple((name, p) for name, p in (*self._frozen, *named) if id(p) not in added)
+
+    def _accept_last_group(self) -> None:
+        """Check the group that was just added, or remove it again."""
         group = self.param_groups[-1]
         group["size"] = [p.numel() for p in group["params"]]
         try:
@@ -121,10 +125,7 @@ class _RandomBases(torch.optim.Optimizer):
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
-        self._place_step(self.param_groups[-1])
-        named = [p if isinstance(p, tuple) else (f"one of shape {tuple(p.shape)}", p) for p in params]
-        added = {id(p) for p in group["params"]}
-        self._frozen = tuple((name, p) for name, p in (*self._frozen, *named) if id(p) not in added)
+        self._place_step(group)
 
     def _place_step(self, group: dict) -> None:
         step = int(group["step"])
@@ -133,7 +134,7 @@ class _RandomBases(torch.optim.Optimizer):
     def _check_keys(self, group: dict) -> None:
         """Refuse a setting of another optimizer, such as weight_decay, unless it is switched off: it would be ignored."""
         known = self.defaults.keys() | OF_TORCH | {"size"}
-        if unknown := [name for name, value in group.items() if name not in known and value not in (None, 0)]:
+        if unknown := [name for name, value in group.items() if name not in known and not _is_off(value)]:
             own = [name for name in self.defaults if name not in ("step", "stream_version", "differentiable")]
             raise ValueError(f"parameter group: got {', '.join(unknown)}, allowed params, {', '.join(own)}")
 
@@ -141,9 +142,10 @@ class _RandomBases(torch.optim.Optimizer):
         """Warn, once, if parameters that were left out of the groups now need a gradient."""
         if names := [name for name, p in self._frozen if p.requires_grad]:
             self._frozen = ()
-            warnings.warn(f"{type(self).__name__} does not move {len(names)} of the parameters given ({', '.join(names[:5])}"
-                          f"{', ...' if len(names) > 5 else ''}): they needed no gradient when it was made, and need one "
-                          f"now. Add them by add_param_group", stacklevel=2)  # fmt: skip
+            shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+            warnings.warn(f"{type(self).__name__} does not move {len(names)} of the parameters given ({shown}): they did "
+                          f"not require a gradient when it was made, but do now; to train them, call "
+                          f"optimizer.add_param_group({{'params': ...}})", stacklevel=_find_caller())  # fmt: skip
 
     def _is_moving(self) -> bool:
         """Whether any rate is not 0: a step at the rate 0 moves nothing and is not counted."""
@@ -162,14 +164,14 @@ class _RandomBases(torch.optim.Optimizer):
             raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
         if not isinstance(group["lr"], (Tensor, int)):
             group["lr"] = float(group["lr"])
-        if not (_is_number(step := group["step"]) and int(step) == step >= 0):
-            raise ValueError(f"step: got {step!r}, allowed 0, 1, 2, ...")
+        if not _is_count(group["step"]):
+            raise ValueError(f"step: got {group['step']!r}, allowed 0, 1, 2, ...")
         for p in group["params"]:
             if not p.is_floating_point() or torch.finfo(p.dtype).bits < 16:
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 to 64 bits")
         if len(devices := {str(p.device) for p in group["params"]}) > 1:
             raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device in a group")
-        group["seed"] = check_word("seed", group["seed"])  # plain, so that torch.load accepts it with weights_only
+        group["seed"] = check_word("seed", group["seed"])  # a plain int, so that torch.load accepts it with weights_only
         if group["dim"] is not None:
             group["dim"] = check_word("dim", group["dim"])
         if "redraw" in group:
@@ -211,8 +213,7 @@ class _RandomBases(torch.optim.Optimizer):
             self._place_step(group)
 
     def __setstate__(self, state: dict) -> None:
-        """Called to unpickle, to copy, and by ``load_state_dict`` after its hooks: there, a state that does not fit changes
-        nothing."""
+        """Called by pickle, copy, and ``load_state_dict`` after its hooks; a state that does not fit changes nothing."""
         if "param_groups" in self.__dict__:
             for group, saved in zip(self.param_groups, state["param_groups"]):
                 self._check_saved(group, saved)
@@ -220,10 +221,10 @@ class _RandomBases(torch.optim.Optimizer):
         self.state = _NoState(dict, self.state)
 
     def _check_saved(self, group: dict, saved: dict) -> None:
-        """Raise ValueError unless a saved group, which has this one's params, fits."""
+        """Raise ValueError unless a saved group, into which torch has put this one's params, fits this one."""
         if (got := saved.get("stream_version")) != STREAM_VERSION:
             raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
-        own = self.defaults.keys() - {"differentiable"} | {"size"}  # which torch adds to the defaults when it loads a state
+        own = self.defaults.keys() - {"differentiable"} | {"size"}  # torch adds "differentiable" when it loads a state
         if lacking := own - saved.keys():
             raise ValueError(f"state_dict has a group without {', '.join(sorted(lacking))}: another optimizer saved it")
         sizes, theirs = group["size"], saved["size"]
@@ -244,7 +245,7 @@ class _RandomBases(torch.optim.Optimizer):
         return BasisSpec(compartments, distribution_of(group["distribution"]), group["seed"], 0, self._basis_step(group))
 
     @staticmethod
-    def _basis_step(group: dict) -> int:
+    def _basis_step(group: dict) -> int | Tensor:
         """Number of the basis that the present step uses: it goes up every ``redraw`` steps; always 0 if redraw is 0."""
         redraw, step = group.get("redraw", 1), group["step"]
         if isinstance(step, Tensor) and redraw:  # the kernels take its lowest 32 bits
@@ -257,6 +258,39 @@ def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    """Whether it is 0, 1, 2, ..., or a tensor of one such number."""
+    return _is_number(value) and bool(0 <= value < math.inf and int(value) == value)  # type: ignore[operator, call-overload]
+
+
+def _is_off(value: object) -> bool:
+    """Whether a setting of another optimizer is switched off: None, False or 0."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value
+    return value is None or (isinstance(value, Real) and value == 0)
+
+
+def _as_list(params: object) -> list:
+    """The parameters of a group, each a tensor or (name, tensor), as a list."""
+    return list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
+
+
+def _as_named(params: list) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of every parameter; one given without a name is described by its shape."""
+    for p in params:
+        if not isinstance(tensor := p[1] if isinstance(p, tuple) else p, Tensor):
+            raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {type(tensor).__name__}")
+    return [p if isinstance(p, tuple) else (f"one of shape {tuple(p.shape)}", p) for p in params]
+
+
+def _find_caller() -> int:
+    """The ``stacklevel`` of the nearest caller outside of this module and of torch, whose wrappers differ by version."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith((__name__, "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _label(group: dict, sizes: list[int]) -> list[tuple[str | None, int]]:
@@ -295,7 +329,7 @@ class _Vectors:
         spec = BasisSpec(partition.compartments, distribution_of(group["distribution"]), group["seed"], 0, 0)
         self._prepared = kernels.prepare(spec, [p.numel() for p in params], params[0].device)
 
-    def find_direction(self, params: list[Tensor], step: int) -> tuple[Tensor, Tensor] | None:
+    def find_direction(self, params: list[Tensor], step: int | Tensor) -> tuple[Tensor, Tensor] | None:
         """``rbd_direction`` of gradients read in place, or None where the kernels cannot read them so."""
         grads = [p.grad for p in params]
         if self._prepared is None or any(g is not None and g.shape != p.shape for g, p in zip(grads, params)):
@@ -318,6 +352,14 @@ class _Vectors:
     def cut(self, u: Tensor, params: list[Tensor]) -> list[Tensor]:
         """u cut as by ``_views``."""
         return _views(u, params) if self._narrow or u is not self.u else self._updates
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Vectors of all groups, and the settings and shapes that they were made for."""
+
+    settings: list
+    vectors: list[_Vectors]
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:
@@ -362,7 +404,7 @@ class RBD(_RandomBases):
 
     _workers: Workers | None = None
     _agreed = False  # whether workers were compared since the state was set
-    _kept: tuple[list, list[_Vectors]] | None = None  # with the settings and shapes that they were made for
+    _kept: _Kept | None = None
 
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "rademacher",
                  seed: int = 0, redraw: int = 1, variant: str | None = None, process_group=None,
@@ -405,23 +447,39 @@ class RBD(_RandomBases):
             self._queue()
             return loss
         self._agree()
-        vectors = self._vectors() if self._workers is None else None
         try:
-            directions = self._directions(vectors)
-        except FloatingPointError:
-            if hasattr(self, "found_inf"):  # a GradScaler's step, which all workers skip
-                return loss
-            raise
-        counted = self._is_moving()
-        for index, u in enumerate(directions):
-            group = self.param_groups[index]
-            values = group["params"] if vectors else _local(group["params"])
-            updates = vectors[index].cut(u, values) if vectors else _views(u, values)
-            pairs = [(p, v) for p, v, w in zip(values, updates, group["params"]) if w.grad is not None]
-            if pairs:
-                torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))  # θ -= η u
-            group["step"] += counted
+            if self._workers is None:
+                self._step_alone()
+            else:
+                self._step_with(self._workers)
+        except FloatingPointError:  # nothing has been moved
+            if not hasattr(self, "found_inf"):  # else it is a GradScaler's step, which all workers skip
+                raise
         return loss
+
+    def _step_alone(self) -> None:
+        kept = self._vectors()
+        found = self._check_finite([self._direction_alone(*each) for each in zip(self.param_groups, kept)])
+        counted = self._is_moving()
+        for group, vectors, u in zip(self.param_groups, kept, found):
+            params = group["params"]
+            self._move(group, params, vectors.cut(u, params))
+            group["step"] += counted
+
+    def _step_with(self, workers: Workers) -> None:
+        found = self._check_finite(self._exchange(workers))
+        counted = self._is_moving()
+        for group, u in zip(self.param_groups, found):
+            values = _local(group["params"])
+            self._move(group, values, _views(u, values))
+            group["step"] += counted
+
+    @staticmethod
+    def _move(group: dict, values: list[Tensor], updates: list[Tensor]) -> None:
+        """θ -= η u, for the parameters of a group that have a gradient; values: this worker's values of them."""
+        pairs = [(p, v) for p, v, w in zip(values, updates, group["params"]) if w.grad is not None]
+        if pairs:
+            torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -452,36 +510,33 @@ class RBD(_RandomBases):
         names = "partition", "dim", "distribution", "seed"
         facts = [([group.get(name) for name in names], [(p.shape, p.dtype, p.device) for p in group["params"]])
                  for group in self.param_groups]  # fmt: skip
-        if self._kept is None or self._kept[0] != facts:
-            made = [_Vectors(group, self.partition(i)) for i, group in enumerate(self.param_groups)]
-            self._kept = facts, made
-        return self._kept[1]
+        if self._kept is None or self._kept.settings != facts:
+            self._kept = _Kept(facts, [_Vectors(group, self.partition(i)) for i, group in enumerate(self.param_groups)])
+        return self._kept.vectors
 
-    def _direction_alone(self, group: dict, vectors: _Vectors) -> tuple[Tensor, list[Tensor]]:
+    def _direction_alone(self, group: dict, vectors: _Vectors) -> Direction:
         params, step = group["params"], self._basis_step(group)
         if (found := vectors.find_direction(params, step)) is None:
             g = vectors.read(params)
             found = rbd_direction(g, vectors.partition, group["distribution"], group["seed"], 0, step, vectors.u)
         u, c = found
-        return u, [c]
+        return Direction(u, [c])
 
-    def _directions(self, vectors: list[_Vectors] | None) -> list[Tensor]:
-        """u of every group, (D,) or this worker's values of it; vectors: of a process that works alone."""
-        if vectors is not None:
-            return self._check_finite([self._direction_alone(*each) for each in zip(self.param_groups, vectors)])
-        assert self._workers is not None
+    def _exchange(self, workers: Workers) -> list[Direction]:
+        """The update of every group, from the coordinates of all workers."""
         parts = [self._part(index) for index in range(len(self.param_groups))]
-        if self._workers.variant == "sharded":
-            mine = [self._columns(part, group["params"]) for part, group in zip(parts, self.param_groups)]
-            found = sharded_directions(self._workers, parts, mine)
-        else:
-            found = self._workers.directions(parts)
-        return self._check_finite(found)
+        if workers.variant != "sharded":
+            return workers.directions(parts)
+        mine = [self._columns(part, group["params"], workers) for part, group in zip(parts, self.param_groups)]
+        return sharded_directions(workers, parts, mine)
 
-    def _check_finite(self, found: list[tuple[Tensor, list[Tensor]]]) -> list[Tensor]:
-        """The updates of all groups, if their coordinates are finite.
+    def _check_finite(self, found: list[Direction]) -> list[Tensor]:
+        """u of every group, if all coordinates are finite.
 
         Every column of a basis has an entry that is not 0, so a NaN or infinity in g always shows in the coordinates.
+
+        Raises:
+            FloatingPointError: they are not; names the parameters or the workers.
         """
         alike = self._workers is None or self._workers.variant != "sharded"  # whether u is the same on all
         for index, (u, coordinates) in enumerate(found):
@@ -492,7 +547,7 @@ class RBD(_RandomBases):
                 of = f" of group {index}" if len(self.param_groups) > 1 else ""
                 got = _culprit(self.param_groups[index], of, bad or suspects, self._workers)
                 raise FloatingPointError(f"gradient: got {got}, allowed finite values")
-        return [u for u, _ in found]
+        return [direction.u for direction in found]
 
     def _part(self, index: int) -> Part:
         group = self.param_groups[index]
@@ -507,10 +562,10 @@ class RBD(_RandomBases):
             g *= scale.double().reciprocal().float().to(g.device)  # as GradScaler.unscale_ does
         return g.fill_(math.nan) if float(getattr(self, "found_inf", 0)) else g
 
-    def _columns(self, part: Part, params: list[Tensor]) -> Columns:
-        """Where this worker's values of a sharded group stand."""
-        assert self._workers is not None
-        pieces = local_pieces([tuple(p.shape) for p in params], self._workers.rank, self._workers.size)
+    @staticmethod
+    def _columns(part: Part, params: list[Tensor], workers: Workers) -> Columns:
+        """The columns of the basis that belong to this worker's values of a sharded group."""
+        pieces = local_pieces([tuple(p.shape) for p in params], workers.rank, workers.size)
         if [stop - start for start, stop in pieces] != [p.numel() for p in _local(params)]:
             raise ValueError("shards must have the sizes that fully_shard gives them, those of torch.chunk")
         return columns(part.spec.compartments, pieces)
@@ -522,13 +577,13 @@ class RBD(_RandomBases):
             return
         facts = {"variant": workers.variant, "param_groups": len(self.param_groups)}
         for index, group in enumerate(self.param_groups):
-            of = f" of group {index}" if index else ""
-            facts |= {f"{name}{of}": group[name] for name in SETTINGS} | {f"lr{of}": float(group["lr"])}
-            facts |= {f"size{of}": sum(group["size"])}
-            facts |= {f"shapes{of}": [tuple(p.shape) for p in group["params"]]}
-            facts |= {f"parameters with a gradient{of}": [i for i, p in enumerate(group["params"]) if p.grad is not None]}
+            of = f"param_groups[{index}]." if index else ""
+            facts |= {f"{of}{name}": group[name] for name in SETTINGS} | {f"{of}lr": float(group["lr"])}
+            facts |= {f"{of}size": sum(group["size"])}
+            facts |= {f"{of}shapes": [tuple(p.shape) for p in group["params"]]}
+            facts |= {f"{of}has_gradient": [p.grad is not None for p in group["params"]]}
             if workers.variant != "sharded":  # where every worker holds other values
-                facts |= {f"parameters{of}": digest(group["params"])}
+                facts |= {f"{of}parameters": digest(group["params"])}
         workers.agree(facts)
         self._agreed = True
 
@@ -539,6 +594,7 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _culprit(group: dict, of: str, bad: list[int], workers: Workers | None) -> str:
+    """What is not finite: gradients by name, else those of the workers ``bad``, else the coordinates alone."""
     names = group.get("param_names") or [f"parameter {i}{of}" for i in range(len(group["params"]))]
     found = [n for n, p in zip(names, group["params"]) if p.grad is not None and not _finite(p.grad)]
     if found:
@@ -601,8 +657,9 @@ class NES(_RandomBases):
     Args:
         params, lr, dim, distribution, seed: as in RBD; one group only.
         sigma: σ > 0, length of a perturbation; scale lr with it. None: 0.01 √D, which moves parameters by 0.01 (root mean
-            square), as the paper's released code does; its RBD-NES has 0.002 √D. Where every evaluation sees a mini-batch
-            of its own, a σ some hundred times shorter learns nothing: mini-batches differ by more than it changes.
+            square), as the paper's released code does; its RBD-NES has 0.002 √D. If each evaluation draws its own
+            mini-batch, do not make σ much smaller: at about 1/100 of this nothing is learned, since losses then differ more
+            between batches than between directions.
         capturable: keep the numbers of the step and of the next row in device memory and never wait for the device, as CUDA
             graphs need: of a whole step, or of its pieces ``begin``, ``evaluate`` (d times) and ``finish``. Losses are not
             checked for NaN, nor is it checked that there are d of them.
@@ -647,7 +704,7 @@ class NES(_RandomBases):
         """
         (group,) = self.param_groups
         if closure is None:
-            if not self._is_moving():  # a library initialises an optimizer so
+            if not self._is_moving():  # torch.distributed.checkpoint makes such a step to initialise an optimizer's state
                 return None
             raise TypeError("NES.step needs a closure that returns the loss")
         self._warn_of_unfrozen()
@@ -675,7 +732,7 @@ class NES(_RandomBases):
         self._trial.row *= 0
 
     def _end(self) -> None:
-        if not self._capturable:  # a captured graph writes to it in later steps too
+        if not self._capturable:  # else a captured graph goes on writing to it
             self._trial = None
 
     def _begun(self) -> _Trial:

@@ -14,6 +14,7 @@ from numbers import Integral
 from rbd.compartment import Compartment
 
 FORMS = ("whole", "by_layer", "by_tensor", "even:K", "by_ratio:R")
+LONGEST = 2**32 - 1  # values of a compartment, as of a Basis
 Layout = tuple[tuple[str, int], ...]  # (name, number of values) of each tensor, in the order of the vector
 
 
@@ -69,6 +70,9 @@ def apportion(dim: int, sizes: Sequence[int]) -> list[int]:
 
 
 def _cut(sizes: Sequence[int], dims: Sequence[int]) -> Partition:
+    if (longest := max(sizes, default=0)) > LONGEST:
+        raise ValueError(f"partition: got a compartment of {longest} values, allowed at most {LONGEST} (columns are "
+                         f"numbered in 32 bits): use by_layer, or even:K with a larger K")  # fmt: skip
     stops = accumulate(sizes)
     return Partition(tuple(Compartment(k, stop - n, stop, d) for k, (n, d, stop) in enumerate(zip(sizes, dims, stops))))
 
@@ -143,7 +147,7 @@ def partition(form: str, layout: Layout, dim: int | None) -> Partition:
         form: one of FORMS; dim: total number of directions, not used (None) by by_ratio:R, whose R gives it.
 
     Raises:
-        ValueError: the form is unknown, or dim does not fit.
+        ValueError: the form is unknown, dim does not fit, or a compartment has more than 2**32 - 1 values.
     """
     name, number = parse(form)
     if name == "by_ratio":

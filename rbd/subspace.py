@@ -7,14 +7,16 @@ import os
 import threading
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import blake2b
 from numbers import Number
 from pathlib import Path
+from secrets import token_hex
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,13 +33,11 @@ from rbd.kernels.compiled import sum_dtype
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
-OUTSIDE = -1  # torch's id of the backward pass when none is running
+OUTSIDE = -1  # what torch._C._current_graph_task_id() gives outside of a backward pass
 METADATA = "rbd.Subspace"  # key in the header of a file
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}  # names that safetensors gives them
 _CHANGED = ("{}: got {}, allowed {}: the model was changed without the Subspace; move both by sub.to(...), shard both by "
             "fully_shard(sub), and wrap a model anew whose parameters are replaced")
-
-Owner = tuple[dict[str, Any], str, int]  # a module's parameters, the name of one, and its number among those moved
 
 
 class Subspace(nn.Module):
@@ -97,7 +97,7 @@ class Subspace(nn.Module):
         model.requires_grad_(False)  # when nothing can fail any more
 
     _of_first: Tensor
-    _found: _Found | None = None  # θ0, when last looked for
+    _base: _BaseWeights | None = None  # θ0, when last looked up
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives with the parameters θ.
@@ -109,58 +109,59 @@ class Subspace(nn.Module):
             TypeError: the model returns objects in which it finds no tensor with a gradient.
         """
         if torch.compiler.is_compiling():
-            return self._follow(args, kwargs)
+            return self._forward_compiled(args, kwargs)
         if not self._compared:
             self._compare()
-        place = _place_of(self._modules["model"])
-        with place.lock:
-            earlier = place.standing if torch._C._current_graph_task_id() != OUTSIDE else None  # a checkpoint around all
-            place.restore()
-            moved = self._moved()
-            place.put(moved)
+        swap = _swap_of(self._modules["model"])
+        with swap.lock:
+            outer = swap.active if torch._C._current_graph_task_id() != OUTSIDE else None  # in a checkpoint that reruns this
+            swap.swap_out()
+            moved = self._move_weights()
+            swap.swap_in(moved)
             try:
                 out = self._modules["model"](*args, **kwargs)
             finally:
-                place.restore()
-                if earlier is not None:
-                    place.put(earlier)
-        leaves = [out] if isinstance(out, Tensor) else tree_leaves(out)
-        found = [t for t in leaves if isinstance(t, Tensor)]
-        _refuse_parameters(found, moved.theta)
-        if moved.theta[0].requires_grad:
-            for t in found if len(found) == len(leaves) else _look_into(leaves):
-                if t.grad_fn is not None:
-                    t.register_hook(partial(place.enter, moved))
+                swap.swap_out()
+                if outer is not None:
+                    swap.swap_in(outer)
+        _watch_backward(out, swap, moved)
         return out
 
-    def _moved(self) -> _Moved:
-        found, c = self._find(), self._parameters["coordinates"]
-        theta = _Theta.apply(c, self._spec, found)
-        return _Moved(found, theta, (id(c), c._version if theta[0].requires_grad else 0))
+    def _move_weights(self) -> _MovedWeights:
+        base, c = self._find_base(), self._parameters["coordinates"]
+        theta = _Theta.apply(c, self._spec, base)
+        return _MovedWeights(base, theta, (id(c), c._version if theta[0].requires_grad else 0))
 
-    def _follow(self, args: tuple, kwargs: dict) -> Any:
-        """``forward`` by operations that torch.compile can follow."""
+    def _forward_compiled(self, args: tuple, kwargs: dict) -> Any:
+        """``forward`` by operations that torch.compile can trace."""
         _, start = self._walk()
         u = kernels.differentiable_expand(self.coordinates, self._spec)  # (D,)
         moves = [v.view(p.shape) for p, v in zip(start, u.split([p.numel() for p in start]))]
         theta = {names[0]: (p + v).to(p.dtype) for names, p, v in zip(self._names, start, moves)}
         return torch.func.functional_call(self.model, theta, args, kwargs)
 
-    def _find(self) -> _Found:
+    def _find_base(self) -> _BaseWeights:
         """θ0 as the model holds it now."""
-        found = self._found
-        if found is None or not found.stands():
+        base = self._base
+        if base is None or not base.is_current():
             owners, start = self._walk()
             sizes, device = [p.numel() for p in start], start[0].device
-            steps = [(self._modules, "model", self.model)]
-            steps += [(m._modules, name, child) for m in self.model.modules() for name, child in m._modules.items()]
-            steps += [(params, name, start[i]) for params, name, i in owners]
-            lists = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
-            found = self._found = _Found(device, start, owners, steps, lists, kernels.prepare(self._spec, sizes, device))
-        return found
+            rnns = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
+            prepared = kernels.prepare(self._spec, sizes, device)
+            base = self._base = _BaseWeights(device, start, owners, self._list_links(owners, start), rnns, prepared)
+        return base
 
-    def _walk(self) -> tuple[list[Owner], list[Tensor]]:
-        """The modules that own moved parameters, and θ0, whose tensors have to fit the coordinates."""
+    def _list_links(self, owners: list[_Owner], start: list[Tensor]) -> list[_Link]:
+        links = [_Link(self._modules, "model", self.model)]
+        links += [_Link(m._modules, name, child) for m in self.model.modules() for name, child in m._modules.items()]
+        return links + [_Link(owner.parameters, owner.name, start[owner.number]) for owner in owners]
+
+    def _walk(self) -> tuple[list[_Owner], list[Tensor]]:
+        """Where modules hold the moved parameters, and θ0.
+
+        Raises:
+            RuntimeError: a tensor of θ0 has another shape or device than when the Subspace was made, or is sharded.
+        """
         owners, start, device = [], [], self.coordinates.device
         for i, (paths, names, shape) in enumerate(zip(self._paths, self._names, self._shapes)):
             p: Any = None
@@ -169,7 +170,7 @@ class Subspace(nn.Module):
                     module: Any = self._modules["model"]
                     for part in path:
                         module = module._modules[part]
-                    owners.append((module._parameters, name, i))
+                    owners.append(_Owner(module._parameters, name, i))
                     p = module._parameters[name]
             except (KeyError, AttributeError):
                 p = None
@@ -179,7 +180,7 @@ class Subspace(nn.Module):
         return owners, start
 
     def _compare(self) -> None:
-        """Check once that θ0 equals that of worker 0, whose checksum DistributedDataParallel has broadcast."""
+        """Raise RuntimeError unless θ0 equals that of worker 0, whose checksum DistributedDataParallel has broadcast."""
         words = self._of_first.tolist()  # a Subspace pickled by rbd 0.2 has two, of 32 bits
         if "".join(f"{round(word):0{16 // len(words)}x}" for word in words) != self._checksum:
             raise RuntimeError("the weights θ0 differ from those of worker 0: give all workers the same, then wrap them")
@@ -193,13 +194,16 @@ class Subspace(nn.Module):
         return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
     def check(self) -> None:
-        """Is θ0 what it was when the Subspace was made?
+        """Raise unless the model's parameters equal those at construction (or after ``merge`` or a change of dtype).
+
+        Reads all of them; ``state_dict``, ``load_state_dict``, ``save``, ``load`` and ``merge`` call it. Does nothing under
+        fully_shard, where a worker has only a part of them.
 
         Raises:
-            RuntimeError: it has changed.
+            RuntimeError: a parameter has changed.
         """
-        _place_of(self.model).restore()
-        if any(map(is_sharded, self.model.parameters())):  # a worker has a part of them
+        _swap_of(self.model).swap_out()
+        if any(map(is_sharded, self.model.parameters())):
             return
         if self._sum_up() != self._checksum:
             raise RuntimeError("the model's weights θ0 have changed since the Subspace was made, so the coordinates do not "
@@ -207,7 +211,9 @@ class Subspace(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """Write θ into the model and return it. It is the new θ0, the coordinates are zeros: the Subspace computes the same.
+        """Write θ into the model and return the model.
+
+        θ is the new θ0 and the coordinates are set to zero, so the Subspace computes the same function as before.
 
         Raises:
             RuntimeError: θ0 has changed, or is sharded.
@@ -227,14 +233,14 @@ class Subspace(nn.Module):
         self._of_first = _words(self._checksum, self.coordinates.device)
 
     def get_extra_state(self) -> dict:
-        """The name of the basis, and the checksum of θ0."""
+        """The name of the basis, and the checksum of θ0, after ``check``."""
         self.check()
         return {"stream_version": STREAM_VERSION, "dim": self._spec.dim, "size": self._spec.size, "seed": self._spec.seed,
                 "distribution": self._spec.distribution.name, "partition": self._partition, "params": self._params,
                 "checksum": self._checksum}  # fmt: skip
 
     def set_extra_state(self, state: dict) -> None:
-        """Does nothing: the state was compared before the coordinates were loaded."""
+        """Does nothing: ``_load_from_state_dict`` has compared the state before the coordinates were loaded."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self._prefix = prefix
@@ -244,18 +250,29 @@ class Subspace(nn.Module):
                     what = "model weights θ0 or params" if name == "checksum" else "basis"
                     raise ValueError(f"coordinates of another {what}: {name}: got {saved.get(name)}, allowed {here}")
         c = state_dict.get(prefix + "coordinates")
-        if isinstance(c, Tensor) and c.is_floating_point():  # which assign=True would take as it is
+        if isinstance(c, Tensor) and c.is_floating_point():  # assign=True would keep its dtype
             state_dict[prefix + "coordinates"] = c.to(self.coordinates.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the coordinates and the name of the basis: a safetensors file of 4 d bytes (8 d of float64) and a header.
 
+        Under fully_shard every worker must call it, since they gather the coordinates. Worker 0 of the mesh writes the file;
+        the others do not wait for it.
+
         Raises:
             RuntimeError: θ0 has changed.
+            OSError: the file cannot be written; an earlier one stays as it was.
         """
-        whole = self.coordinates.full_tensor() if is_sharded(self.coordinates) else self.coordinates  # type: ignore[operator]
-        c = whole.detach().cpu().numpy()
+        c, writes = self.coordinates, True
+        if is_sharded(c):
+            writes = not any(c.device_mesh.get_coordinate())  # type: ignore[operator]
+            c = c.full_tensor()  # type: ignore[operator]
+        if writes:
+            _write_whole(Path(path), self._to_bytes(c.detach().cpu().numpy()))
+
+    def _to_bytes(self, c: np.ndarray) -> bytes:
+        """The content of a file with these coordinates."""
         kind = "F64" if c.dtype == np.float64 else "F32"
         values = c.astype(_DTYPES[kind]).tobytes()
         header = json.dumps({
@@ -263,9 +280,7 @@ class Subspace(nn.Module):
             "coordinates": {"dtype": kind, "shape": [len(c)], "data_offsets": [0, len(values)]},
         }).encode()  # fmt: skip
         header += b" " * (-len(header) % 8)
-        part = Path(f"{path}.{os.getpid()}.part")
-        part.write_bytes(len(header).to_bytes(8, "little") + header + values)
-        os.replace(part, path)
+        return len(header).to_bytes(8, "little") + header + values
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: nn.Module) -> Subspace:
@@ -273,20 +288,27 @@ class Subspace(nn.Module):
 
         Raises:
             OSError: there is no such file.
-            ValueError: it holds something else, or coordinates for other weights θ0.
+            ValueError: it holds something else, or coordinates for other weights θ0; the model stays as it was.
         """
         name, coordinates = _read(Path(path))
+        _check_model(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
         sub = cls(model, name["dim"], name["seed"], name["distribution"], name["partition"], name["params"])
-        sub.load_state_dict({"coordinates": coordinates, "_extra_state": name})
+        try:
+            sub.load_state_dict({"coordinates": coordinates, "_extra_state": name})
+        except (RuntimeError, ValueError):
+            for p in trained:
+                p.requires_grad_(True)
+            raise
         return sub
 
     def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
-        """The coordinates alone; the model's own are frozen."""
+        """The coordinates alone, without the model's own parameters, which are frozen."""
         yield f"{prefix}.coordinates" if prefix else "coordinates", self.coordinates
 
     def _apply(self, fn, recurse: bool = True):
-        """To another device or dtype; half precision is for the model, coordinates stay float32."""
-        _place_of(self.model).restore()
+        """Called by ``to``, ``half`` and others. Coordinates stay in float32 where the model gets a shorter dtype."""
+        _swap_of(self.model).swap_out()
         before, c = {p.dtype for p in self.model.parameters()}, self.coordinates.detach()
         super()._apply(fn, recurse)
         if self.coordinates.dtype != (wanted := sum_dtype(self.coordinates.dtype)):
@@ -297,7 +319,7 @@ class Subspace(nn.Module):
         return self
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_found": None}  # copies have a model of their own
+        return {**self.__dict__, "_base": None}  # copies have a model of their own
 
     def extra_repr(self) -> str:
         spec = self._spec
@@ -306,22 +328,22 @@ class Subspace(nn.Module):
 
 
 class _Theta(torch.autograd.Function):
-    """θ0 + Φᵀ c as tensors. Backward projects the gradients of all of them at once; no other graph leads to c."""
+    """θ0 + Φᵀ c, cut into the model's parameters; backward projects the gradients of all of them at once."""
 
     @staticmethod
-    def forward(ctx: Any, c: Tensor, spec: BasisSpec, found: _Found) -> tuple[Tensor, ...]:
-        ctx.of = spec, found, c.dtype
+    def forward(ctx: Any, c: Tensor, spec: BasisSpec, base: _BaseWeights) -> tuple[Tensor, ...]:
+        ctx.of = spec, base, c.dtype
         ctx.set_materialize_grads(False)
-        made = found.prepared and found.prepared.shift(c, found.start)
-        return tuple(kernels.shift(c, spec, found.start) if made is None else made)
+        made = None if base.prepared is None else base.prepared.shift(c, base.start)
+        return tuple(kernels.shift(c, spec, base.start) if made is None else made)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        spec, found, dtype = ctx.of
+        spec, base, dtype = ctx.of
         again = torch.is_grad_enabled()  # create_graph=True
-        c = found.prepared.project(grads, dtype) if found.prepared and not again else None
+        c = base.prepared.project(grads, dtype) if base.prepared and not again else None
         if c is None:
-            g = _join(grads, found.start, dtype)
+            g = _join(grads, base.start, dtype)
             c = (kernels.differentiable_project if again else kernels.project)(g, spec).to(dtype)
         return c, None, None
 
@@ -333,85 +355,137 @@ def _join(grads: Sequence[Tensor | None], start: Sequence[Tensor], dtype: torch.
     return torch.cat([v.reshape(-1) for v in parts])
 
 
+class _Owner(NamedTuple):
+    """Where a module holds a moved parameter; several do where weights are tied.
+
+    Attributes:
+        parameters, name: the parameter is ``parameters[name]``.
+        number: of the parameter among the moved ones.
+    """
+
+    parameters: dict[str, Any]
+    name: str
+    number: int
+
+
+class _Link(NamedTuple):
+    """``holder[name] is target``: a link of the chain from the Subspace through the model's modules to its parameters."""
+
+    holder: dict[str, Any]
+    name: str
+    target: Any
+
+
 @dataclass(frozen=True)
-class _Found:
-    """θ0, and where the model holds it."""
+class _BaseWeights:
+    """θ0, and where the model holds it.
+
+    Attributes:
+        device, start: of θ0, and its tensors.
+        owners: where modules hold them.
+        links: all that leads to them; while it is unchanged, this is current.
+        rnns: modules that keep a second list of their parameters.
+        prepared: what ``kernels.prepare`` gave for tensors of these sizes.
+    """
 
     device: torch.device
     start: list[Tensor]
-    owners: list[Owner]
-    steps: list[tuple[dict, str, Any]]  # from the model to its parameters: a dictionary, a key, and what is there
-    lists: list[nn.RNNBase]  # modules that keep a list of their parameters
-    prepared: Any  # what kernels.prepare gave
+    owners: list[_Owner]
+    links: list[_Link]
+    rnns: list[nn.RNNBase]
+    prepared: kernels.Prepared | None
 
-    def stands(self) -> bool:
-        """Whether the model still holds all of it."""
-        for of, name, one in self.steps:
-            if of.get(name) is not one:
+    def is_current(self) -> bool:
+        """Whether the model still holds these tensors."""
+        for holder, name, target in self.links:
+            if holder.get(name) is not target:
                 return False
         return self.start[0].device == self.device
 
     def swap(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
-        """Put the new tensors in the place of the old ones, except where others (such as FSDP) have put their own."""
+        """Replace the old tensors by the new ones in the model, except where others (such as FSDP) have put their own."""
         for params, name, i in self.owners:
             if params.get(name) is old[i]:
                 params[name] = new[i]
-        for module in self.lists:
+        for module in self.rnns:
             module._flat_weights = [getattr(module, weight, None) for weight in module._flat_weights_names]
 
 
-class _Moved:
-    """θ of one forward pass, and where it belongs."""
+class _MovedWeights:
+    """θ of one forward pass.
 
-    __slots__ = ("found", "key", "theta")
+    Attributes:
+        base: θ0.
+        theta: the tensors of θ.
+        key: equal for two passes with the same coordinates.
+    """
 
-    def __init__(self, found: _Found, theta: Sequence[Tensor], key: tuple):
-        self.found, self.theta, self.key = found, theta, key
+    __slots__ = ("base", "key", "theta")
+
+    def __init__(self, base: _BaseWeights, theta: Sequence[Tensor], key: tuple):
+        self.base, self.theta, self.key = base, theta, key
 
 
-class _Place:
-    """What a model has as its parameters: θ0, or θ during a pass."""
+class _ParameterSwap:
+    """Swaps a model's parameters between θ0 and θ."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # held while the model runs: forward passes in several threads take turns
-        self.standing: _Moved | None = None  # None: θ0
-        self.task = OUTSIDE  # the backward pass that put it there
+        self.active: _MovedWeights | None = None  # what the model has as its parameters; None: θ0
+        self.task = OUTSIDE  # the backward pass in which it was swapped in
 
-    def put(self, moved: _Moved) -> None:
-        """Exchange θ0 for θ."""
-        self.restore()
-        moved.found.swap(moved.found.start, moved.theta)
-        self.standing, self.task = moved, torch._C._current_graph_task_id()
+    def swap_in(self, moved: _MovedWeights) -> None:
+        """Put θ in the place of θ0."""
+        self.swap_out()
+        moved.base.swap(moved.base.start, moved.theta)
+        self.active, self.task = moved, torch._C._current_graph_task_id()
 
-    def restore(self) -> None:
-        """Exchange θ for θ0."""
-        if (moved := self.standing) is not None:
-            moved.found.swap(moved.theta, moved.found.start)
-            self.standing = None
+    def swap_out(self) -> None:
+        """Put θ0 back."""
+        if (moved := self.active) is not None:
+            moved.base.swap(moved.theta, moved.base.start)
+            self.active = None
 
-    def enter(self, moved: _Moved, grad: Tensor) -> None:
-        """A backward pass begins, in which checkpoints may run parts of the model again: with θ.
+    def begin_backward(self, moved: _MovedWeights, grad: Tensor) -> None:
+        """Called when a backward pass starts: puts θ in, for gradient checkpoints that rerun the model.
 
-        Where it passes through two θ at once, it is unknown which of them they need: they then get tensors without values,
-        and fail.
+        If the pass involves two different θ, puts in meta tensors instead, so that a rerun fails rather than uses the wrong
+        θ.
         """
         with self.lock:
-            other = self.standing if self.task == torch._C._current_graph_task_id() else None
+            other = self.active if self.task == torch._C._current_graph_task_id() else None
             if other is not None and other.key != moved.key:
-                moved = _Moved(moved.found, [t.detach().to("meta") for t in moved.theta], ())
-            self.put(moved)
-        torch.autograd.Variable._execution_engine.queue_callback(self.leave)
+                moved = _MovedWeights(moved.base, [t.detach().to("meta") for t in moved.theta], ())
+            self.swap_in(moved)
+        torch.autograd.Variable._execution_engine.queue_callback(self.end_backward)
 
-    def leave(self) -> None:
+    def end_backward(self) -> None:
+        """Called when a backward pass ends: puts θ0 back."""
         with self.lock:
-            self.restore()
+            self.swap_out()
 
 
-def _place_of(model: nn.Module) -> _Place:
-    return _PLACES.get(model) or _PLACES.setdefault(model, _Place())
+def _swap_of(model: nn.Module) -> _ParameterSwap:
+    return _SWAPS.get(model) or _SWAPS.setdefault(model, _ParameterSwap())
 
 
-_PLACES: weakref.WeakKeyDictionary[nn.Module, _Place] = weakref.WeakKeyDictionary()
+_SWAPS: weakref.WeakKeyDictionary[nn.Module, _ParameterSwap] = weakref.WeakKeyDictionary()
+
+
+def _watch_backward(out: Any, swap: _ParameterSwap, moved: _MovedWeights) -> None:
+    """Have the swap told when a backward pass reaches what the model returned.
+
+    Raises:
+        ValueError: that has a parameter of the model, or a view of one.
+        TypeError: no tensor with a gradient is found in it.
+    """
+    leaves = [out] if isinstance(out, Tensor) else tree_leaves(out)
+    tensors = [t for t in leaves if isinstance(t, Tensor)]
+    _refuse_parameters(tensors, moved.theta)
+    if moved.theta[0].requires_grad:
+        for t in tensors if len(tensors) == len(leaves) else _look_into(leaves):
+            if t.grad_fn is not None:
+                t.register_hook(partial(swap.begin_backward, moved))
 
 
 def _check_model(model: nn.Module) -> None:
@@ -461,21 +535,21 @@ def _fits(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _refuse_parameters(found: list[Tensor], theta: Sequence[Tensor]) -> None:
-    """ValueError if what the model returned shares memory with one of its parameters."""
-    ours = {p.data_ptr() for p in theta}  # each has a storage of its own
+    """Raise ValueError if what the model returned shares memory with one of its parameters."""
+    ours = {p.data_ptr() for p in theta}  # each of these has its own storage
     if any(t.untyped_storage().data_ptr() in ours for t in found if t.layout == torch.strided and t.numel()):
         raise ValueError("the model returns a parameter, or a view of one, which a Subspace makes anew in every forward "
                          "pass: return a clone() of it")  # fmt: skip
 
 
 def _look_into(leaves: Iterable[Any]) -> list[Tensor]:
-    """Tensors that a model returns, also those in objects that are no pytrees: in their items, attributes and slots.
+    """Tensors that a model returns, also in objects that are not pytrees: in their items, attributes and slots.
 
     Raises:
-        TypeError: none of them needs a gradient, and there is an object that hides what it has.
+        TypeError: none of them has a graph, and there is an object that cannot be searched.
     """
     tensors, closed, todo = [], [], list(leaves)
-    seen: dict[int, Any] = {}  # with the objects, whose ids would be given away otherwise
+    seen: dict[int, Any] = {}  # by id; holds the objects, so that no id is used again
     while todo:
         one = todo.pop()
         if id(one) in seen or isinstance(one, _PLAIN):
@@ -497,7 +571,7 @@ _PLAIN = (type(None), str, bytes, range, Number, np.generic, np.ndarray, torch.d
 
 
 def _inside(one: Any) -> list[Any] | None:
-    """What an object holds; None for one that does not show it."""
+    """What an object holds; None for a module, and for an object without items, attributes or slots."""
     if isinstance(one, nn.Module):
         return None
     held = list(getattr(one, "__dict__", {}).values())
@@ -518,9 +592,9 @@ def _describe(p: Tensor | None) -> str:
 
 
 def _words(checksum: str, device: torch.device | str = "cpu") -> Tensor:
-    """The bytes of a checksum, (8,) float32: buffers are what DistributedDataParallel brings from worker 0.
+    """The bytes of a checksum, (8,) float32, for a buffer: DistributedDataParallel broadcasts worker 0's buffers.
 
-    The averages of buffers that torch.optim.swa_utils takes leave them as they are, within rounding.
+    Averaging equal buffers, as torch.optim.swa_utils does, gives the same bytes within rounding.
     """
     return torch.tensor(list(bytes.fromhex(checksum)), dtype=torch.float32, device=device)
 
@@ -532,9 +606,20 @@ def _keep_own(sub: Subspace, state_dict: dict, prefix: str, local_metadata: dict
 
 
 def _expect_own(sub: Subspace, incompatible) -> None:
-    """Do not report them as missing when one is loaded."""
+    """Do not report the model's entries as missing when a state_dict is loaded."""
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if not key.startswith(f"{sub._prefix}model.")]
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    temporary = Path(f"{path}.{token_hex(8)}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _read(path: Path) -> tuple[dict, Tensor]:

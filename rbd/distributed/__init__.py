@@ -11,8 +11,8 @@ parameters; Φ_r and g_r are worker r's basis and the gradient on its batch:
     sharded      own    columns of one, Φ   u = Φᵀ Σ_r Φ[:, r] g[r]    2 d (W-1)/W, and what FSDP2 sends
     ddp          own    none                u = (1/W) Σ_r g_r          2 D (W-1)/W
 
-Own bases differ in the word `stream` of their names, the worker's number; shares and columns are parts of one basis. Every
-sum is taken in the order of the workers, so W processes, and one process that does the same in turn, agree bit for bit.
+An own basis has stream = the worker's number; shares and columns are parts of one basis. Every sum is taken in the order of
+the workers, so W processes, and one process that does the same in turn, agree bit for bit.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from rbd.distributed.variants import (
     OWN_BASIS,
     OWN_BATCH,
     VARIANTS,
+    Direction,
     Part,
     expand,
     in_turn,
@@ -46,9 +47,9 @@ from rbd.distributed.variants import (
 )
 
 __all__ = [
-    "CHECK", "OWN_BASIS", "OWN_BATCH", "TIMEOUT", "VARIANTS", "Alone", "Columns", "CoordinatesState", "Part", "Workers",
-    "columns", "coordinates_hook", "digest", "expand", "expand_columns", "in_turn", "is_launched", "is_sharded", "join",
-    "joined", "launch", "launched", "local_pieces", "ordered_hook", "ordered_sum", "project", "project_columns",
+    "CHECK", "OWN_BASIS", "OWN_BATCH", "TIMEOUT", "VARIANTS", "Alone", "Columns", "CoordinatesState", "Direction", "Part",
+    "Workers", "columns", "coordinates_hook", "digest", "expand", "expand_columns", "in_turn", "is_launched", "is_sharded",
+    "join", "joined", "launch", "launched", "local_pieces", "ordered_hook", "ordered_sum", "project", "project_columns",
     "sharded_directions", "sharded_workers", "update", "worker_rows",
 ]  # fmt: skip
 

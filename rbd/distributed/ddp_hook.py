@@ -21,6 +21,9 @@ from rbd.philox import STREAM_VERSION
 class CoordinatesState:
     """State of ``coordinates_hook``: a basis for each tensor of a model, drawn anew every ``redraw`` steps.
 
+    A step here is a backward pass in which DistributedDataParallel synchronises. Where you accumulate gradients, use its
+    ``no_sync()`` for all but the last micro-batch; otherwise each micro-batch counts as a step.
+
     Args:
         params: ``model.parameters()``, in the order that all workers have; those that need no gradient are left out.
         dim: total number of random directions, at least one a tensor, apportioned by size.
@@ -28,7 +31,8 @@ class CoordinatesState:
         process_group: the one given to DistributedDataParallel; None: the default one.
 
     Attributes:
-        step: number of the next step, on which its bases depend. Save it in your checkpoints, and set it when you resume.
+        step: number of synchronised backward passes so far, on which the next bases depend. Save it in your checkpoints, and
+            set it when you resume.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
@@ -70,8 +74,8 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
 
     Raises:
         ValueError: from the backward pass: a parameter is not the state's, or needed no gradient when the state was made.
-        RuntimeError: from the backward pass: another worker died, left, or kept this one waiting for longer than the group's
-            timeout; or as in CoordinatesState.
+        RuntimeError: from the backward pass: the exchange failed, as when another worker died, left, or kept this one
+            waiting for longer than the group's timeout; or as in CoordinatesState.
     """
     g, at, compartments = bucket.buffer(), 0, []
     for p in bucket.parameters():

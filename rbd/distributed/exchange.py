@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rbd.distributed.variants import OWN_BASIS, Part, expand, ordered_sum, project, split_by_part, update
+from rbd.distributed.variants import OWN_BASIS, Direction, Part, expand, find_by_dtype, ordered_sum, project, update
 
 CHECK = 100  # steps between two comparisons of the workers' parameters, too slow for every step
 
@@ -34,8 +34,8 @@ class Workers:
 
     Raises:
         ValueError: this process is not in the group.
-        RuntimeError: torch.distributed is not initialised; from any method: a worker died, left, or kept the others waiting
-            for longer than the group's timeout.
+        RuntimeError: torch.distributed is not initialised; from any method: the exchange failed, as when a worker died,
+            left, or kept the others waiting for longer than the group's timeout.
     """
 
     def __init__(self, variant: str, group: dist.ProcessGroup | None = None):
@@ -50,25 +50,26 @@ class Workers:
     def __deepcopy__(self, memo: dict) -> Workers:
         return self
 
-    def directions(self, parts: Sequence[Part]) -> list[tuple[Tensor, list[Tensor]]]:
-        """u (D,) and the coordinates it is made of, the same on all workers, for every parameter group.
+    def directions(self, parts: Sequence[Part]) -> list[Direction]:
+        """The update of every parameter group, the same on all workers.
 
-        The coordinates of all groups travel together. With own bases, a worker expands its own coordinates while those of
-        the others arrive.
+        The coordinates of all groups of one dtype are exchanged together. With own bases, a worker expands its own while
+        those of the others arrive.
         """
+        return find_by_dtype(self._common_directions if self.variant == "common" else self._gathered_directions, parts)
+
+    def _common_directions(self, parts: Sequence[Part]) -> list[Direction]:
         mine = [project(part, self.variant, self.rank, self.size) for part in parts]
-        if self.variant == "common":
-            means = split_by_part(self.mean(torch.cat(mine)), parts, [len(c) for c in mine])
-            return [(expand(part, c), [c]) for part, c in zip(parts, means)]
+        means = self.mean(torch.cat(mine)).split([len(c) for c in mine])
+        return [Direction(expand(part, c), [c]) for part, c in zip(parts, means)]
+
+    def _gathered_directions(self, parts: Sequence[Part]) -> list[Direction]:
+        mine = [project(part, self.variant, self.rank, self.size) for part in parts]
         lengths = [[self._length(part, r) for part in parts] for r in range(self.size)]  # (W, groups)
-        arrived = self.gather(torch.cat(mine), [sum(each) for each in lengths])
-        own = [expand(part, c, self.rank) for part, c in zip(parts, mine)] if self.variant in OWN_BASIS else []
-        theirs = [split_by_part(c, parts, each) for c, each in zip(arrived(), lengths)]
-        found = []
-        for i, part in enumerate(parts):
-            c = [of_worker[i] for of_worker in theirs]
-            found.append((self._update(part, c, own[i] if own else None), c))
-        return found
+        wait = self.gather(torch.cat(mine), [sum(each) for each in lengths])
+        own = [expand(part, c, self.rank) if self.variant in OWN_BASIS else None for part, c in zip(parts, mine)]
+        theirs = zip(*(c.split(each) for c, each in zip(wait(), lengths)))  # (groups, W)
+        return [Direction(self._update(part, list(c), u), list(c)) for part, c, u in zip(parts, theirs, own)]
 
     def _length(self, part: Part, worker: int) -> int:
         d = part.spec.dim
@@ -134,24 +135,30 @@ class Workers:
         everyone: list[dict[str, Any]] = [{}] * self.size
         self.attempt(lambda: dist.all_gather_object(everyone, facts, self.group))
         for name in dict.fromkeys(name for each in everyone for name in each):
-            values: dict[str, list[int]] = {}
-            for r, each in enumerate(everyone):
-                values.setdefault(repr(each.get(name)), []).append(r)
-            if len(values) > 1:
-                got = ", ".join(f"{value} on worker {_numbers(who)}" for value, who in values.items())
-                raise RuntimeError(f"workers differ in {name}: {got}")
+            place, values = _first_difference(name, [each.get(name) for each in everyone])
+            workers: dict[str, list[int]] = {}  # that have a value
+            for r, value in enumerate(values):
+                workers.setdefault(value, []).append(r)
+            if len(workers) > 1:
+                got = ", ".join(f"{value} on worker {_numbers(who)}" for value, who in workers.items())
+                raise RuntimeError(f"workers differ in {place}: {got}")
 
     def attempt(self, exchange: Callable[[], T]) -> T:
         """What an exchange returns; its errors say which worker saw them."""
         try:
             return exchange()
         except RuntimeError as error:
-            raise RuntimeError(f"worker {self.rank} of {self.size}: an exchange failed: another worker died, left or kept "
-                               f"the others waiting beyond the timeout ({_first_line(error)})") from error  # fmt: skip
+            cause = _first_line(error).rstrip(".")
+            raise RuntimeError(f"worker {self.rank} of {self.size}: exchange failed: {cause}. If the cause is a lost "
+                               f"connection or a timeout, another worker died or hung") from error  # fmt: skip
 
 
 class Alone:
-    """One process without a process group: the methods of ``Workers``, with nothing to exchange."""
+    """One process without a process group: the exchanges of ``Workers`` that a training loop uses.
+
+    ``sum``, ``mean`` and ``tell`` return their argument, ``gather`` a function that returns it in a list; ``copy`` and
+    ``agree`` do nothing.
+    """
 
     rank, size, variant = 0, 1, None
 
@@ -176,6 +183,16 @@ class Alone:
 
     def agree(self, facts: dict[str, Any]) -> None:
         """Return: one process always agrees with itself."""
+
+
+def _first_difference(name: str, values: list[Any]) -> tuple[str, list[str]]:
+    """Name of a fact and each worker's value of it as text; of lists, only the first place where two of them differ."""
+    if all(isinstance(value, (list, tuple)) for value in values):
+        for i in range(max(map(len, values))):
+            items = [repr(value[i]) if i < len(value) else "nothing" for value in values]
+            if len(set(items)) > 1:
+                return f"{name}[{i}]", items
+    return name, [repr(value) for value in values]
 
 
 def _numbers(workers: list[int]) -> str:

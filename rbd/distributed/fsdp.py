@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from rbd import kernels
 from rbd.compartment import Compartment
 from rbd.distributed.exchange import Workers
-from rbd.distributed.variants import Part, split_by_part
+from rbd.distributed.variants import Direction, Part, find_by_dtype
 
 
 def local_pieces(shapes: Sequence[tuple[int, ...]], worker: int, workers: int) -> tuple[tuple[int, int], ...]:
@@ -58,7 +58,7 @@ def columns(compartments: tuple[Compartment, ...], pieces: tuple[tuple[int, int]
 
 
 def _merge(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Pieces of which none begins where the one before it ends, and none is empty."""
+    """Adjacent pieces joined, empty ones dropped."""
     merged: list[tuple[int, int]] = []
     for start, stop in pieces:
         if merged and merged[-1][1] == start:
@@ -86,13 +86,15 @@ def expand_columns(part: Part, mine: Columns, c: Tensor) -> Tensor:
     return kernels.expand(of_parts, replace(part.spec, compartments=mine.parts))
 
 
-def sharded_directions(
-    workers: Workers, parts: Sequence[Part], mine: Sequence[Columns]
-) -> list[tuple[Tensor, list[Tensor]]]:
+def sharded_directions(workers: Workers, parts: Sequence[Part], mine: Sequence[Columns]) -> list[Direction]:
     """As ``Workers.directions``, but only with this worker's shard of the parameters and gradients."""
+    return find_by_dtype(partial(_sharded_directions, workers), parts, mine)
+
+
+def _sharded_directions(workers: Workers, parts: Sequence[Part], mine: Sequence[Columns]) -> list[Direction]:
     summands = [project_columns(part, own) for part, own in zip(parts, mine)]
-    sums = split_by_part(workers.sum(torch.cat(summands)), parts, [len(c) for c in summands])
-    return [(expand_columns(part, own, c), [c]) for part, own, c in zip(parts, mine, sums)]
+    sums = workers.sum(torch.cat(summands)).split([len(c) for c in summands])
+    return [Direction(expand_columns(part, own, c), [c]) for part, own, c in zip(parts, mine, sums)]
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,18 @@ class Part:
 
     g: Tensor
     spec: BasisSpec
+
+
+class Direction(NamedTuple):
+    """The update of a parameter group in a step, before the learning rate.
+
+    Attributes:
+        u: (D,), or this worker's values of it where parameters are sharded.
+        coordinates: those that u is made of: one vector where the workers' are summed, else one from each, in their order.
+    """
+
+    u: Tensor
+    coordinates: list[Tensor]
 
 
 @lru_cache(maxsize=256)  # looked up every step
@@ -91,6 +104,14 @@ def in_turn(parts: Sequence[Part], variant: str) -> Tensor:
     return update(parts[0], variant, [project(part, variant, r, len(parts)) for r, part in enumerate(parts)])
 
 
-def split_by_part(c: Tensor, parts: Sequence[Part], lengths: Sequence[int]) -> list[Tensor]:
-    """Coordinates of all groups cut into those of each, in its dtype."""
-    return [piece.to(part.g.dtype) for piece, part in zip(c.split(list(lengths)), parts)]
+def find_by_dtype(find: Callable[..., list[Direction]], parts: Sequence[Part], *more: Sequence) -> list[Direction]:
+    """``find(parts, *more)``, called for the parts of each dtype.
+
+    Its exchange joins the coordinates of all parts to one vector. In one of float64, those of float32 would take twice the
+    bytes, and be summed in float64, unlike ``in_turn``.
+    """
+    found: dict[int, Direction] = {}
+    for dtype in dict.fromkeys(part.g.dtype for part in parts):
+        places = [i for i, part in enumerate(parts) if part.g.dtype == dtype]
+        found |= zip(places, find(*([each[i] for i in places] for each in (parts, *more))))
+    return [found[i] for i in range(len(parts))]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Protocol
 
 import torch
 
@@ -143,12 +143,29 @@ def shift(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
     return [torch.empty_like(p).copy_(total) for p, total in zip(params, sums)]
 
 
-def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Any:
-    """An object that multiplies by the bases of spec with less to look up in every call, or None where there is none.
+class Prepared(Protocol):
+    """Products with the bases of one spec, for a vector that is cut into tensors of the same sizes every time.
 
-    It has ``project(parts, dtype, step)``, ``expand(c, u, step)`` and ``shift(c, params)``, for a vector that is cut into
-    tensors of these sizes. Each gives None for tensors that it cannot read in place: use this module's ``project``,
-    ``expand`` or ``shift`` then. step: of the basis, by default the spec's.
+    Each method returns None for tensors that cannot be read or written in place: use this module's function of the same
+    name then. step: of the basis, by default the spec's.
+    """
+
+    def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
+        """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
+
+    def shift(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """params + the vector with coordinates c, in new tensors."""
+
+    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
+                out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
+        """Coordinates, (d,) of that dtype, of the vector that the parts make up; out, if given, is overwritten by them."""
+
+
+def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Prepared | None:
+    """Products with less to look up in every call, or None for backends that have no class ``Prepared``.
+
+    Args:
+        spec: names the bases; sizes: of the tensors that make up the vector, D in all; device: theirs.
     """
     if device.type not in _OF_DEVICE:
         return None

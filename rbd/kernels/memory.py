@@ -1,4 +1,4 @@
-"""Which tensors the kernels may read and write through their addresses, past torch's dispatcher."""
+"""Which tensors the kernels may read and write through their addresses, bypassing torch's dispatcher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def _find(name: str, *args: str) -> Callable[[], Any]:
-    """A function of torch._C with its arguments, all by name, or one that gives None where torch has it no more."""
+    """A function of torch._C by name, arguments bound; if this torch lacks it, one that returns None."""
     try:
         function, *given = (attrgetter(path)(torch._C) for path in (name, *args))
     except AttributeError:
@@ -19,7 +19,7 @@ def _find(name: str, *args: str) -> Callable[[], Any]:
     return partial(function, *given) if given else function
 
 
-ORDINARY = torch.Tensor.__torch_dispatch__  # of tensors whose operations torch itself does, on memory of their own
+ORDINARY = torch.Tensor.__torch_dispatch__  # that of tensors without a dispatch of their own, which have values in memory
 _modes = _find("_len_torch_dispatch_stack")  # FakeTensorMode, make_fx, FlopCounterMode, ...
 _transform = _find("_functorch.peek_interpreter_stack")  # torch.func's vmap, grad, jvp, functionalize, ...
 _trace = _find("_get_tracing_state")  # torch.jit.trace
@@ -27,9 +27,9 @@ _modes_before = _find("_dispatch_tls_is_dispatch_key_included", "DispatchKey.Pre
 
 
 def is_watched() -> bool:
-    """Whether something follows torch's operations, so that it would miss what kernels do.
+    """Whether a dispatch mode, transform or trace records torch's operations; kernels called directly would not be recorded.
 
-    torch.compile is not asked for: ``torch.compiler.is_compiling``.
+    Does not cover torch.compile (``torch.compiler.is_compiling``).
     """
     return bool(_modes() or _transform() is not None or _trace() is not None or _modes_before())
 
@@ -40,32 +40,32 @@ def is_under_transform() -> bool:
 
 
 def is_ordinary(x: Any) -> bool:
-    """Whether a tensor has values at an address: FakeTensor, DTensor, other wrappers and tensors of implied zeros do not.
+    """Whether a tensor has values at an address: FakeTensor, DTensor, other wrappers and zero tensors (ZeroTensor) do not.
 
-    What is not a tensor counts as ordinary; it is refused elsewhere.
+    True for what is not a tensor; other checks refuse it.
     """
     return not isinstance(x, torch.Tensor) or (type(x).__torch_dispatch__ is ORDINARY and not x._is_zerotensor())
 
 
 def is_direct(*tensors: Any) -> bool:
-    """Whether kernels may use these tensors; if not, a product has to go through its operator. None counts as a tensor."""
+    """Whether kernels may use these tensors directly; if not, call the registered operator. None is skipped."""
     if is_watched():
         return False
-    for x in tensors:  # noqa: SIM110  # a generator takes longer than the rest
+    for x in tensors:  # noqa: SIM110  # a generator in all() takes longer than the whole loop
         if x is not None and not is_ordinary(x):
             return False
     return True
 
 
 def check_memory(name: str, *tensors: torch.Tensor) -> None:
-    """Raise ValueError if an ordinary tensor's memory was freed, as FSDP does between passes."""
+    """Raise ValueError if the memory of an ordinary tensor was freed, as FSDP frees it between passes."""
     for x in tensors:
         if not x.data_ptr() and x.numel():
             raise ValueError(f"{name}: got a tensor whose memory was freed (its storage has no bytes)")
 
 
 def find_obstacle(x: torch.Tensor) -> str | None:
-    """Why x must not be changed in place without autograd's knowing, or None: what torch's own operations refuse too."""
+    """Why torch's own operations would refuse to change x in place, worded for an error message; None if they would not."""
     if x.requires_grad and torch.is_grad_enabled():
         return "a tensor that requires a gradient, which cannot be overwritten unless under torch.no_grad()"
     if x.is_inference() and not torch.is_inference_mode_enabled():
@@ -83,8 +83,8 @@ def check_writable(name: str, tensors: Sequence[torch.Tensor]) -> None:
 
 
 def count_change(x: torch.Tensor) -> None:
-    """Tell autograd that x is changed: kernels that write through addresses do not."""
-    if not x.is_inference():  # which has no counter
+    """Increment autograd's version counter of x, which kernels that write through addresses bypass."""
+    if not x.is_inference():  # inference tensors have no counter
         torch.autograd.graph.increment_version(x)
 
 

@@ -377,7 +377,18 @@ def test_tensors_of_equal_shape_get_different_directions():
     assert not torch.equal(*params)
 
 
+def test_a_single_tensor_is_one_parameter(monkeypatch):
+    told, add = [], kernels.add
+    monkeypatch.setattr(kernels, "add", lambda c, spec, params: told.append(len(params)) or add(c, spec, params))
+    alone, listed, c = torch.zeros(8, 16), torch.zeros(8, 16), torch.ones(4)
+    Basis(4, 128).add_(alone, c)
+    Basis(4, 128).add_([listed], c)
+    Basis(4, 128).add_(iter([listed]), c, -1.0)
+    assert told == [1, 1, 1] and torch.equal(alone, Basis(4, 128).expand(c).view(8, 16)) and not listed.any()
+
+
 @pytest.mark.parametrize(("params", "more", "error", "message"), [
+    (torch.zeros(3, 3), {}, ValueError, r"^params: got 9 values, allowed 10$"),
     ([torch.zeros(9)], {}, ValueError, r"^params: got 9 values, allowed 10$"),
     ([torch.zeros(9)], {"first": 2}, ValueError, r"^params: got 9 values from 2 on, allowed 1 ... 8$"),
     ([torch.zeros(10, dtype=torch.int64)], {}, TypeError, r"^params: got Tensor torch.int64, allowed real floating-point"),

@@ -1004,7 +1004,8 @@ def test_groups_that_are_none(optimizer_class):
         optimizer_class([{"lr": 0.1}], lr=0.1, dim=20)
 
 
-@pytest.mark.parametrize("bad", [-1, 1.5, torch.tensor(-1), None, "1"], ids=str)
+@pytest.mark.parametrize("bad", [-1, 1.5, torch.tensor(-1), None, "1", math.inf, math.nan, torch.tensor(math.nan),
+                                 torch.ones(2)], ids=str)  # fmt: skip
 def test_step_numbers_that_are_none(bad):
     """In a saved state, and in a group that is given."""
     optimizer = RBD([parameter(normal(30))], 1.0, dim=3)
@@ -1048,6 +1049,11 @@ def test_options_of_other_optimizers(optimizer_class):
     params = lambda: [parameter(normal(10))]  # noqa: E731
     with pytest.raises(ValueError, match="^parameter group: got weight_decay, momentum, allowed params, lr, dim, .*seed"):
         optimizer_class([{"params": params(), "weight_decay": 0.01, "momentum": 0.9}], lr=0.1, dim=5)
+    for value in (torch.ones(3), torch.zeros(3), np.zeros(3), torch.tensor(0.1)):
+        with pytest.raises(ValueError, match="^parameter group: got weights, allowed params, lr, dim, .*seed"):
+            optimizer_class([{"params": params(), "weights": value}], lr=0.1, dim=5)
+    for value in (None, False, 0, 0.0, torch.tensor(0.0)):
+        optimizer_class([{"params": params(), "weight_decay": value}], lr=0.1, dim=5)
     optimizer = optimizer_class(torch.optim.SGD(params(), lr=0.2).param_groups, lr=0.1, dim=5)  # all of SGD's are off
     assert optimizer.param_groups[0]["lr"] == 0.2
     if optimizer_class is not NES:
@@ -1066,9 +1072,11 @@ def test_parameters_that_are_unfrozen_later():
     optimizers = [RBD(model.named_parameters(), 0.5, 10), NES(model.parameters(), 0.5, 10)]
     model[0].weight.requires_grad_(True)
     for optimizer, name in zip(optimizers, ("0.weight", r"one of shape \(8, 6\)")):
-        message = rf"not move 1 of the parameters given \({name}\): they needed no gradient .* Add them by add_param_group"
-        with pytest.warns(UserWarning, match=message):
+        message = (rf"not move 1 of the parameters given \({name}\): they did not require a gradient when it was made, but "
+                   r"do now; to train them, call optimizer.add_param_group\(\{'params': \.\.\.\}\)$")  # fmt: skip
+        with pytest.warns(UserWarning, match=message) as told:
             train(model, optimizer, 1)
+        assert [warning.filename for warning in told] == [__file__]  # at the user's line, not in rbd or torch
     model[0].bias.requires_grad_(True)
     optimizers.append(RBD(model[2].parameters(), 0.5, 10))
     optimizers[0]._frozen = (("0.bias", model[0].bias), ("0.weight", model[0].weight))

@@ -246,6 +246,22 @@ def test_even_has_at_most_one_compartment_a_value():
         partition("even:1035", LAYOUT, 1034)
 
 
+@pytest.mark.parametrize("form", ["whole", "by_layer", "by_tensor", "even:1", "by_ratio:1000000"])
+def test_a_compartment_has_as_many_values_as_32_bits_number(form):
+    """And as a Basis may have."""
+    message = (r"^partition: got a compartment of 4294967296 values, allowed at most 4294967295 \(columns are numbered in "
+               r"32 bits\): use by_layer, or even:K with a larger K$")  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        partition(form, (("a.w", 2**32),), 250)
+    assert partition(form, (("a.w", 2**32 - 1),), 250).size == 2**32 - 1
+
+
+def test_a_vector_may_be_longer_than_a_compartment():
+    layout = ("a.w", 2**31), ("b.w", 2**32 - 1)
+    for form in ("even:2", "by_layer"):
+        assert partition(form, layout, 250).size == 2**31 + 2**32 - 1
+
+
 @pytest.mark.parametrize("form", ["by_layer", "by_ratio:10"])
 @pytest.mark.parametrize("layout", [(("", 5), ("", 6)), (("a.weight", 5), ("", 6))])
 def test_layers_need_names(form, layout):

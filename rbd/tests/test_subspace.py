@@ -26,7 +26,7 @@ import rbd
 from rbd import FPD, Basis, Subspace, kernels
 from rbd.distribution import DISTRIBUTIONS
 from rbd.partition import partition as partition_of
-from rbd.subspace import _place_of
+from rbd.subspace import _swap_of
 
 DIM = 40
 EXAMPLES = Path(rbd.__file__).parents[1] / "docs" / "examples"
@@ -561,6 +561,32 @@ def test_files_for_other_weights_and_other_files_are_refused(tmp_path):
         Subspace.load(tmp_path / "none", Net())
 
 
+def test_a_model_whose_file_is_refused_stays_as_it_was(tmp_path):
+    make().save(tmp_path / "a")
+    model = Net(seed=1)
+    model.first.bias.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="^coordinates of another model weights"):
+        Subspace.load(tmp_path / "a", model)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before and sum(before.values()) > 1
+
+
+def test_a_file_that_cannot_be_written_leaves_no_other(tmp_path, monkeypatch):
+    sub, path = make(), tmp_path / "a"
+    sub.save(path)
+    before = path.read_bytes()
+    sub.coordinates.data += 1
+
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    for owner, name in ((os, "replace"), (Path, "write_bytes")):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="^no room$"):
+            patch.setattr(owner, name, fail)
+            sub.save(path)
+        assert [p.name for p in tmp_path.iterdir()] == ["a"] and path.read_bytes() == before
+
+
 def test_a_hundred_adapters_of_one_model_share_it():
     model = Net()
     subs = [make(model, seed=seed) for seed in range(100)]
@@ -787,9 +813,11 @@ def main(rank, world, port):
     close = torch.allclose(sub.coordinates.grad.full_tensor(), plain.coordinates.grad / world)
     torch.optim.Adam(sub.parameters()).step()
     sub.reshard()
-    path = os.path.join(sys.argv[1], str(rank))
+    path = os.path.join(sys.argv[1], f"adapter{rank}")
     sub.save(path)
-    say(rank, "sharded", same, close, Subspace.load(path, net()).coordinates.any().item())
+    dist.barrier()
+    whole, loaded = sub.coordinates.full_tensor(), Subspace.load(os.path.join(sys.argv[1], "adapter0"), net())
+    say(rank, "sharded", same, close, torch.equal(loaded.coordinates, whole), os.path.exists(path))
     inner, outer = Subspace(net(), 20), net()
     fully_shard(inner.model[0], mesh=mesh)
     fully_shard(outer, mesh=mesh)
@@ -816,7 +844,7 @@ def test_many_workers(fresh_python, tmp_path):
     for rank in "01":
         same = "[20, 20, 20] True True ['module._extra_state', 'module.coordinates']"
         assert f"{rank} {same}" in lines
-        assert f"{rank} sharded True True True" in lines
+        assert f"{rank} sharded True True True {rank == '0'}" in lines  # worker 0 alone writes
         assert any(line.startswith(f"{rank} 0.weight: got (16, 8) on cpu, sharded, allowed") for line in lines)
         assert f"{rank} model: 0.weight is sharded: make the Subspace first, and give it to fully_shard as a whole" in lines
         assert any(line.startswith(f"{rank} merge is not supported under fully_shard") for line in lines)
@@ -854,4 +882,4 @@ def test_kernels_moved_checks_the_number_of_values():
     sub = make()
     with pytest.raises(ValueError, match=r"^params: got 3 values, allowed 467$"):
         kernels.shift(sub.coordinates, sub._spec, [torch.zeros(3)])
-    assert _place_of(sub.model).standing is None
+    assert _swap_of(sub.model).active is None
