@@ -117,7 +117,10 @@ def curves(records: Iterable[Record], path: str | os.PathLike[str], profile: str
         if drawn:  # not where every run diverged at once
             figure.legend(drawn.values(), drawn.keys(), frameon=False, loc="outside upper center", ncols=len(drawn))
         counts = sorted({len(runs) for by_method in groups.values() for runs in by_method.values()})
-        note = f"Profile {profile}: mean and range of n = {'/'.join(map(str, counts))} runs."
+        runs = [r for by_method in groups.values() for group in by_method.values() for r in group]
+        diverged = sum(r.outcome == "diverged" for r in runs)
+        note = f"Profile {profile}: mean and range of n = {'/'.join(map(str, counts))} runs." + (
+            f" {diverged} diverged: a mean ends where its first run does." if diverged else "")
         figure.supxlabel(note, fontsize=7, color="#444444", x=0.01, ha="left")
         figure.savefig(content, format="png", dpi=200, metadata={"Software": None})
     return store.write(Path(path), content.getvalue(), "a picture")

@@ -236,6 +236,7 @@ def test_one_point_is_visible(tmp_path, figures):
 def test_runs_of_unequal_length_are_drawn_as_far_as_all_go(tmp_path, figures):
     report.curves([RUNS[0], made("sgd", (50.0,), 1, "diverged", epochs=2)], tmp_path / "f.png", "quick")
     assert figures[0].axes[0].lines[0].get_xydata().tolist() == [[1, 65]]
+    assert figures[0]._supxlabel.get_text().endswith("n = 2 runs. 1 diverged: a mean ends where its first run does.")
 
 
 def test_nothing_to_draw_but_runs_that_diverged_at_once(tmp_path, recwarn):
