@@ -512,7 +512,7 @@ class _Plan:
 def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list, columns: int,
                **others) -> _Plan:  # fmt: skip
     table = np.array(units, np.int64).reshape(-1, _FIELDS)
-    scales = np.array([distribution.scale(k.length, k.total) for k in compartments])
+    scales = np.array([distribution.scale(dim=k.total, size=k.length) for k in compartments])
     return _Plan(table, scales, columns, address=table.ctypes.data, of_scales=scales.ctypes.data, **others)
 
 

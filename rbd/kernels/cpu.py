@@ -400,7 +400,7 @@ class _Plan:
 def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list, **more) -> _Plan:
     entries = sum(k.size * k.dim for k in compartments)
     dims = np.array([k.dim for k in compartments])
-    scales = np.array([distribution.scale(k.length, k.total) for k in compartments])
+    scales = np.array([distribution.scale(dim=k.total, size=k.length) for k in compartments])
     return _Plan(np.array(units), _pieces(units), entries, dims, scales, **more)
 
 

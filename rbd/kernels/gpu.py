@@ -338,7 +338,7 @@ def _make_table(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) 
 
 
 def _scales(compartments: Sequence[Compartment], distribution: Distribution, device: torch.device) -> torch.Tensor:
-    scales = [distribution.scale(k.length, k.total) for k in compartments]
+    scales = [distribution.scale(dim=k.total, size=k.length) for k in compartments]
     return torch.tensor(scales, dtype=torch.float64, device=device)
 
 

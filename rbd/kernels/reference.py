@@ -76,7 +76,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
         else:
             total = np.concatenate([levels @ x for _, levels in _tiles(k, spec)])
         c = torch.from_numpy(total).to(g.dtype)  # (d_k,)
-        out[at : at + k.dim] = c * spec.distribution.scale(k.length, k.total)
+        out[at : at + k.dim] = c * spec.distribution.scale(dim=k.total, size=k.length)
         at += k.dim
 
 
@@ -94,7 +94,7 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """
     at = 0
     for k in spec.compartments:
-        scaled = (c[at : at + k.dim] * spec.distribution.scale(k.length, k.total)).double().numpy()
+        scaled = (c[at : at + k.dim] * spec.distribution.scale(dim=k.total, size=k.length)).double().numpy()
         if spec.distribution.sparse:
             u = _expand_sparse(scaled, k, spec)
         else:

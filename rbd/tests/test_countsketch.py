@@ -33,7 +33,7 @@ def one(dim: int, size: int, row: int = 0, total: int | None = None) -> tuple[Co
 def magnitudes(g: torch.Tensor, k: Compartment) -> torch.Tensor:
     """Sum of |phi_ij g_j| for every row."""
     rows, _ = sketch(np.arange(k.size), k.total, *KEY, INDEX)
-    sums = np.bincount(rows, g.abs().double().numpy(), k.total) * COUNTSKETCH.scale(k.size, k.total)
+    sums = np.bincount(rows, g.abs().double().numpy(), k.total) * COUNTSKETCH.scale(dim=k.total, size=k.size)
     return torch.from_numpy(sums[k.row : k.row + k.dim])
 
 

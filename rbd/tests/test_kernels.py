@@ -46,7 +46,7 @@ INDEX = 0xC0FFEE00  # of a compartment, likewise
 class Unscaled(Distribution):
     """Levels as they are, so that sums of integers are integers in both directions."""
 
-    def scale(self, size: int, dim: int) -> float:
+    def scale(self, *, dim: int, size: int) -> float:
         return 1.0
 
 
@@ -260,7 +260,7 @@ def test_entries_of_every_size(backend, bearable, name, size):
     for dtype in FLOATS:
         row = expand(backend, one_hot(dim - 1, dim, dtype), one(dim, size), distribution)
         last = torch.from_numpy(reference.rows(one(dim, size)[0], BasisSpec((), distribution, *KEY), dim - 1, dim)[0])
-        assert same_bits(row, last.to(dtype) * distribution.scale(size, dim))
+        assert same_bits(row, last.to(dtype) * distribution.scale(dim=dim, size=size))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -272,7 +272,7 @@ def test_columns_of_every_kind(backend, name):
     for column in some(backend, [j for j in columns if j < size]):
         for dtype in FLOATS:
             c = project(backend, one_hot(column, size, dtype), one(dim, size), distribution)
-            assert same_bits(c, made[:, column].to(dtype) * distribution.scale(size, dim)), column
+            assert same_bits(c, made[:, column].to(dtype) * distribution.scale(dim=dim, size=size)), column
 
 
 # integer sums, to the bit
@@ -305,7 +305,7 @@ def bounds(name: str, dim: int, size: int, g: torch.Tensor, c: torch.Tensor) -> 
 
     3/2 of the result (times eps): the sum, the scale and their product are each rounded, by eps / 2 at most.
     """
-    phi, scale = levels(name, dim, size).astype(np.float64), distribution_of(name).scale(size, dim)
+    phi, scale = levels(name, dim, size).astype(np.float64), distribution_of(name).scale(dim=dim, size=size)
     g, c = g.double().numpy(), c.double().numpy()
     rows = scale * (np.abs(phi) @ np.abs(g) + 1.5 * np.abs(phi @ g))
     return rows, scale * (np.abs(phi.T) @ np.abs(c) + 1.5 * np.abs(phi.T @ c))
@@ -357,7 +357,7 @@ def test_reference_is_the_definition():
             dim = min(size, 250)
             g, c, k = normal(size, 7, torch.float64), normal(dim, 8, torch.float64), one(dim, size)
             rows, columns = bounds(name, dim, size, g, c)
-            phi = levels(name, dim, size).astype(np.float64) * distribution_of(name).scale(size, dim)
+            phi = levels(name, dim, size).astype(np.float64) * distribution_of(name).scale(dim=dim, size=size)
             eps = torch.finfo(torch.float64).eps
             c_, u_ = project("reference", g, k, distribution_of(name)), expand("reference", c, k, distribution_of(name))
             assert (np.abs(c_.numpy() - phi @ g.numpy()) <= 2 * eps * rows).all()
