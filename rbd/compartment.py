@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -113,10 +114,13 @@ class BasisSpec:
         So one cached plan serves every row (kernels add it back). For dense bases total is dropped: it does not affect
         them, and would only split the cache.
         """
-        first, sparse = self.row, self.distribution.sparse
-        if first == 0:
-            return self.compartments
-        return tuple(
-            replace(k, row=k.row - first, total=k.total if sparse else None)  # type: ignore[arg-type]  # as in Compartment
-            for k in self.compartments
-        )  # fmt: skip
+        return self.compartments if self.row == 0 else _subtract_row(self.compartments, self.distribution.sparse)
+
+
+@lru_cache(maxsize=4096)
+def _subtract_row(compartments: tuple[Compartment, ...], keep_total: bool) -> tuple[Compartment, ...]:
+    first = compartments[0].row
+    return tuple(
+        replace(k, row=k.row - first, total=k.total if keep_total else None)  # type: ignore[arg-type]  # as in Compartment
+        for k in compartments
+    )  # fmt: skip
