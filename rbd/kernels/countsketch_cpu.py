@@ -163,7 +163,7 @@ def _sign_columns(g, low, high, column, first, last, words, x):
 
 @_inline
 def _accumulate(x, at, sums, place, count, fresh):
-    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, whatever was there before."""
+    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, overwriting what was there."""
     i = 0
     if fresh:
         while i + LANES <= count:
@@ -185,7 +185,7 @@ def _accumulate(x, at, sums, place, count, fresh):
 def _add_run(vector, low, high, column, place, count, whole, fresh, state, name, words, x, sums):
     """sums += a run of signed columns.
 
-    whole: sign whole chunks, as other runs will need the rest. fresh: sums = the columns, whatever was there before.
+    whole: sign whole chunks, as other runs will need the rest. fresh: overwrite sums by the columns.
     state: the chunk in x, the place up to which it has been signed, a pointer to its columns, and their first tensor.
     """
     chunk, made, g, t = state

@@ -104,7 +104,7 @@ class _ProjectRow(NamedTuple):
     rows: int
     total: int
     signs: int  # place of column 0's word in words, which may lie before them
-    offsets: int  # likewise, of segment 0's word
+    offsets: int  # the same for segment 0's word
     first_segment: int
     stop_segment: int  # the last one + 1
     segments: int  # of a program
@@ -166,7 +166,7 @@ def _project(g, owners, table, scales, words, partial, counters, out, row0, R: t
 
 
 class _ExpandRow(NamedTuple):
-    """A row of the table of ``_expand``: the columns of a compartment in one tensor, which have programs likewise."""
+    """A row of the table of ``_expand``: the columns of a compartment in one tensor, which have some programs, too."""
 
     origin: int  # place of column 0 in the tensor, which may lie before it
     low: int  # columns low ... high - 1 are written
@@ -175,7 +175,7 @@ class _ExpandRow(NamedTuple):
     rows: int
     total: int
     signs: int  # place of column 0's word in words, which may lie before them
-    offsets: int  # likewise, of segment 0's word
+    offsets: int  # the same for segment 0's word
     place: int  # of the first row's coordinate in c
     compartment: int  # whose scale is used
     tensor: int

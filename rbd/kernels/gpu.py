@@ -251,7 +251,7 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
 
 
 class _ExpandRow(NamedTuple):
-    """A row of the table of ``_expand``: the columns of a compartment in one tensor, which have programs likewise."""
+    """A row of the table of ``_expand``: the columns of a compartment in one tensor, which have some programs, too."""
 
     number: int  # of the compartment
     origin: int  # place of column 0 in the tensor, which may lie before it
