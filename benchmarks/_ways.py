@@ -61,8 +61,8 @@ class OnDemand:
         if getattr(distribution, "sparse", False):
             columns = np.arange(max(0, b.size - min(128, 1 + 2**24 // b.dim)), b.size)
             which, signs = distributions.sketch(columns, b.dim, b.seed, b.stream, b.step, b.compartment)
-            phi = torch.zeros(b.dim, len(columns), dtype=torch.float64)
-            phi[which, np.arange(len(columns))] = torch.from_numpy(signs).double() * distribution.scale(b.size, b.dim)
+            phi, scale = torch.zeros(b.dim, len(columns), dtype=torch.float64), distribution.scale(dim=b.dim, size=b.size)
+            phi[which, np.arange(len(columns))] = torch.from_numpy(signs).double() * scale
             return slice(int(columns[0]), b.size), phi
         chunk = (b.size - 1) // distribution.columns
         drawn = philox.words(b.row + np.arange(b.dim), np.array([chunk]), b.seed, b.stream, b.step, b.compartment)

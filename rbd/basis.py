@@ -169,7 +169,7 @@ class Basis:
 
         spec = self._spec()
         (k,) = spec.compartments
-        return torch.from_numpy(rows(k, spec, 0, self.dim)) * spec.distribution.scale(k.length, k.total)
+        return torch.from_numpy(rows(k, spec, 0, self.dim)) * spec.distribution.scale(dim=k.total, size=k.length)
 
 
 def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:

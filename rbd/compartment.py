@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,15 +16,14 @@ _FIELDS_BEFORE_TOTAL = 7
 
 @dataclass(frozen=True, slots=True)
 class Compartment:
-    """dim random directions over the values start ... stop - 1 of a vector; compartments of different number have different
-    bases.
+    """dim random directions over the values start ... stop - 1 of a vector.
 
     Attributes:
-        number: of the compartment, a word of the generator's counter.
+        number: of the compartment, a word of the generator's counter: other numbers give other directions.
         start, stop: where its values are in the vector.
         dim: number of directions that are used here.
         row: number of the first of them.
-        before, after: values of the compartment that the vector lacks at either side, where it holds a part of it.
+        before, after: numbers of values of the compartment before start and after stop that the vector does not hold.
         total: d_k, the number of directions of the whole compartment, of which these are row ... row + dim - 1; by default
             row + dim. Entries of the dense distributions do not depend on it.
     """
@@ -36,7 +36,7 @@ class Compartment:
     before: int = 0
     after: int = 0
     total: int = None  # type: ignore[assignment]  # an integer once made
-    _hash: int | None = field(default=None, init=False, repr=False, compare=False)  # cached: every step looks plans up
+    _hash: int | None = field(default=None, init=False, repr=False, compare=False)  # cached, as every step looks up plans
 
     def __new__(cls, *fields: int, **named: int) -> Compartment:
         """Pickles of rbd 0.1, where this was a tuple of seven fields, call ``__new__`` and not ``__init__``."""
@@ -109,12 +109,18 @@ class BasisSpec:
 
     @property
     def from_first_row(self) -> tuple[Compartment, ...]:
-        """The compartments with rows counted from ``row`` on: kernels plan by these, so one plan serves every row.
+        """The compartments with the first row subtracted from all rows.
 
-        Dense kernels do not ask for the total, so theirs may be another one.
+        So one cached plan serves every row (kernels add it back). For dense bases total is dropped: it does not affect
+        them, and would only split the cache.
         """
-        first, sparse = self.row, self.distribution.sparse
-        return self.compartments if first == 0 else tuple(
-            Compartment(k.number, k.start, k.stop, k.dim, k.row - first, k.before, k.after, *(k.total,) * sparse)
-            for k in self.compartments
-        )  # fmt: skip
+        return self.compartments if self.row == 0 else _subtract_row(self.compartments, self.distribution.sparse)
+
+
+@lru_cache(maxsize=4096)
+def _subtract_row(compartments: tuple[Compartment, ...], keep_total: bool) -> tuple[Compartment, ...]:
+    first = compartments[0].row
+    return tuple(
+        replace(k, row=k.row - first, total=k.total if keep_total else None)  # type: ignore[arg-type]  # as in Compartment
+        for k in compartments
+    )  # fmt: skip

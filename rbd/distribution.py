@@ -57,10 +57,10 @@ class Distribution:
         parts = (words[..., None, :] >> shifts) & np.uint32(2**self.bits - 1)  # (..., per_word, 64)
         return self.levels[parts].reshape(*words.shape[:-1], self.columns)
 
-    def scale(self, size: int, dim: int) -> float:
+    def scale(self, *, dim: int, size: int) -> float:
         """Factor from levels to entries of dim directions in R^size with unit expected norm.
 
-        Dense: 1 / (deviation sqrt(size)), whatever dim is. Sparse: sqrt(dim / size), as a row has size / dim entries.
+        Dense: 1 / (deviation sqrt(size)) for every dim. Sparse: sqrt(dim / size), as a row has size / dim entries.
         """
         return math.sqrt(dim / size) if self.sparse else 1.0 / (self.deviation * math.sqrt(size))
 

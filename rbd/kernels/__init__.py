@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from rbd.compartment import BasisSpec, Compartment
+from rbd.compartment import BasisSpec
 from rbd.kernels import compiled, memory
 from rbd.kernels.compiled import sum_dtype
 
@@ -30,7 +30,7 @@ def load(backend: str, sparse: bool = False) -> ModuleType:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}, allowed {', '.join(map(repr, BACKENDS))}")
-    if sparse and backend != "reference":  # which defines both
+    if sparse and backend != "reference":  # one module defines both there
         return import_module(f"rbd.kernels.countsketch_{backend}")
     return import_module(f"rbd.kernels.{backend}")
 
@@ -72,9 +72,9 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, ba
 
 @contextmanager
 def keep_apart(owner: object, device: torch.device) -> Iterator[None]:
-    """Products in this block never run beside others of the same owner, not in CUDA graphs either: they share counters.
+    """GPU products inside this block reuse one set of counters per owner, so they must not run concurrently.
 
-    So an optimizer's: two of its steps at once would spoil the parameters anyway.
+    Safe for an optimizer, whose steps never overlap.
     """
     if _OF_DEVICE.get(device.type) != "gpu":
         yield
@@ -87,11 +87,11 @@ def keep_apart(owner: object, device: torch.device) -> Iterator[None]:
         variable.reset(token)
 
 
-@torch.compiler.disable  # it writes through addresses, which a compiler could not follow
+@torch.compiler.disable  # it writes through addresses, which a compiler cannot trace
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backend: str | None = None) -> None:
-    """params += the vector with coordinates c, cut into their shapes, in the order of their values, whatever their strides.
+    """params += the vector with coordinates c, cut into their shapes; values are in row-major order for any strides.
 
-    On a GPU without a temporary of length D, if all are contiguous (not channels-last, say) and of one dtype.
+    On a GPU, no temporary of length D is made if all are contiguous (not channels-last, say) and of one dtype.
 
     Args:
         c: (d,) coordinates; spec, backend: as in ``project``.
@@ -99,7 +99,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
 
     Raises:
         TypeError, ValueError: params are not such tensors, or what ``expand`` raises.
-        RuntimeError: one of them must not be changed in place; then none is.
+        RuntimeError: one of them must not be changed in place; then none has been changed.
     """
     x = check_operand("c", c, spec.dim)
     _check_params(params, spec.size, x.device)
@@ -178,7 +178,7 @@ def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend
     module = _module_for(x.device, backend, spec)
     memory.check_memory("g", x)
     c = _result(out, x, spec.dim)
-    if x.dtype != c.dtype and not _is_gpu(module):  # which widens numbers as it reads them
+    if x.dtype != c.dtype and not _is_gpu(module):  # the gpu kernels convert numbers as they read them
         x = x.to(c.dtype)
     module.project(x, _spec_for(module, spec), c)
     return c
@@ -212,7 +212,7 @@ def differentiable_expand(c: torch.Tensor, spec: BasisSpec) -> torch.Tensor:
 
 
 def _goes_by_operator(spec: BasisSpec) -> bool:
-    """Whether derivatives come from the operators: torch.compile knows these, and they notice a step that has counted on."""
+    """Whether to use the operators: for torch.compile, and as they raise if a step in memory changes before backward."""
     return torch.compiler.is_compiling() or isinstance(spec.step, torch.Tensor) or spec.first_row is not None
 
 
@@ -233,17 +233,16 @@ def _is_gpu(module: ModuleType) -> bool:
 
 
 def _spec_for(module: ModuleType, spec: BasisSpec) -> BasisSpec:
-    """The spec as a backend takes it: the others than the gpu's want the step as a 32-bit word, and rows as numbers."""
+    """Backends other than gpu need step as a 32-bit integer and first_row added to the rows."""
     if (type(spec.step) is int and 0 <= spec.step < 2**32 and spec.first_row is None) or _is_gpu(module):
         return spec
     first = 0 if spec.first_row is None else int(spec.first_row)
-    moved = (Compartment(k.number, k.start, k.stop, k.dim, k.row + first, k.before, k.after, k.total)
-             for k in spec.compartments)  # fmt: skip
+    moved = (replace(k, row=k.row + first) for k in spec.compartments)
     return replace(spec, compartments=tuple(moved), step=int(spec.step) % 2**32, first_row=None)
 
 
 def check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
-    """x as the kernels take it: one-dimensional, contiguous.
+    """x as the kernels need it: one-dimensional, contiguous.
 
     Raises:
         TypeError, ValueError: x is not a real floating-point tensor of shape (length,).
@@ -278,7 +277,7 @@ def _result(out: torch.Tensor | None, x: torch.Tensor, length: int) -> torch.Ten
 
 
 def _check_shape(out: torch.Tensor, x: torch.Tensor, length: int) -> torch.Tensor:
-    """out, if it looks like a result made from x; torch.compile follows these checks."""
+    """out, if its shape, dtype and strides are those of a result made from x; torch.compile can trace these checks."""
     dtype = sum_dtype(x.dtype)
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out: got {type(out).__name__}, allowed a {dtype} tensor")

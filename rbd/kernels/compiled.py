@@ -1,14 +1,15 @@
 """Operators for autograd and torch.compile: rbd::project and rbd::expand, opaque, each the derivative of the other.
 
-Their integers may change from step to step without another compilation.
+Integer arguments (seed, step, ...) may change between calls without recompilation.
 
-The tables of the GPU kernels outlive a call, which Inductor's own CUDA graphs do not allow: a tag keeps the operators out of
-these.
+The tables of the GPU kernels outlive a call, which Inductor's own CUDA graphs do not allow: a tag excludes the operators
+from these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.memory import is_under_transform
 
-FIELDS = 8  # of a compartment
+_FIELDS = [field.name for field in fields(Compartment) if field.init]  # of a compartment, in their order
 
-Product = Callable[..., torch.Tensor]  # of x, a spec, out and a backend
+Product = Callable[..., torch.Tensor]  # takes x, a spec, out and a backend
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -52,7 +53,7 @@ def register(name: str, product: Product, length: Callable[[Sequence[int]], int]
     def setup_context(ctx, inputs, output):
         x, *ctx.basis, counter, first_row, ctx.backend = inputs
         ctx.dtype = x.dtype
-        ctx.save_for_backward(counter, first_row)  # torch then notices if they have counted on
+        ctx.save_for_backward(counter, first_row)  # torch then raises if they are changed before backward
 
     def backward(ctx, grad):
         made = getattr(torch.ops.rbd, adjoint)(grad, *ctx.basis, *ctx.saved_tensors, ctx.backend)
@@ -100,7 +101,7 @@ class Linear(torch.autograd.Function):
 
 
 def is_transformed(x: torch.Tensor) -> bool:
-    """Whether x has a tangent, or a transform of torch.func is under way; torch.compile takes care of both itself."""
+    """Whether x has a tangent or a transform of torch.func is active; False in torch.compile, which handles both itself."""
     if torch.compiler.is_compiling():
         return False
     open_level = getattr(forward_ad, "_current_level", 0)  # a private name; -1: none
@@ -113,15 +114,15 @@ def flatten(compartments: Sequence[Compartment]) -> list[int]:
 
 
 def unflatten(flat: Sequence[int]) -> tuple[Compartment, ...]:
-    """The compartments that ``flatten`` took apart."""
-    return tuple(Compartment(*flat[i : i + FIELDS]) for i in range(0, len(flat), FIELDS))
+    """The compartments from the list that ``flatten`` made of them."""
+    return tuple(Compartment(*flat[i : i + len(_FIELDS)]) for i in range(0, len(flat), len(_FIELDS)))
 
 
 def flat_dim(flat: Sequence[int]) -> int:
     """d of flattened compartments, whose integers may be symbolic."""
-    return sum(flat[3::FIELDS])
+    return sum(flat[_FIELDS.index("dim") :: len(_FIELDS)])
 
 
 def flat_size(flat: Sequence[int]) -> int:
-    """D of flattened compartments."""
-    return flat[2 - FIELDS]
+    """D of flattened compartments: where the last one stops."""
+    return flat[_FIELDS.index("stop") - len(_FIELDS)]

@@ -1,23 +1,23 @@
 """project, expand and add of a sketch on a CPU: one pass over the columns, contiguous loads and stores (Numba, LLVM).
 
-A sketch has one nonzero in a column (distribution.py). A segment of d columns is a run of all rows that begins at its
-offset, so runs of columns meet runs of coordinates:
+A sketch has one nonzero in each column (distribution.py). The columns of a segment belong to consecutive rows, from its
+offset on and wrapping round once, so a segment is two runs in which columns and rows are both contiguous:
 
-- project: signed columns are made in a scratch of one chunk and added, run by run, onto sums in float64.
-- expand: runs of coordinates are copied into the scratch, then signed, scaled and written. No sum is rounded.
+- project: signed columns are written to scratch memory, a chunk at a time, and added, run by run, to sums in float64.
+- expand: runs of coordinates are copied to scratch memory, then signed, scaled and written. There are no sums to round.
 - up to 16 rows: a segment is one register, rotated by a permute.
 
-All fixed by sizes alone, as in ``cpu``: a sum has the order of its segments, in float64, and at most 16 parts.
+As in ``cpu``, the order of every sum depends on sizes alone: segments are added in order, in float64, in at most 16 parts.
 """
 
 from __future__ import annotations
 
-import itertools
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from rbd import philox
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import Distribution
 from rbd.kernels import cpu, simd, team
-from rbd.kernels.cpu import _inline, _philox, _rademacher
+from rbd.kernels.cpu import _add_parts, _inline, _philox, _rademacher, _Sum
 from rbd.kernels.jit import jit
 from rbd.kernels.memory import ORDINARY, count_change, find_obstacle, is_watched, share_memory
 from rbd.kernels.simd import (
@@ -50,24 +50,24 @@ from rbd.kernels.simd import (
 from rbd.philox import BLOCKS, OFFSETS, SIGNS, WORDS
 
 CHUNK = 32 * WORDS  # columns of a chunk of signs
-BLOCK = 16_384  # rows of a unit of project: their sums stay in the second-level cache
-PARTS = 16  # at most, of the sum of a row
-UNIT = 2**18  # columns of a unit
-INLINE = 2**20  # columns; below this a second thread costs more than it brings
-DOUBLED = 4096  # rows; up to so many, expand reads coordinates from a table in which they stand twice
-ONE_RUN = 1024  # rows; up to so many, project has two sums for each, so that a segment is one run
-SHORT = 64  # rows; up to so many, eight
-SMALL = LANES  # rows; up to so many, a segment is one register
+UNIT_ROWS = 16_384  # of project, at most: their sums stay in the second-level cache
+UNIT_COLUMNS = 2**18  # at most
+SUM_PARTS = 16  # of the sum of a row, at most, each made by another unit
+INLINE = 2**20  # columns; with fewer, a second thread makes a product slower
+DOUBLED = 4096  # most rows for which expand reads coordinates from a table that holds them twice
+ONE_RUN = 1024  # most rows for which project has two sums for each row, so that a segment is one run
+SHORT = 64  # most rows for which it has eight
+SMALL = LANES  # most rows for which a segment is one register
 
-_FRONT = LANES  # of the scratch: room before the chunk for a segment that begins in the one before
-_TABLE = _FRONT + CHUNK + 2 * LANES  # of the scratch: where the table of coordinates begins
-_SCRATCH = _TABLE + 2 * DOUBLED + 2 * LANES
-_JOINED = _TABLE + WORDS * LANES  # of the scratch of project: a chunk that lies in several tensors
-_SUMS = BLOCK + LANES
-_SHIFTS, _ROTATIONS = WORDS, 2 * WORDS  # of the words: offsets of 64 segments; rotations of up to 16 lanes
-_WORDS = 2 * WORDS + SMALL * LANES
-_FIELDS = 12  # of a unit
-_LONGS = np.empty(0, np.int64)  # tells at_address what a table holds
+# places in the scratch memory of a thread, which is three arrays
+_FRONT = LANES  # x: of the chunk; the room before it is for a segment that begins in the chunk before
+_TABLE = _FRONT + CHUNK + 2 * LANES  # x: of the table of coordinates, in expand
+_JOINED = _TABLE + WORDS * LANES  # x: of a chunk that is spread over several tensors, in project
+_SCRATCH = _TABLE + 2 * DOUBLED + 2 * LANES  # x: its length
+_SUMS = UNIT_ROWS + LANES  # sums: its length
+_SHIFTS, _ROTATIONS = WORDS, 2 * WORDS  # words: of the offsets of 64 segments; of the rotations of up to 16 lanes
+_WORDS = 2 * WORDS + SMALL * LANES  # words: its length
+_LONGS = np.empty(0, np.int64)  # tells at_address the dtype of a table
 
 _jit = jit(philox, distribution_module, simd, cpu)
 
@@ -85,14 +85,14 @@ def _make_words(first, place, number, seed, stream, step, words):
 
 @_inline
 def _offset(q, span, total, words):
-    """o_q, whose word has been made; none of a single row. The product may take all 64 bits, so it has no sign."""
+    """o_q, from its word in words; 0 for a single row. Unsigned, as the product may need all 64 bits."""
     product = np.uint64(words[_SHIFTS + (q & 63)]) * np.uint64(total)
     return np.int64(product >> np.uint64(32)) if total > 1 else 0
 
 
 @_inline
 def _sign(words, i, model):
-    """Signs of the 16 columns from place i of a chunk on, a multiple of 16."""
+    """Signs of the 16 columns of a chunk that begin at place i, a multiple of 16."""
     word = load(words, i & 63)
     return like(_rademacher(word << splat_u32(31 - (i >> 6))), model)
 
@@ -105,9 +105,9 @@ def _level(word, shift, model):
 
 @_inline
 def _reach(vector, column, low, high, t, x):
-    """A pointer whose element j is column j, for the columns low ... high - 1 of a chunk, and the tensor they begin in.
+    """A pointer whose element j is column j, for the columns of a chunk in low ... high - 1, and the tensor they begin in.
 
-    vector: addresses of its tensors, their bounds in it, and the place of column 0. t: a tensor near by.
+    vector: addresses of its tensors, their bounds in it, and the place of column 0. t: the tensor where the search begins.
     """
     tensors, bounds, origin = vector
     first, last = origin + max(column, low), origin + min(column + CHUNK, high)
@@ -163,7 +163,7 @@ def _sign_columns(g, low, high, column, first, last, words, x):
 
 @_inline
 def _accumulate(x, at, sums, place, count, fresh):
-    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, whatever was there before."""
+    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, overwriting what was there."""
     i = 0
     if fresh:
         while i + LANES <= count:
@@ -183,9 +183,10 @@ def _accumulate(x, at, sums, place, count, fresh):
 
 @_inline
 def _add_run(vector, low, high, column, place, count, whole, fresh, state, name, words, x, sums):
-    """sums += signed columns, a run of them; whole: others will want the rest of a chunk; fresh: sums = them.
+    """sums += a run of signed columns.
 
-    state: the chunk in the scratch, up to where it has been signed, where its columns are, and their first tensor.
+    whole: sign whole chunks, as other runs will need the rest. fresh: overwrite sums by the columns.
+    state: the chunk in x, the place up to which it has been signed, a pointer to its columns, and their first tensor.
     """
     chunk, made, g, t = state
     number, seed, stream, step = name
@@ -211,19 +212,22 @@ def _add_run(vector, low, high, column, place, count, whole, fresh, state, name,
 
 @_inline
 def _kinds(total):
-    """How many sums a row has, for segments of different kinds: a rule by d alone, as it decides the order of a sum.
+    """The number of sums of each row, which are added up at the end. It depends on d alone, as it fixes the order of a sum.
 
-    Two where a segment is one run: rows at or after its offset, and rows before it. Four times as many for the shortest
-    segments, so that one need not wait for the sums of the one before.
+    Two where a segment is one run: one for rows from its offset on, one for rows before it. Four times as many for the
+    shortest segments, so that a segment does not wait for the stores of the one before.
     """
     return 1 if total > ONE_RUN else 2 if total > SHORT else 8
 
 
 @_inline
 def _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, words, x, sums):
-    """sums (kinds, rows) += the segments q0 ... q1 - 1 of rows row ... row + rows - 1; fresh: = them."""
+    """sums (kinds, rows) += the segments q0 ... q1 - 1 of rows row ... row + rows - 1.
+
+    fresh: the first segment overwrites sums.
+    """
     number, seed, stream, step = name
-    span, kinds = CHUNK if total == 1 else total, _kinds(total)  # a single row has no offsets: any cut will do
+    span, kinds = CHUNK if total == 1 else total, _kinds(total)  # a single row has no offsets: segments may be longer
     state, have, all_rows = (-1, 0, x, 0), -1, total == 1 or rows == total
     for q in range(q0, q1):
         if total > 1 and q >> 6 != have:
@@ -272,7 +276,7 @@ def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
                 have = q >> 6
                 _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
             count = min(stop, 64 * (have + 1)) - q
-            for i in range(count):  # apart from the sums, or LLVM would permute half of a float64 segment lane by lane
+            for i in range(count):  # not in the loop of the sums: LLVM would permute half of a float64 segment lane by lane
                 turn = load(words, _ROTATIONS + LANES * _offset(q + i, total, total, words))
                 segment = load(x, _FRONT + (q + i) * total - CHUNK * chunk)
                 store(x, _TABLE + LANES * i, permute(segment, turn))
@@ -300,18 +304,40 @@ def _finish(sums, kinds, rows, scale, out, place):
         out[place + i] *= scale
 
 
+class _ProjectUnit(NamedTuple):
+    """What ``_project`` does at a time: some rows of a compartment by a run of its segments."""
+
+    number: int  # of the compartment
+    total: int
+    origin: int  # place of column 0 in the vector, which may lie before it
+    low: int  # columns low ... high - 1 are in the vector
+    high: int
+    row: int
+    rows: int
+    first_segment: int
+    stop_segment: int  # the last one + 1
+    compartment: int  # whose scale is used
+    place: int  # of the first row's sum, in partial or in out
+    to_out: int  # 1: the sums are whole, so they are scaled and written to out
+
+
+_OF_PROJECT = _ProjectUnit(*range(len(_ProjectUnit._fields)))  # where each field is in a unit
+
+
 @_jit
 def _project(units, first, last, tensors, count, seed, stream, step, row0, scales, partial, out, x, sums, words):
-    """The sums of some units, into out, scaled, or into partial; the tensors' addresses and their bounds are a table."""
+    """The sums of some units, written to out, scaled, or to partial. tensors: their addresses, then their bounds."""
     addresses, bounds = at_address(tensors, _LONGS), at_address(tensors + 8 * count, _LONGS)
-    unit, factor, parts = at_address(units, _LONGS), at_address(scales, sums), at_address(partial, sums)
+    table, factor, parts = at_address(units, _LONGS), at_address(scales, sums), at_address(partial, sums)
     px, ps, pw, c = pointer(x), pointer(sums), pointer(words), at_address(out, x)
-    for n in range(_FIELDS * first, _FIELDS * last, _FIELDS):
-        number, total, origin, low, high, row = unit[n], unit[n + 1], unit[n + 2], unit[n + 3], unit[n + 4], unit[n + 5]
-        rows, q0, q1, k, place, ends = unit[n + 6], unit[n + 7], unit[n + 8], unit[n + 9], unit[n + 10], unit[n + 11]
-        row += row0
-        name = number, seed, stream, step
-        vector = addresses, bounds, origin  # of column 0, which may lie before the vector
+    for n in range(first, last):
+        unit = n * len(_OF_PROJECT)
+        total, low, high = table[unit + _OF_PROJECT.total], table[unit + _OF_PROJECT.low], table[unit + _OF_PROJECT.high]
+        row, rows = table[unit + _OF_PROJECT.row] + row0, table[unit + _OF_PROJECT.rows]
+        q0, q1 = table[unit + _OF_PROJECT.first_segment], table[unit + _OF_PROJECT.stop_segment]
+        place, k = table[unit + _OF_PROJECT.place], table[unit + _OF_PROJECT.compartment]
+        name = table[unit + _OF_PROJECT.number], seed, stream, step
+        vector = addresses, bounds, table[unit + _OF_PROJECT.origin]
         if 1 < total <= SMALL:
             sums[:LANES] = 0
             x[_FRONT + CHUNK : _TABLE] = 0
@@ -331,35 +357,22 @@ def _project(units, first, last, tensors, count, seed, stream, step, row0, scale
                 all_lanes = all_lanes + load(ps, i)
             ps[0] = add_lanes(all_lanes)
             kinds = 1
-        if ends:
+        if table[unit + _OF_PROJECT.to_out]:
             _finish(ps, kinds, rows, x.dtype.type(factor[k]), c, place)
         else:
             _finish(ps, kinds, rows, 1.0, parts, place)
 
 
-@_jit
-def _add_parts(places, scales, partial, out):
-    """out = scale * the sum of the parts of each row, in their order and in float64 until it is rounded."""
-    for n in range(len(places)):
-        at, rows, count, first, k = places[n]
-        for r in range(rows):
-            total = 0.0
-            for s in range(count):
-                total += partial[first + s * rows + r]
-            out[at + r] = total
-            out[at + r] *= scales[k]
-
-
 @_inline
 def _copy_over(source, at, x, place, count):
-    """x = source, count elements and up to 15 more, which the next run overwrites."""
+    """x = count elements of source and up to 15 more, which the next run overwrites."""
     for i in range(0, count, LANES):
         store(x, place + i, load(source, at + i))
 
 
 @_inline
 def _copy_run(source, at, x, place, column, count, start, stop):
-    """x[place + j] = source for the columns column ... column + count - 1 that lie in start ... stop - 1, and no more."""
+    """x[place + j] = source for those of the columns j = column ... column + count - 1 that are in start ... stop - 1."""
     if column < start:
         at, count, column = at + start - column, count - (start - column), start
     count = min(count, stop - column)
@@ -374,7 +387,7 @@ def _copy_run(source, at, x, place, column, count, start, stop):
 
 @_inline
 def _fill_table(c, total, row, rows, x):
-    """The table: all coordinates, zeros for rows that are not here, and the same again; a chunk of a single coordinate."""
+    """The table of coordinates, twice: 0 for rows that are not in c. A single row's coordinate is repeated for a chunk."""
     span = CHUNK if total == 1 else total
     for r in range(span):
         if total == 1:
@@ -463,23 +476,43 @@ def _write_signed(x, scale, start, stop, column, words, target, source, add):
                     target[j + lane] = x[_FRONT + i + lane]
 
 
+class _ExpandUnit(NamedTuple):
+    """What ``_expand`` does at a time: all rows of a compartment by some of its columns, which are in one tensor."""
+
+    number: int  # of the compartment
+    total: int
+    origin: int  # place of column 0 in the tensor, which may lie before it
+    low: int  # columns low ... high - 1 are written
+    high: int
+    row: int
+    rows: int
+    place: int  # of the first row's coordinate in c
+    compartment: int  # whose scale is used
+    tensor: int
+
+
+_OF_EXPAND = _ExpandUnit(*range(len(_ExpandUnit._fields)))  # where each field is in a unit
+
+
 @_jit
-def _expand(units, first, last, c, seed, stream, step, row0, scales, bases, sources, add, x, sums, words):
-    """The columns of some units, written to the tensors at the bases, alone or added to those at the sources."""
-    unit, factor, tensor = at_address(units, _LONGS), at_address(scales, sums), at_address(bases, _LONGS)
-    origins = at_address(sources, _LONGS)
+def _expand(units, first, last, c, seed, stream, step, row0, scales, targets, sources, add, x, sums, words):
+    """The columns of some units, written to the tensors at the targets; add: added to those at the sources."""
+    table, factor = at_address(units, _LONGS), at_address(scales, sums)
+    written, read = at_address(targets, _LONGS), at_address(sources, _LONGS)  # addresses of tensors
     px, pw = pointer(x), pointer(words)
-    table = have = -1
-    for n in range(_FIELDS * first, _FIELDS * last, _FIELDS):
-        number, total, origin, low, high, row = unit[n], unit[n + 1], unit[n + 2], unit[n + 3], unit[n + 4], unit[n + 5]
-        rows, place, k, t = unit[n + 6], unit[n + 7], unit[n + 8], unit[n + 9]
-        row += row0
+    of_table = have = -1  # the compartment whose coordinates are in x; the chunk whose offsets are in words
+    for n in range(first, last):
+        unit = n * len(_OF_EXPAND)
+        number, total = table[unit + _OF_EXPAND.number], table[unit + _OF_EXPAND.total]
+        low, high = table[unit + _OF_EXPAND.low], table[unit + _OF_EXPAND.high]
+        row, rows = table[unit + _OF_EXPAND.row] + row0, table[unit + _OF_EXPAND.rows]
+        k, t = table[unit + _OF_EXPAND.compartment], table[unit + _OF_EXPAND.tensor]
+        first_byte = table[unit + _OF_EXPAND.origin] * x.itemsize
         name = number, seed, stream, step
-        pc = at_address(c + place * x.itemsize, x)
-        target = at_address(tensor[t] + origin * x.itemsize, x)
-        source = at_address(origins[t] + origin * x.itemsize, x)
-        if k != table:
-            table, have = k, -1
+        pc = at_address(c + table[unit + _OF_EXPAND.place] * x.itemsize, x)
+        target, source = at_address(written[t] + first_byte, x), at_address(read[t] + first_byte, x)
+        if k != of_table:
+            of_table, have = k, -1
             if total <= DOUBLED:
                 _fill_table(pc, total, row, rows, px)
             if 1 < total <= SMALL:
@@ -500,82 +533,86 @@ def _expand(units, first, last, c, seed, stream, step, row0, scales, bases, sour
 class _Plan:
     """How the work on some compartments is cut: a pure function of their sizes, never of the number of threads."""
 
-    units: np.ndarray  # (n, 12): see _project_plan and _expand_plan
+    units: np.ndarray  # (n, fields of _ProjectUnit or _ExpandUnit)
     scales: np.ndarray  # (K,) float64
-    columns: int  # that the units pass over, in all
-    places: np.ndarray  # (m, 5) for _add_parts: place in c, rows, parts, place of the first part, compartment
-    partials: int = 0
+    columns: int  # of all units together
+    sums: np.ndarray | None = None  # (m, fields of _Sum), of project
+    partials: int = 0  # length of partial
     address: int = 0  # of the units
     of_scales: int = 0  # the address of the scales
 
 
-def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list, columns: int,
-               **others) -> _Plan:  # fmt: skip
-    table = np.array(units, np.int64).reshape(-1, _FIELDS)
-    scales = np.array([distribution.scale(k.length, k.total) for k in compartments])
+def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: Sequence[_ProjectUnit | _ExpandUnit],
+               columns: int, **others) -> _Plan:  # fmt: skip
+    table = np.array(units, np.int64)
+    scales = np.array([distribution.scale(dim=k.total, size=k.length) for k in compartments])
     return _Plan(table, scales, columns, address=table.ctypes.data, of_scales=scales.ctypes.data, **others)
+
+
+def _runs(k: Compartment) -> list[range]:
+    """The segments that have columns here, a run for each part of a sum. Cut by d_k and D_k alone, as in the whole basis."""
+    span = CHUNK if k.total == 1 else k.total
+    segments = -(-k.length // span)
+    parts = min(max(1, SUM_PARTS // -(-k.total // UNIT_ROWS)), -(-k.length // UNIT_COLUMNS))
+    each = -(-segments // parts)
+    first, stop = k.before // span, -(-(k.before + k.size) // span)
+    runs = [range(max(q, first), min(q + each, stop)) for q in range(0, segments, each)]
+    return [run for run in runs if run]
 
 
 @lru_cache(maxsize=256)
 def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribution) -> _Plan:
-    """Units of up to BLOCK rows and a run of segments.
-
-    A unit: number, total, place of column 0, low, high, row, rows, first and last segment, compartment, place of its sums
-    in out or among the parts, 1 if that is out.
-    """
-    units, places, at, first, columns = [], [], 0, 0, 0
+    """Units of up to UNIT_ROWS rows and a run of segments."""
+    units, sums, at, first, columns = [], [], 0, 0, 0
     for i, k in enumerate(compartments):
-        span = CHUNK if k.total == 1 else k.total
-        segments = -(-k.length // span)
-        parts = min(max(1, PARTS // -(-k.total // BLOCK)), -(-k.length // UNIT))  # whatever rows and columns are here
-        tall = -(-segments // parts)
-        low, high = k.before, k.before + k.size
-        name = k.number, k.total, k.start - low, low, high
-        cuts = [(max(q, low // span), min(q + tall, -(-high // span))) for q in range(0, segments, tall)]
-        cuts = [(q0, q1) for q0, q1 in cuts if q0 < q1]
-        for s, (q0, q1) in enumerate(cuts):
-            for r in range(0, k.dim, BLOCK):
-                place = at + r if len(cuts) == 1 else first + s * k.dim + r
-                units.append((*name, k.row + r, min(BLOCK, k.dim - r), q0, q1, i, place, len(cuts) == 1))
-        if len(cuts) > 1:
-            places.append((at, k.dim, len(cuts), first, i))
-            first += len(cuts) * k.dim
+        runs = _runs(k)
+        whole = len(runs) == 1
+        for s, run in enumerate(runs):
+            for r in range(0, k.dim, UNIT_ROWS):
+                units.append(_ProjectUnit(
+                    number=k.number, total=k.total, origin=k.start - k.before, low=k.before, high=k.before + k.size,
+                    row=k.row + r, rows=min(UNIT_ROWS, k.dim - r), first_segment=run.start, stop_segment=run.stop,
+                    compartment=i, place=at + r if whole else first + s * k.dim + r, to_out=int(whole),
+                ))  # fmt: skip
+        if not whole:
+            sums.append(_Sum(place=at, rows=k.dim, parts=len(runs), first=first, compartment=i))
+            first += len(runs) * k.dim
         at, columns = at + k.dim, columns + k.size * k.dim // k.total
-    return _make_plan(compartments, distribution, units, columns, places=np.array(places), partials=first)
+    return _make_plan(compartments, distribution, units, columns, sums=np.array(sums), partials=first)
 
 
 @lru_cache(maxsize=256)
 def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distribution, sizes: tuple[int, ...]) -> _Plan:
-    """Units of up to UNIT columns, whole chunks, of one tensor; sizes: of the tensors that make up the vector.
-
-    A unit: number, total, place of column 0 in the tensor, low, high, row, rows, place in c, compartment, tensor, 0, 0.
-    """
+    """Units of up to UNIT_COLUMNS columns, cut at whole chunks, of one tensor; sizes: of the tensors of the vector."""
     units, at, bounds = [], 0, np.cumsum([0, *sizes]).tolist()
     for i, k in enumerate(compartments):
         origin = k.start - k.before
         for t, (begin, end) in enumerate(zip(bounds, bounds[1:])):
             low, high = max(k.start, begin) - origin, min(k.stop, end) - origin
             while low < high:
-                cut = min(high, low // UNIT * UNIT + UNIT)
-                units.append((k.number, k.total, origin - begin, low, cut, k.row, k.dim, at, i, t, 0, 0))
+                cut = min(high, low // UNIT_COLUMNS * UNIT_COLUMNS + UNIT_COLUMNS)
+                units.append(_ExpandUnit(
+                    number=k.number, total=k.total, origin=origin - begin, low=low, high=cut, row=k.row, rows=k.dim,
+                    place=at, compartment=i, tensor=t,
+                ))  # fmt: skip
                 low = cut
         at += k.dim
-    return _make_plan(compartments, distribution, units, bounds[-1], places=np.empty((0, 5), np.int64))
+    return _make_plan(compartments, distribution, units, bounds[-1])
 
 
 _Scratch = tuple[np.ndarray, np.ndarray, np.ndarray]
-_free: dict[str, list[_Scratch]] = {"f": [], "d": []}  # of each dtype, made once and not in use; kept for the next product
+_free: dict[str, list[_Scratch]] = {"f": [], "d": []}  # by dtype: scratch memory that no product uses now, kept for the next
 
 
 def _aligned(count: int, dtype: np.dtype) -> np.ndarray:
-    """Zeros that begin with a cache line."""
+    """Zeros, aligned to a cache line."""
     room = np.zeros(count * dtype.itemsize + 64, np.uint8)
     first = -room.ctypes.data % 64
     return room[first : first + count * dtype.itemsize].view(dtype)
 
 
 def _take_scratch(dtype: np.dtype) -> _Scratch:
-    """Room for what one thread has in hand, the same 0.4 MB whatever the basis; it goes back to _free."""
+    """Scratch memory of one thread, 0.4 MB for every basis. The caller puts it back to _free."""
     try:
         return _free[dtype.char].pop()
     except IndexError:
@@ -583,33 +620,27 @@ def _take_scratch(dtype: np.dtype) -> _Scratch:
 
 
 def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
-    """The kernel over all units; many columns are shared out, each unit taken by the next free thread."""
+    """The kernel over all units, on several threads from INLINE columns on."""
     count = len(plan.units)
     threads = 1 if plan.columns < INLINE else min(team.thread_count(), count)
     if threads == 1:
         scratch = _take_scratch(dtype)
         kernel(plan.address, 0, count, *args, *scratch)
         return _free[dtype.char].append(scratch)
-    taken = itertools.count()  # next() is atomic
 
-    def work() -> None:
+    def work(pieces: Iterator[int]) -> None:
         scratch = _take_scratch(dtype)
-        while (n := next(taken)) < count:
+        for n in pieces:
             kernel(plan.address, n, n + 1, *args, *scratch)
         _free[dtype.char].append(scratch)
 
-    team.share(work, threads)
+    team.share_pieces(work, count, threads)
 
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``."""
-    project_parts([_apart(g, out)], spec, out)
-
-
-def project_parts(parts: Sequence[torch.Tensor], spec: BasisSpec, out: torch.Tensor) -> None:
-    """See ``reference.project_parts``; the parts are read where they stand."""
-    bounds, plan = accumulate([p.numel() for p in parts], initial=0), _project_plan(spec.from_first_row, spec.distribution)
-    _read_from([p.data_ptr() for p in parts], bounds, plan, _words_of(spec), out)
+    plan, x = _project_plan(spec.from_first_row, spec.distribution), _apart(g, out)
+    _read_from([x.data_ptr()], (0, spec.size), plan, _words_of(spec), out)
 
 
 def _words_of(spec: BasisSpec) -> tuple[int, ...]:
@@ -617,18 +648,18 @@ def _words_of(spec: BasisSpec) -> tuple[int, ...]:
 
 
 def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: tuple, out: torch.Tensor) -> None:
-    """out = the coordinates of the vector whose parts are at these addresses and have these bounds in it."""
+    """out = the coordinates of a vector in several parts: their addresses, and their bounds in the vector."""
     table = array("q", [*parts, *bounds])
     basis, dtype = (table.buffer_info()[0], len(parts), *name, plan.of_scales), _DTYPES[out.dtype]
     if not plan.partials:
         return _run(_project, plan, dtype, *basis, 0, out.data_ptr())
     partial = np.empty(plan.partials)
     _run(_project, plan, dtype, *basis, partial.ctypes.data, out.data_ptr())
-    _add_parts(plan.places, plan.scales.astype(dtype), partial, out.numpy())
+    _add_parts(plan.sums, plan.scales.astype(dtype), partial, out.numpy())
 
 
 def _apart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """x, copied if it shares memory with out: units would read what others have written."""
+    """x, or a copy if it shares memory with out: a unit would otherwise read what another has written there."""
     return x.clone() if share_memory(x, out) else x
 
 
@@ -652,15 +683,15 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> Non
 def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, c: torch.Tensor) -> None:
     """Write the vector with coordinates c to tensors at these addresses, added to those at the sources if there are any."""
     table = array("q", targets + sources)
-    target = table.buffer_info()[0]
-    source = target + 8 * len(targets) if sources else target
-    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, target, source, bool(sources))
+    address = table.buffer_info()[0]
+    of_sources = address + 8 * len(targets) if sources else address
+    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, address, of_sources, bool(sources))
 
 
 class Prepared:
-    """``shift``, ``project`` and ``expand`` for tensors of the same sizes every time: what lasts is looked up once.
+    """``shift``, ``project`` and ``expand`` for tensors of the same sizes in every call: plans are looked up once.
 
-    All give None for tensors that the kernels cannot read or write in place. step: of the basis, if not that of the spec.
+    All return None for tensors that the kernels cannot read or write in place. step: of the basis, by default the spec's.
     """
 
     def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
@@ -702,11 +733,11 @@ class Prepared:
 
     def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
                 out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
-        """Coordinates, of that dtype, of the vector that the parts make up, read in place; out, if given, gets them."""
+        """Coordinates, of that dtype, of the vector cut into these parts; out, if given, is overwritten by them."""
         if is_watched() or (places := _addresses(parts, self._sizes, dtype)) is None:
             return None
         if out is None:
-            out = torch.empty(self._dim, dtype=dtype, device="cpu")  # whatever the default device is
+            out = torch.empty(self._dim, dtype=dtype, device="cpu")  # not torch's default device
         else:
             if find_obstacle(out) or _addresses((out,), (self._dim,), dtype) is None:
                 return None
@@ -718,7 +749,7 @@ class Prepared:
 
 
 def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> list[int] | None:
-    """Of the tensors' values, or None if there is one that has not so many, of that dtype, one after another in memory."""
+    """Addresses of the tensors' values; None if one is not a contiguous CPU tensor of that dtype and size."""
     found = []
     for x, size in zip(tensors, sizes):
         if x is None or x.dtype != dtype or x.layout != torch.strided or not x.is_contiguous() or x.is_neg():

@@ -1,10 +1,10 @@
-"""project, expand and add of a sketch on a GPU (Triton): one nonzero in a column, so one pass over the columns.
+"""project, expand and add of a sketch on a GPU (Triton): one nonzero in each column, so one pass over the columns.
 
-A first launch makes the words that say where the nonzeros are: 64 for the signs of 2048 columns, one for the offset of a
-segment, D/8 + 4 D/d bytes. The product then is bound by memory: made by each column for itself, a word would cost some
-eighty instructions for one bit. A program of project has some rows and some segments, of which it adds a tile at a time,
-in float64; a program of expand has some columns and looks up their coordinates. No float atomics: sums of several
-programs meet in the last of them, as in ``gpu``, and what is added in which order depends on the shape (d, D) alone.
+A first launch makes the words that define the nonzeros: 64 for the signs of 2048 columns, one for the offset of a segment,
+D/8 + 4 D/d bytes. So the product is bound by memory: if each column made its own word, that would cost some eighty
+instructions for one bit. A program of project has some rows and some segments, of which it adds a tile at a time, in
+float64; a program of expand has some columns and looks up their coordinates. There are no float atomics: the last program
+of a row group adds up the sums of the others, as in ``gpu``. The order of every sum depends on the shape (d, D) alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from rbd.distribution import Distribution
 from rbd.kernels import gpu
 from rbd.kernels.gpu import (
     _addresses,
+    _columns,
     _Counters,
     _first_row,
     _keep,
@@ -30,7 +32,7 @@ from rbd.kernels.gpu import (
     _scales,
     _step_of,
     _words,
-    tl,  # from there, as it says what to do where there is no Triton
+    tl,  # from there, as importing it says what to do if there is no Triton
     triton,
 )
 from rbd.kernels.memory import share_memory
@@ -39,29 +41,43 @@ from rbd.philox import BLOCKS, OFFSETS, SIGNS, WORDS
 DEVICE = gpu.DEVICE
 CHUNK = 32 * WORDS  # columns of a chunk of signs
 TILE = 1024  # rows times segments of a tile of project; columns of a tile of expand
-TALL = (16, 64, 256, 1024)  # rows of a tile of project: the least that d fits, or the last
+TALL = (16, 64, 256, 1024)  # rows of a tile of project: the least that is not below d, or the last
 STEPS = 8  # tiles of a program of project, at least
-PARTS = 64  # programs that share the sum of a row, at most
-PROGRAMS = 1024  # of project, at most, unless there are more tiles of rows
+GROUP_PROGRAMS = 64  # of a row group of project, at most
+PROGRAMS = 1024  # of project, at most, unless there are more row groups
 BATCH = 16  # chunks of a program that makes words
 
-_BLOCKS, _WORDS, _CHUNK, _TILE = tl.constexpr(BLOCKS), tl.constexpr(WORDS), tl.constexpr(CHUNK), tl.constexpr(TILE)
+_CHUNK_BLOCKS, _CHUNK_COLUMNS = tl.constexpr(BLOCKS), tl.constexpr(CHUNK)
+_WORDS, _TILE = tl.constexpr(WORDS), tl.constexpr(TILE)
+
+
+class _WordsRow(NamedTuple):
+    """A row of the table of ``_make_words``: a run of Philox blocks, which has some programs that follow each other."""
+
+    number: int  # of the compartment
+    block: int  # the first
+    blocks: int
+    place: int  # of the first block's first word in words
+    first: int = 0  # of its programs; set by _make_table
+
+
+_RUN = _columns(_WordsRow)
 
 
 @triton.jit(do_not_specialize=["seed", "stream", "step"])
 def _make_words(owners, table, words, seed, stream, step, N: tl.constexpr):
-    """N Philox blocks of a run of them: their words, in the order of the columns. Fields: see _word_runs."""
-    fields = table + 5 * tl.load(owners + tl.program_id(0))
-    lane = (tl.program_id(0) - tl.load(fields)) * N + tl.arange(0, N)  # (N,)
-    count, place = tl.load(fields + 3), tl.load(fields + 4)
-    block, zero = (tl.load(fields + 2) + lane).to(tl.uint32), (lane * 0).to(tl.uint32)
-    number = tl.load(fields + 1).to(tl.uint32)
+    """The words of N Philox blocks of a run, in the order of the columns."""
+    fields = table + len(_RUN.value) * tl.load(owners + tl.program_id(0))
+    lane = (tl.program_id(0) - tl.load(fields + _RUN.value.first)) * N + tl.arange(0, N)  # (N,)
+    count, place = tl.load(fields + _RUN.value.blocks), tl.load(fields + _RUN.value.place)
+    block, zero = (tl.load(fields + _RUN.value.block) + lane).to(tl.uint32), (lane * 0).to(tl.uint32)
+    number = tl.load(fields + _RUN.value.number).to(tl.uint32)
     w0, w1, w2, w3 = _philox(block, zero, _step_of(step), number, seed.to(tl.uint32), stream.to(tl.uint32))
-    at = words + place + (lane // _BLOCKS) * _WORDS + lane % _BLOCKS
+    at = words + place + (lane // _CHUNK_BLOCKS) * _WORDS + lane % _CHUNK_BLOCKS
     tl.store(at, w0.to(tl.int32, bitcast=True), mask=lane < count)
-    tl.store(at + _BLOCKS, w1.to(tl.int32, bitcast=True), mask=lane < count)
-    tl.store(at + 2 * _BLOCKS, w2.to(tl.int32, bitcast=True), mask=lane < count)
-    tl.store(at + 3 * _BLOCKS, w3.to(tl.int32, bitcast=True), mask=lane < count)
+    tl.store(at + _CHUNK_BLOCKS, w1.to(tl.int32, bitcast=True), mask=lane < count)
+    tl.store(at + 2 * _CHUNK_BLOCKS, w2.to(tl.int32, bitcast=True), mask=lane < count)
+    tl.store(at + 3 * _CHUNK_BLOCKS, w3.to(tl.int32, bitcast=True), mask=lane < count)
 
 
 @triton.jit
@@ -74,25 +90,52 @@ def _offset(words, place, q, d, mask):
 @triton.jit
 def _signed(x, words, place, column, mask):
     """x with the signs of columns; place: of column 0's word."""
-    word = tl.load(words + place + (column // _CHUNK) * _WORDS + column % _WORDS, mask=mask, other=0)
+    word = tl.load(words + place + (column // _CHUNK_COLUMNS) * _WORDS + column % _WORDS, mask=mask, other=0)
     return tl.where((word >> ((column // _WORDS) % 32).to(tl.int32)) & 1 == 1, -x, x)
+
+
+class _ProjectRow(NamedTuple):
+    """A row of the table of ``_project``: a compartment, which has some programs that follow each other."""
+
+    origin: int  # place of column 0 in g, which may lie before it
+    low: int  # columns low ... high - 1 are in g
+    high: int
+    row: int
+    rows: int
+    total: int
+    signs: int  # place of column 0's word in words, which may lie before them
+    offsets: int  # the same for segment 0's word
+    first_segment: int
+    stop_segment: int  # the last one + 1
+    segments: int  # of a program
+    programs: int  # of a row group
+    partial: int  # place of its first partial sum
+    counter: int  # place of the first row group's counter
+    compartment: int  # whose scale is used
+    place: int  # of the first row's coordinate in out
+    first: int = 0  # of its programs; set by _make_table
+
+
+_PROJECT = _columns(_ProjectRow)
 
 
 @triton.jit(do_not_specialize=["row0"])
 def _project(g, owners, table, scales, words, partial, counters, out, row0, R: tl.constexpr, S: tl.constexpr):
-    """out = scale * (R rows of a compartment) @ g, S segments at a time. Fields: see _project_plan."""
-    fields = table + 17 * tl.load(owners + tl.program_id(0))
-    program = tl.program_id(0) - tl.load(fields)
-    origin, low, high = tl.load(fields + 1), tl.load(fields + 2), tl.load(fields + 3)
-    row, rows, d = tl.load(fields + 4) + _row_of(row0), tl.load(fields + 5), tl.load(fields + 6)
-    signs, offsets = tl.load(fields + 7), tl.load(fields + 8)
-    first, last, per = tl.load(fields + 9), tl.load(fields + 10), tl.load(fields + 11)  # segments; of a program
-    groups, programs = (rows + R - 1) // R, tl.load(fields + 12)
-    share, group = program // groups, program % groups
+    """out = scale * (R rows of a compartment) @ g, S segments at a time."""
+    fields = table + len(_PROJECT.value) * tl.load(owners + tl.program_id(0))
+    program = tl.program_id(0) - tl.load(fields + _PROJECT.value.first)
+    origin, d = tl.load(fields + _PROJECT.value.origin), tl.load(fields + _PROJECT.value.total)
+    low, high = tl.load(fields + _PROJECT.value.low), tl.load(fields + _PROJECT.value.high)
+    row, rows = tl.load(fields + _PROJECT.value.row) + _row_of(row0), tl.load(fields + _PROJECT.value.rows)
+    signs, offsets = tl.load(fields + _PROJECT.value.signs), tl.load(fields + _PROJECT.value.offsets)
+    first, last = tl.load(fields + _PROJECT.value.first_segment), tl.load(fields + _PROJECT.value.stop_segment)
+    per, programs = tl.load(fields + _PROJECT.value.segments), tl.load(fields + _PROJECT.value.programs)
+    groups = (rows + R - 1) // R
+    slot, group = program // groups, program % groups
     local = group * R + tl.arange(0, R)  # (R,)
     r = (row + local)[None, :]
     total = tl.zeros((S, R), tl.float64)
-    q0 = first + share * per
+    q0 = first + slot * per
     stop = tl.minimum(q0 + per, last)
     while q0 < stop:
         q = (q0 + tl.arange(0, S))[:, None]  # (S, 1)
@@ -105,10 +148,10 @@ def _project(g, owners, table, scales, words, partial, counters, out, row0, R: t
     sums = tl.sum(total, 0)  # (R,)
     is_last = programs == 1
     if programs > 1:
-        at = partial + tl.load(fields + 13) + local
-        tl.store(at + share * rows, sums, mask=local < rows)
+        at = partial + tl.load(fields + _PROJECT.value.partial) + local
+        tl.store(at + slot * rows, sums, mask=local < rows)
         tl.debug_barrier()
-        counter = counters + tl.load(fields + 14) + group
+        counter = counters + tl.load(fields + _PROJECT.value.counter) + group
         is_last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
         if is_last:
             sums, part = tl.zeros((R,), tl.float64), programs - programs
@@ -117,27 +160,50 @@ def _project(g, owners, table, scales, words, partial, counters, out, row0, R: t
                 part += 1
             tl.store(counter, 0)
     if is_last:
-        c = sums.to(out.dtype.element_ty) * tl.load(scales + tl.load(fields + 15)).to(out.dtype.element_ty)
-        tl.store(out + tl.load(fields + 16) + local, c, mask=local < rows)
+        scale = tl.load(scales + tl.load(fields + _PROJECT.value.compartment)).to(out.dtype.element_ty)
+        c = sums.to(out.dtype.element_ty) * scale
+        tl.store(out + tl.load(fields + _PROJECT.value.place) + local, c, mask=local < rows)
+
+
+class _ExpandRow(NamedTuple):
+    """A row of the table of ``_expand``: the columns of a compartment in one tensor, which have some programs, too."""
+
+    origin: int  # place of column 0 in the tensor, which may lie before it
+    low: int  # columns low ... high - 1 are written
+    high: int
+    row: int
+    rows: int
+    total: int
+    signs: int  # place of column 0's word in words, which may lie before them
+    offsets: int  # the same for segment 0's word
+    place: int  # of the first row's coordinate in c
+    compartment: int  # whose scale is used
+    tensor: int
+    first: int = 0  # of its programs; set by _make_table
+
+
+_EXPAND = _columns(_ExpandRow)
 
 
 @triton.jit(do_not_specialize=["row0"])
 def _expand(c, owners, table, scales, words, out, addresses, row0, ADD: tl.constexpr):
     """A tile of columns of u: the signed, scaled coordinate of each one's row; ADD: onto the tensors at the addresses."""
-    fields = table + 12 * tl.load(owners + tl.program_id(0))
-    program = tl.program_id(0) - tl.load(fields)
-    low, high, rows, d = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 5), tl.load(fields + 6)
-    row, signs = tl.load(fields + 4) + _row_of(row0), tl.load(fields + 7)
-    offsets, at = tl.load(fields + 8), tl.load(fields + 9)
+    fields = table + len(_EXPAND.value) * tl.load(owners + tl.program_id(0))
+    program = tl.program_id(0) - tl.load(fields + _EXPAND.value.first)
+    low, high = tl.load(fields + _EXPAND.value.low), tl.load(fields + _EXPAND.value.high)
+    row, rows = tl.load(fields + _EXPAND.value.row) + _row_of(row0), tl.load(fields + _EXPAND.value.rows)
+    signs, offsets = tl.load(fields + _EXPAND.value.signs), tl.load(fields + _EXPAND.value.offsets)
+    d, at = tl.load(fields + _EXPAND.value.total), tl.load(fields + _EXPAND.value.place)
     column = (low // _TILE + program) * _TILE + tl.arange(0, _TILE)  # (TILE,)
     mask = (column >= low) & (column < high)
     q = (column.to(tl.uint32) // d.to(tl.uint32)).to(tl.int64)
     r = column - q * d + _offset(words, offsets, q, d, mask)
     r = tl.where(r >= d, r - d, r) - row
     x = tl.load(c + at + r, mask=mask & (r >= 0) & (r < rows), other=0)
-    u = _signed(x * tl.load(scales + tl.load(fields + 10)).to(x.dtype), words, signs, column, mask)
-    target = tl.load(addresses + tl.load(fields + 11)).to(out.dtype) if ADD else out
-    target += tl.load(fields + 1) + column
+    scale = tl.load(scales + tl.load(fields + _EXPAND.value.compartment)).to(x.dtype)
+    u = _signed(x * scale, words, signs, column, mask)
+    target = tl.load(addresses + tl.load(fields + _EXPAND.value.tensor)).to(out.dtype) if ADD else out
+    target += tl.load(fields + _EXPAND.value.origin) + column
     if ADD:
         old = tl.load(target, mask=mask, other=0)
         u = u.to(tl.float64) + old if old.dtype == tl.float64 else u + old.to(u.dtype)
@@ -146,10 +212,10 @@ def _expand(c, owners, table, scales, words, out, addresses, row0, ADD: tl.const
 
 @dataclass(frozen=True)
 class _Table:
-    """Which program does what: a pure function of sizes. Tensors are on the device; owners say whose a program is."""
+    """Which program does what: a pure function of sizes. Both tensors are on the device."""
 
-    owners: torch.Tensor  # (programs,) int32: row of the table
-    table: torch.Tensor  # (n, fields) int64, the first field the owner's first program
+    owners: torch.Tensor  # (programs,) int32: the row of the table that a program belongs to
+    table: torch.Tensor  # (n, fields of a row) int64
 
 
 @dataclass(frozen=True)
@@ -158,18 +224,25 @@ class _Plan:
 
     words: _Table
     count: int  # of words
-    products: tuple[tuple[int, _Table], ...]  # (rows of a tile, its programs); of expand, one with no such rows
+    products: tuple[tuple[int, _Table], ...]  # (rows of a tile, its programs); of expand, one, whose rows are not used
     scales: torch.Tensor  # (K,) float64
     partials: int
     counters: _Counters
 
 
-def _word_runs(compartments: Sequence[Compartment], device: torch.device) -> tuple[_Table, int, list[tuple[int, int]]]:
-    """Words of the signs and offsets of what is there of each compartment, one run after another.
+class _Places(NamedTuple):
+    """Where the words of a compartment are, see _ProjectRow."""
+
+    signs: int
+    offsets: int
+
+
+def _word_runs(compartments: Sequence[Compartment], device: torch.device) -> tuple[_Table, int, list[_Places]]:
+    """Runs of the words of the signs and offsets of those columns of each compartment that are here.
 
     Returns:
-        The table of the runs (first program, number, first block, blocks, place of its first word), the number of words,
-        and for each compartment where the words of column 0 and of segment 0 would be: maybe before the first word.
+        The table of the runs, the number of words, and for each compartment the places of the words of column 0 and of
+        segment 0.
     """
     rows, places, at = [], [], 0
     for k in compartments:
@@ -178,10 +251,11 @@ def _word_runs(compartments: Sequence[Compartment], device: torch.device) -> tup
             first, last = k.before // cells, -(-(k.before + k.size) // cells)
             place.append(at - WORDS * first)
             if base == SIGNS or k.total > 1:
-                rows.append((k.number, base + BLOCKS * first, BLOCKS * (last - first), at))
+                blocks = BLOCKS * (last - first)
+                rows.append(_WordsRow(number=k.number, block=base + BLOCKS * first, blocks=blocks, place=at))
                 at += WORDS * (last - first)
-        places.append((place[0], place[1]))
-    counts = [-(-blocks // (BATCH * BLOCKS)) for _, _, blocks, _ in rows]
+        places.append(_Places(*place))
+    counts = [-(-row.blocks // (BATCH * BLOCKS)) for row in rows]
     return _Table(*_make_table(counts, rows, device)), at, places
 
 
@@ -190,34 +264,32 @@ def _tall(k: Compartment) -> int:
     return next((tall for tall in TALL if k.total <= tall), TALL[-1])
 
 
-def _parts(k: Compartment) -> int:
-    """Programs that share a row, by d and D alone."""
+def _group_programs(k: Compartment) -> int:
+    """Programs of a row group, at most, by d and D alone."""
     tall = _tall(k)
     tiles = -(-k.length // (k.total * (TILE // tall)))
-    return max(1, min(PARTS, -(-tiles // STEPS), PROGRAMS // -(-k.total // tall)))
+    return max(1, min(GROUP_PROGRAMS, -(-tiles // STEPS), PROGRAMS // -(-k.total // tall)))
 
 
 @lru_cache(maxsize=4096)
 def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribution, device: torch.device) -> _Plan:
-    """A launch for each height of tiles.
-
-    Table: first program, place of column 0, low, high, row, rows, total, place of the words of column 0 and segment 0,
-    first and last segment, segments of a program, programs of a row group, place in partial, place of the first counter,
-    compartment, place in c.
-    """
+    """A launch for each height of tiles, with a row of its table for each compartment."""
     made, words, places = _word_runs(compartments, device)
     of_tall: dict[int, tuple[list, list]] = {}
     at = partials = counters = 0
     for i, (k, place) in enumerate(zip(compartments, places)):
-        tall, parts, low, high = _tall(k), _parts(k), k.before, k.before + k.size
+        tall, low, high = _tall(k), k.before, k.before + k.size
         step, segments = TILE // tall, -(-k.length // k.total)
-        per = -(-segments // (parts * step)) * step  # whole tiles
+        per = -(-segments // (_group_programs(k) * step)) * step  # whole tiles
         first, last = low // k.total, -(-high // k.total)
         programs, groups = -(-(last - first) // per), -(-k.dim // tall)
         counts, rows = of_tall.setdefault(tall, ([], []))
         counts.append(groups * programs)
-        rows.append((k.start - low, low, high, k.row, k.dim, k.total, *place, first, last, per, programs, partials,
-                     counters, i, at))  # fmt: skip
+        rows.append(_ProjectRow(
+            origin=k.start - low, low=low, high=high, row=k.row, rows=k.dim, total=k.total, signs=place.signs,
+            offsets=place.offsets, first_segment=first, stop_segment=last, segments=per, programs=programs, partial=partials,
+            counter=counters, compartment=i, place=at,
+        ))  # fmt: skip
         at += k.dim
         if programs > 1:
             partials, counters = partials + programs * k.dim, counters + groups
@@ -229,18 +301,17 @@ def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribut
 @lru_cache(maxsize=4096)
 def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distribution, device: torch.device,
                  sizes: tuple[int, ...]) -> _Plan:  # fmt: skip
-    """One row for each overlap of a compartment with a tensor of the target, whose sizes are given.
-
-    Table: first program, place of column 0 in the tensor, low, high, row, rows, total, place of the words of column 0 and
-    segment 0, place in c, compartment, tensor.
-    """
+    """A row for each overlap of a compartment with a tensor of the target, whose sizes are given."""
     made, words, places = _word_runs(compartments, device)
     counts, rows, at, bounds = [], [], 0, np.cumsum([0, *sizes]).tolist()
     for i, (k, place) in enumerate(zip(compartments, places)):
         origin = k.start - k.before
         for tensor, (begin, end) in enumerate(zip(bounds, bounds[1:])):
             if (low := max(k.start, begin) - origin) < (high := min(k.stop, end) - origin):
-                rows.append((origin - begin, low, high, k.row, k.dim, k.total, *place, at, i, tensor))
+                rows.append(_ExpandRow(
+                    origin=origin - begin, low=low, high=high, row=k.row, rows=k.dim, total=k.total, signs=place.signs,
+                    offsets=place.offsets, place=at, compartment=i, tensor=tensor,
+                ))  # fmt: skip
                 counts.append(-(-high // TILE) - low // TILE)
         at += k.dim
     table = _Table(*_make_table(counts, rows, device))
@@ -258,7 +329,7 @@ def _launch_words(plan: _Plan, spec: BasisSpec, device: torch.device) -> torch.T
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
     if share_memory(g, out):
-        g = g.clone()  # programs would read what others have written
+        g = g.clone()  # a program would otherwise read what another has written
     plan = _project_plan(spec.from_first_row, spec.distribution, g.device)
     counters = plan.counters.of_call(g.device)
     _keep(g, plan, counters)
@@ -274,7 +345,7 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``; step as in ``project``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, c.device, (spec.size,))
     if share_memory(c, out):
-        c = c.clone()  # programs would read what others have written
+        c = c.clone()  # a program would otherwise read what another has written
     _launch_expand(plan, c, spec, out, out, False)
 
 

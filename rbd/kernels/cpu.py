@@ -1,10 +1,10 @@
-"""project and expand on a CPU: entries made in vector registers from Philox words and used up there (Numba, LLVM).
+"""project and expand on a CPU: entries are made from Philox words and multiplied in vector registers (Numba, LLVM).
 
-Three ways of one product, all with the entries of ``reference.py``:
+There are three methods, all with the entries of ``reference.py``:
 
-- signs, float32: sums of 4 signed numbers come from a table of 16, picked by 4 bits of a word with one permute;
+- signs, float32: sums of 4 signed numbers are looked up in a table of 16, by 4 bits of a word with one permute;
 - the others: 16 entries in the lanes of a vector, multiplied and added;
-- float64 gradients: the same, widened.
+- float64 gradients: the same, with entries converted to float64.
 
 Work is cut into units whose sizes depend on the basis alone, and every sum has a fixed order, so results do not depend
 on the number of threads. Threads come from ``team``.
@@ -12,10 +12,10 @@ on the number of threads. Threads come from ``team``.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,13 +57,13 @@ _SIGN, _ONE = 0x80000000, 0x3F800000  # sign bit, and 1.0, as bits of a float32
 _OCTAVES = np.roll(QUANTILE, -1, axis=0).T.copy().ravel()  # (5 * 16,) by the exponent field mod 16: 127 + e = e - 1
 _EVEN, _PAIRS = 0x55555555, 0x33333333  # every other bit, and every other two
 
-HALF = BLOCKS // 2  # blocks whose sign tables are in use at a time
-ROWS = 256  # rows of a unit: the sign tables of a chunk serve them all
+HALF = BLOCKS // 2  # blocks of a chunk whose sign tables are kept at a time
+ROWS = 256  # rows of a unit, at most: the sign tables of a chunk are made once for all of them
 SEGMENT = 8192  # least columns of a unit of project
-SEGMENTS = 64  # at most so many along a compartment, so that partial sums take O(64 d)
+SEGMENTS = 64  # of a compartment, at most, so that there are at most 64 d partial sums
 STRIPE = 4096  # columns of a unit of expand
 SCRATCH = SEGMENT + ROWS * LANES  # elements; the sign kernels take 2048 + 256 + 4096 of them
-INLINE = 2**21  # random bits; below this, a second thread does not pay
+INLINE = 2**21  # random bits; with fewer, a second thread makes a product slower
 
 _jit = jit(philox, distribution, simd)
 _inline = njit(forceinline=True, error_model="numpy")  # pieces of a kernel: vectors must not leave the registers
@@ -161,11 +161,12 @@ def _dot_row(distribution_id, parts, block, chunks, row, step, number, seed, str
 
 
 @_inline
-def _axpy_rows(distribution_id, parts, block, c, at, rows, row, step, number, seed, stream, u):
-    """One chunk of u += all rows of a compartment, each times its coordinate."""
-    for r in range(rows):
-        w0, w1, w2, w3 = _philox(splat_u64(block) + lane_numbers(), splat_u64(row + r), step, number, seed, stream)
-        cr = splat_like(c[at + r], u)
+def _axpy_rows(distribution_id, parts, unit, block, c, step, seed, stream, u):
+    """One chunk of u += all rows of a unit, each times its coordinate."""
+    for r in range(unit.rows):
+        row = splat_u64(unit.row + r)
+        w0, w1, w2, w3 = _philox(splat_u64(block) + lane_numbers(), row, step, unit.number, seed, stream)
+        cr = splat_like(c[unit.place + r], u)
         _axpy(distribution_id, parts, w0, cr, u, 0)
         _axpy(distribution_id, parts, w1, cr, u, 16)
         _axpy(distribution_id, parts, w2, cr, u, 32)
@@ -174,7 +175,7 @@ def _axpy_rows(distribution_id, parts, block, c, at, rows, row, step, number, se
 
 @_jit
 def _copy_padded(g, origin, low, high, column, x):
-    """x = g at the columns from column on, of which low ... high - 1 are there, the others being zeros."""
+    """x = g from that column on; zeros outside of the columns low ... high - 1, which are those that g has."""
     first, last = max(low - column, 0), min(high - column, len(x))
     x[:first] = 0
     x[first:last] = g[origin + column + first : origin + column + last]
@@ -183,9 +184,42 @@ def _copy_padded(g, origin, low, high, column, x):
 
 @_jit
 def _copy_inside(u, origin, low, high, column, out):
-    """out = u, the columns from column on, where low ... high - 1 are there."""
+    """out = u, which begins at that column; only the columns low ... high - 1, which are those that out has."""
     first, last = max(low - column, 0), min(high - column, len(u))
     out[origin + column + first : origin + column + last] = u[first:last]
+
+
+class _Unit(NamedTuple):
+    """What a kernel does at a time: some rows of a compartment by some chunks of its columns."""
+
+    number: int  # of the compartment
+    origin: int  # place of column 0 in the vector, which may lie before it
+    low: int  # columns low ... high - 1 are in the vector
+    high: int
+    row: int
+    rows: int
+    first_chunk: int
+    stop_chunk: int  # the last one + 1
+    place: int  # of its first number in partial (project) or in c (expand)
+
+
+_FIELD = _Unit(*range(len(_Unit._fields)))  # where each is in a row of a table of units
+
+
+@_inline
+def _read_unit(units, n, row0):
+    """Unit n of a table, whose rows are counted from row0."""
+    return _Unit(
+        number=units[n, _FIELD.number],
+        origin=units[n, _FIELD.origin],
+        low=units[n, _FIELD.low],
+        high=units[n, _FIELD.high],
+        row=units[n, _FIELD.row] + row0,
+        rows=units[n, _FIELD.rows],
+        first_chunk=units[n, _FIELD.first_chunk],
+        stop_chunk=units[n, _FIELD.stop_chunk],
+        place=units[n, _FIELD.place],
+    )
 
 
 @_jit
@@ -194,23 +228,22 @@ def _project_entries(units, first, last, distribution_id, columns, g, seed, stre
     block = SEGMENT // columns  # chunks of g that stay in the cache while the rows pass over them
     x, totals = scratch[:SEGMENT], scratch[SEGMENT : SEGMENT + ROWS * LANES]
     for n in range(first, last):
-        number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
-        row += row0
+        unit = _read_unit(units, n, row0)
         totals[:] = 0
-        for begin in range(chunk0, chunk1, block):
-            chunks = min(block, chunk1 - begin)
-            _copy_padded(g, origin, low, high, begin * columns, x)
+        for begin in range(unit.first_chunk, unit.stop_chunk, block):
+            chunks = min(block, unit.stop_chunk - begin)
+            _copy_padded(g, unit.origin, unit.low, unit.high, begin * columns, x)
             px, pt, b = pointer(x), pointer(totals), BLOCKS * begin
-            for r in range(rows):
+            for r in range(unit.rows):
                 if distribution_id == NORMAL:
-                    t = _dot_row(NORMAL, 2, b, chunks, row + r, step, number, seed, stream, px)
+                    t = _dot_row(NORMAL, 2, b, chunks, unit.row + r, step, unit.number, seed, stream, px)
                 elif distribution_id == UNIFORM:
-                    t = _dot_row(UNIFORM, 4, b, chunks, row + r, step, number, seed, stream, px)
+                    t = _dot_row(UNIFORM, 4, b, chunks, unit.row + r, step, unit.number, seed, stream, px)
                 else:
-                    t = _dot_row(RADEMACHER, 32, b, chunks, row + r, step, number, seed, stream, px)
+                    t = _dot_row(RADEMACHER, 32, b, chunks, unit.row + r, step, unit.number, seed, stream, px)
                 store(pt, LANES * r, load(pt, LANES * r) + t)
-        for r in range(rows):
-            partial[at + r] = add_lanes(load(pointer(totals), LANES * r))
+        for r in range(unit.rows):
+            partial[unit.place + r] = add_lanes(load(pointer(totals), LANES * r))
 
 
 @_jit
@@ -219,17 +252,16 @@ def _expand_entries(units, first, last, distribution_id, columns, c, seed, strea
     u = scratch[:columns]
     pu, pc = pointer(u), pointer(c)
     for n in range(first, last):
-        number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
-        row += row0
-        for chunk in range(chunk0, chunk1):
+        unit = _read_unit(units, n, row0)
+        for chunk in range(unit.first_chunk, unit.stop_chunk):
             u[:] = 0
             if distribution_id == NORMAL:
-                _axpy_rows(NORMAL, 2, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
+                _axpy_rows(NORMAL, 2, unit, BLOCKS * chunk, pc, step, seed, stream, pu)
             elif distribution_id == UNIFORM:
-                _axpy_rows(UNIFORM, 4, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
+                _axpy_rows(UNIFORM, 4, unit, BLOCKS * chunk, pc, step, seed, stream, pu)
             else:
-                _axpy_rows(RADEMACHER, 32, BLOCKS * chunk, pc, at, rows, row, step, number, seed, stream, pu)
-            _copy_inside(u, origin, low, high, chunk * columns, out)
+                _axpy_rows(RADEMACHER, 32, unit, BLOCKS * chunk, pc, step, seed, stream, pu)
+            _copy_inside(u, unit.origin, unit.low, unit.high, chunk * columns, out)
 
 
 @_inline
@@ -265,7 +297,7 @@ def _pick(words, tables, at, total):
 
 @_inline
 def _pick_and_generate(words, tables, at, total, counter, seed, stream):
-    """_pick, and _philox of another counter in turns with it: multiplying and permuting keep different units busy."""
+    """_pick interleaved with _philox of another counter: permutes and multiplications use different units of a core."""
     w0, w1, w2, w3 = words
     counter = _run_rounds(counter, seed, stream, 0, 4)
     p0 = _pick_word(w0, tables, at)
@@ -285,11 +317,10 @@ def _project_signs(units, first, last, distribution_id, columns, g, seed, stream
     tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): 16 KiB, half an L1 cache
     blocks = HALF * columns // (32 * WORDS)  # HALF, but no constant: LLVM would unroll its loop and run out of registers
     for n in range(first, last):
-        number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
-        row += row0
+        unit = _read_unit(units, n, row0)
         totals[:] = 0
-        for chunk in range(chunk0, chunk1):
-            _copy_padded(g, origin, low, high, chunk * columns, x)
+        for chunk in range(unit.first_chunk, unit.stop_chunk):
+            _copy_padded(g, unit.origin, unit.low, unit.high, chunk * columns, x)
             for half in range(0, BLOCKS, HALF):
                 for word in range(4):
                     for b in range(HALF):
@@ -297,15 +328,15 @@ def _project_signs(units, first, last, distribution_id, columns, g, seed, stream
                             i = 4 * WORDS * nibble + BLOCKS * word + half + b
                             sums = _sign_sums(x[i], x[i + WORDS], x[i + 2 * WORDS], x[i + 3 * WORDS])
                             store(tables, ((b * 4 + word) * 8 + nibble) * 16, sums)
-                for r in range(0, rows, LANES):
-                    lanes = splat_u64(row + r) + lane_numbers()
+                for r in range(0, unit.rows, LANES):
+                    lanes = splat_u64(unit.row + r) + lane_numbers()
                     block, total = BLOCKS * chunk + half, load(pointer(totals), r)
-                    words = _philox(splat_u64(block), lanes, step, number, seed, stream)
+                    words = _philox(splat_u64(block), lanes, step, unit.number, seed, stream)
                     for b in range(blocks - 1):
-                        following = splat_u64(block + b + 1), lanes, splat_u64(step), splat_u64(number)
+                        following = splat_u64(block + b + 1), lanes, splat_u64(step), splat_u64(unit.number)
                         total, words = _pick_and_generate(words, tables, 512 * b, total, following, seed, stream)
                     store(pointer(totals), r, _pick(words, tables, 512 * (blocks - 1), total))
-        partial[at : at + rows] = totals[:rows]
+        partial[unit.place : unit.place + unit.rows] = totals[: unit.rows]
 
 
 @_inline
@@ -346,66 +377,78 @@ def _expand_signs(units, first, last, distribution_id, columns, c, seed, stream,
     u, four = scratch[:columns], scratch[columns : columns + 8]
     pu = pointer(u)
     for n in range(first, last):
-        number, origin, low, high, row, rows, chunk0, chunk1, at = units[n]
-        row += row0
-        for chunk in range(chunk0, chunk1):
+        unit = _read_unit(units, n, row0)
+        for chunk in range(unit.first_chunk, unit.stop_chunk):
             u[:] = 0
             block = splat_u64(BLOCKS * chunk) + lane_numbers()
-            for r in range(0, rows, 8):
+            for r in range(0, unit.rows, 8):
                 for i in range(8):
-                    four[i] = c[at + r + i] if r + i < rows else 0
+                    four[i] = c[unit.place + r + i] if r + i < unit.rows else 0
                 s0 = _sign_sums(four[0], four[1], four[2], four[3])
                 s1 = _sign_sums(four[4], four[5], four[6], four[7])
-                a0, a1, a2, a3 = _philox(block, splat_u64(row + r + 0), step, number, seed, stream)
-                b0, b1, b2, b3 = _philox(block, splat_u64(row + r + 1), step, number, seed, stream)
-                c0, c1, c2, c3 = _philox(block, splat_u64(row + r + 2), step, number, seed, stream)
-                d0, d1, d2, d3 = _philox(block, splat_u64(row + r + 3), step, number, seed, stream)
-                e0, e1, e2, e3 = _philox(block, splat_u64(row + r + 4), step, number, seed, stream)
-                f0, f1, f2, f3 = _philox(block, splat_u64(row + r + 5), step, number, seed, stream)
-                g0, g1, g2, g3 = _philox(block, splat_u64(row + r + 6), step, number, seed, stream)
-                h0, h1, h2, h3 = _philox(block, splat_u64(row + r + 7), step, number, seed, stream)
+                a0, a1, a2, a3 = _philox(block, splat_u64(unit.row + r + 0), step, unit.number, seed, stream)
+                b0, b1, b2, b3 = _philox(block, splat_u64(unit.row + r + 1), step, unit.number, seed, stream)
+                c0, c1, c2, c3 = _philox(block, splat_u64(unit.row + r + 2), step, unit.number, seed, stream)
+                d0, d1, d2, d3 = _philox(block, splat_u64(unit.row + r + 3), step, unit.number, seed, stream)
+                e0, e1, e2, e3 = _philox(block, splat_u64(unit.row + r + 4), step, unit.number, seed, stream)
+                f0, f1, f2, f3 = _philox(block, splat_u64(unit.row + r + 5), step, unit.number, seed, stream)
+                g0, g1, g2, g3 = _philox(block, splat_u64(unit.row + r + 6), step, unit.number, seed, stream)
+                h0, h1, h2, h3 = _philox(block, splat_u64(unit.row + r + 7), step, unit.number, seed, stream)
                 _add_signs(s0, s1, (a0, b0, c0, d0), (e0, f0, g0, h0), pu, 0)
                 _add_signs(s0, s1, (a1, b1, c1, d1), (e1, f1, g1, h1), pu, 16)
                 _add_signs(s0, s1, (a2, b2, c2, d2), (e2, f2, g2, h2), pu, 32)
                 _add_signs(s0, s1, (a3, b3, c3, d3), (e3, f3, g3, h3), pu, 48)
-            _copy_inside(u, origin, low, high, chunk * columns, out)
+            _copy_inside(u, unit.origin, unit.low, unit.high, chunk * columns, out)
+
+
+class _Sum(NamedTuple):
+    """Rows of a compartment whose coordinates are sums of several parts each: all rows of one part, then of the next."""
+
+    place: int  # of the first row's coordinate in c
+    rows: int
+    parts: int
+    first: int  # place of the first part in partial
+    compartment: int  # whose scale is theirs
+
+
+_OF_SUM = _Sum(*range(len(_Sum._fields)))  # where each field is in a row of a table of sums
 
 
 @_jit
-def _add_segments(places, scales, partial, out):
-    """out = scale * the sum over segments of partial, in their order and in float64 until it is rounded."""
-    for k in range(len(places)):
-        at, rows, segments, first = places[k]
+def _add_parts(sums, scales, partial, out):
+    """out = scale * the sum of the parts of each row, in their order and in float64 until it is rounded."""
+    for n in range(len(sums)):
+        place, rows, first = sums[n, _OF_SUM.place], sums[n, _OF_SUM.rows], sums[n, _OF_SUM.first]
         for r in range(rows):
             total = 0.0
-            for s in range(segments):
-                total += partial[first + s * rows + r]
-            out[at + r] = total
-            out[at + r] *= scales[k]
+            for part in range(sums[n, _OF_SUM.parts]):
+                total += partial[first + part * rows + r]
+            out[place + r] = total
+            out[place + r] *= scales[sums[n, _OF_SUM.compartment]]
 
 
 @dataclass(frozen=True)
 class _Plan:
     """How the work on some compartments is cut: a pure function of their sizes, never of the number of threads."""
 
-    units: np.ndarray  # (n, 9): number, place of column 0, low, high, row, rows, chunk0, chunk1, place in partial or c
+    units: np.ndarray  # (n, fields of _Unit)
     pieces: np.ndarray  # bounds of runs of units of about equal cost
     entries: int  # sum of d_k D_k
     dims: np.ndarray  # (K,)
     scales: np.ndarray  # (K,) float64
-    places: np.ndarray  # (K, 4) for _add_segments: place in c, rows, segments, place in partial
-    partials: int = 0
+    sums: np.ndarray | None = None  # (K, fields of _Sum), of project
+    partials: int = 0  # length of partial
 
 
-def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list, **more) -> _Plan:
+def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list[_Unit], **others) -> _Plan:
     entries = sum(k.size * k.dim for k in compartments)
     dims = np.array([k.dim for k in compartments])
-    scales = np.array([distribution.scale(k.length, k.total) for k in compartments])
-    return _Plan(np.array(units), _pieces(units), entries, dims, scales, **more)
+    scales = np.array([distribution.scale(dim=k.total, size=k.length) for k in compartments])
+    return _Plan(np.array(units), _pieces(units), entries, dims, scales, **others)
 
 
-def _pieces(units: Sequence[tuple[int, ...]], count: int = 16) -> np.ndarray:
-    cost = np.cumsum([rows * (chunk1 - chunk0) for *_, rows, chunk0, chunk1, _ in units])
+def _pieces(units: Sequence[_Unit], count: int = 16) -> np.ndarray:
+    cost = np.cumsum([unit.rows * (unit.stop_chunk - unit.first_chunk) for unit in units])
     return np.unique(np.r_[0, np.searchsorted(cost, cost[-1] * np.arange(1, count) / count) + 1, len(units)])
 
 
@@ -414,30 +457,32 @@ def _chunks(k: Compartment, columns: int) -> range:
     return range(k.before // columns, -(-(k.before + k.size) // columns))
 
 
-def _runs(chunks: range, most: int) -> list[tuple[int, int]]:
-    """chunks cut into runs of at most so many: (first, last + 1) of each."""
-    return [(first, min(first + most, chunks.stop)) for first in chunks[::most]]
+def _cut(chunks: range, most: int) -> list[range]:
+    """chunks, cut into runs of at most that length."""
+    return [chunks[i : i + most] for i in range(0, len(chunks), most)]
 
 
-def _place(k: Compartment) -> tuple[int, int, int, int]:
-    """What a unit says of its compartment: number, place of column 0 in the vector, columns low ... high - 1."""
-    return k.number, k.start - k.before, k.before, k.before + k.size
+def _make_unit(k: Compartment, first_row: int, rows: int, chunks: range, place: int) -> _Unit:
+    """Rows first_row ... first_row + rows - 1 of those that are here, by some chunks."""
+    return _Unit(
+        number=k.number, origin=k.start - k.before, low=k.before, high=k.before + k.size, row=k.row + first_row, rows=rows,
+        first_chunk=chunks.start, stop_chunk=chunks.stop, place=place,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=256)
 def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribution) -> _Plan:
-    """Units of a segment and at most ROWS rows; their partial sums stand by segments, then rows."""
-    columns, units, places, at, first = distribution.columns, [], [], 0, 0
-    for k in compartments:
+    """Units of a segment and at most ROWS rows; partial has all rows of one segment, then of the next."""
+    columns, units, sums, at, first = distribution.columns, [], [], 0, 0
+    for i, k in enumerate(compartments):
         chunks = _chunks(k, columns)
-        segments = _runs(chunks, max(SEGMENT // columns, -(-len(chunks) // SEGMENTS)))
+        segments = _cut(chunks, max(SEGMENT // columns, -(-len(chunks) // SEGMENTS)))
         for s, segment in enumerate(segments):
             for r in range(0, k.dim, ROWS):
-                rows = min(ROWS, k.dim - r)
-                units.append((*_place(k), k.row + r, rows, *segment, first + s * k.dim + r))
-        places.append((at, k.dim, len(segments), first))
+                units.append(_make_unit(k, r, min(ROWS, k.dim - r), segment, first + s * k.dim + r))
+        sums.append(_Sum(place=at, rows=k.dim, parts=len(segments), first=first, compartment=i))
         at, first = at + k.dim, first + len(segments) * k.dim
-    return _make_plan(compartments, distribution, units, places=np.array(places), partials=first)
+    return _make_plan(compartments, distribution, units, sums=np.array(sums), partials=first)
 
 
 @lru_cache(maxsize=256)
@@ -445,33 +490,32 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
     """Units of a stripe of columns and all rows."""
     columns, units, at = distribution.columns, [], 0
     for k in compartments:
-        for stripe in _runs(_chunks(k, columns), STRIPE // columns):
-            units.append((*_place(k), k.row, k.dim, *stripe, at))
+        units += [_make_unit(k, 0, k.dim, stripe, at) for stripe in _cut(_chunks(k, columns), STRIPE // columns)]
         at += k.dim
-    return _make_plan(compartments, distribution, units, places=np.empty((0, 4), np.int64))
+    return _make_plan(compartments, distribution, units)
 
 
 def _scratch(dtype: np.dtype) -> np.ndarray:
-    """Room for what one thread has in hand, a few cache pages whatever the basis."""
+    """Scratch memory of one thread: of the same size, some memory pages, for every basis."""
     return np.empty(SCRATCH, dtype)
 
 
 def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.ndarray) -> None:
-    """The kernel over all units, piece by piece, each taken by the next free thread."""
+    """The kernel over all units, on several threads if that pays."""
     distribution = spec.distribution
     shape = _DISTRIBUTION_IDS[distribution.name], distribution.columns
     args = *shape, x, spec.seed, spec.stream, spec.step, spec.row, out
-    threads = min(team.thread_count(), len(plan.pieces) - 1)
+    count = len(plan.pieces) - 1
+    threads = min(team.thread_count(), count)
     if threads == 1 or plan.entries * distribution.bits < INLINE:
         return kernel(plan.units, 0, len(plan.units), *args, _scratch(out.dtype))
-    taken = itertools.count()  # next() is atomic
 
-    def work() -> None:
+    def work(pieces: Iterator[int]) -> None:
         scratch = _scratch(out.dtype)
-        while (piece := next(taken)) < len(plan.pieces) - 1:
+        for piece in pieces:
             kernel(plan.units, plan.pieces[piece], plan.pieces[piece + 1], *args, scratch)
 
-    team.share(work, threads)
+    team.share_pieces(work, count, threads)
 
 
 def _takes_signs(distribution: Distribution, x: np.ndarray) -> bool:
@@ -485,7 +529,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     partial = np.empty(plan.partials, x.dtype)
     kernel = _project_signs if _takes_signs(spec.distribution, x) else _project_entries
     _run(kernel, plan, spec, x, partial)
-    _add_segments(plan.places, plan.scales.astype(x.dtype), partial, out.numpy())
+    _add_parts(plan.sums, plan.scales.astype(x.dtype), partial, out.numpy())
 
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:

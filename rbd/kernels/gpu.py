@@ -1,10 +1,10 @@
-"""project and expand on a GPU: entries made in registers from Philox words and used up there (Triton).
+"""project and expand on a GPU: entries are made from Philox words and multiplied in registers (Triton).
 
 A tile is some rows by some blocks of a chunk: its words are made once, and every part of every word is an entry. Sums
 have a fixed order: along the columns of a lane, over the lanes of a tile by a tree, over the segments of a compartment
-by a tree in float64. No float atomics, so the same bits on every run: a counter says which program of a row group is the
-last, and nothing else. How many rows, parts and warps a tile and segments a program has is for speed alone. Nothing is
-tuned at run time.
+by a tree in float64. There are no float atomics, so every run gives the same bits; the only atomic is a counter, which
+tells the last program of a row group that it is the last. The numbers of rows, parts and warps of a tile and of segments
+of a program affect speed alone. Nothing is tuned at run time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -32,14 +33,14 @@ except ImportError as error:
 
 _DISTRIBUTION_IDS = {"normal": 0, "uniform": 1, "rademacher": 2}
 _BLOCKS = {"normal": 64, "uniform": 64, "rademacher": 16}  # Philox blocks of a tile, whole chunks
-SEGMENTS = 64  # at most, of a compartment in project; not by the number of rows, which must not change a row's bits
-PROGRAMS = 1024  # of project, at most, as long as a program can take more segments: enough to fill a large GPU
-SLOTS = 8  # sets of counters of a plan
-OWNER: ContextVar[object | None] = ContextVar("owner", default=None)  # whose calls never run beside each other
+SEGMENTS = 64  # of a compartment in project, at most; not by the number of rows, which must not change a row's bits
+PROGRAMS = 1024  # of project, at most, unless each has all segments already: enough to fill a large GPU
+COUNTER_SETS = 8  # of a plan
+OWNER: ContextVar[object | None] = ContextVar("owner", default=None)  # object whose calls never run concurrently
 
 _M0, _M1 = (tl.constexpr(m) for m in MULTIPLIERS)
 _W0, _W1 = (tl.constexpr(w) for w in WEYL)
-_ROUNDS, _WORDS, _CHUNK = tl.constexpr(ROUNDS), tl.constexpr(WORDS), tl.constexpr(BLOCKS)
+_ROUNDS, _WORDS, _CHUNK_BLOCKS = tl.constexpr(ROUNDS), tl.constexpr(WORDS), tl.constexpr(BLOCKS)
 _NORMAL, _UNIFORM, _SIGNS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _OCTAVES = QUANTILE.T.copy()  # (5, 16): the same coefficient of all octaves in half a line of the cache
 
@@ -94,22 +95,23 @@ def _add_negative(total, word, part, x):
 
 @triton.jit
 def _sum_signed(at, inside, before, left, words, R: tl.constexpr, B: tl.constexpr, dtype: tl.constexpr):
-    """(R, B): sums of signs times x over a tile's entries of each lane, of which numbers before ... left - 1 are there.
+    """(R, B): sums of signs times x over the entries of each lane of a tile; only columns before ... left - 1 of it exist.
 
-    A whole tile has no masks, which take as many instructions as the sums. The loop over parts keeps those of others apart.
+    A whole tile has no masks, which take as many instructions as the sums. In other tiles, the loop over parts keeps the
+    compiler from moving the masks into the code of whole tiles.
     """
     every, minus = tl.zeros((B,), dtype), tl.zeros((R, B), dtype)
     if left - before == B * 128:
         for w in tl.static_range(4):
             for part in tl.static_range(32):
-                x = tl.load(at + inside + (_WORDS * part + _CHUNK * w)).to(dtype)  # (B,)
+                x = tl.load(at + inside + (_WORDS * part + _CHUNK_BLOCKS * w)).to(dtype)  # (B,)
                 minus = _add_negative(minus, words[w], part, x[None, :])
                 every += x
     else:
         for w in tl.static_range(4):
             part = 0
             while part < 32:
-                j = inside + (_WORDS * part + _CHUNK * w)  # (B,)
+                j = inside + (_WORDS * part + _CHUNK_BLOCKS * w)  # (B,)
                 x = tl.load(at + j, mask=(j >= before) & (j < left), other=0).to(dtype)
                 minus = _add_negative(minus, words[w], part, x[None, :])
                 every += x
@@ -119,7 +121,7 @@ def _sum_signed(at, inside, before, left, words, R: tl.constexpr, B: tl.constexp
 
 @triton.jit
 def _step_of(step):
-    """A number, or a number in device memory, which a CUDA graph may count up between replays."""
+    """The step, given as a number or as the address of one, which may change between replays of a CUDA graph."""
     if step.dtype.is_ptr():
         return tl.load(step).to(tl.uint32)
     else:
@@ -128,7 +130,7 @@ def _step_of(step):
 
 @triton.jit
 def _row_of(row0):
-    """Likewise, the number that is added to those of all rows."""
+    """Likewise, the number that is added to the numbers of all rows."""
     if row0.dtype.is_ptr():
         return tl.load(row0)
     else:
@@ -145,39 +147,66 @@ def _tree(x, R: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _of_level(stack, level):
-    """(R, 8) -> (R,): the sum of 2**level segments that waits for its neighbour's."""
+    """(R, 8) -> (R,): the sum of 2**level segments that is still to be added to the next such sum."""
     return tl.sum(tl.where(tl.arange(0, 8)[None, :] == level, stack, 0.0), 1)
 
 
-# Long on purpose: the loop and its tail share a dozen values, which helpers would have to pass on and return.
+def _columns(row: Any) -> tl.constexpr:
+    """Where each field is in a row of a table, by name, for kernels: ``.value.name``."""
+    return tl.constexpr(row(*range(len(row._fields))))
+
+
+class _ProjectRow(NamedTuple):
+    """A row of the table of ``_project``: a compartment, which has some programs that follow each other."""
+
+    number: int  # of the compartment
+    origin: int  # place of column 0 in g, which may lie before it
+    low: int  # columns low ... high - 1 are in g
+    high: int
+    row: int
+    rows: int
+    chunks: int  # of a segment
+    segments: int  # of a program
+    programs: int  # of a row group
+    partial: int  # place of its first partial sum
+    counter: int  # place of the first row group's counter
+    place: int  # of the first row's coordinate in out
+    first: int = 0  # of its programs; set by _make_table
+
+
+_PROJECT = _columns(_ProjectRow)
+
+
+# Long on purpose: the loop and its tail share a dozen values, which helpers would have to take and return.
 @triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
 def _project(g, owners, table, scales, partial, counters, out, octaves, seed, stream, step, row0,
-             DISTRIBUTION: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, R: tl.constexpr,
+             DISTRIBUTION: tl.constexpr, PER_WORD: tl.constexpr, B: tl.constexpr, R: tl.constexpr,
              N: tl.constexpr):  # fmt: skip
-    """out = scale * (R rows of a compartment) @ g; see _project_plan for the table, docs/develop/gpu.md for the order of
-    sums."""
+    """out = scale * (R rows of a compartment) @ g; see docs/develop/gpu.md for the order of sums."""
     k = tl.load(owners + tl.program_id(0))
-    fields = table + 13 * k
-    program = tl.program_id(0) - tl.load(fields)
-    origin, low, high, rows = tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 6)
+    fields = table + len(_PROJECT.value) * k
+    program = tl.program_id(0) - tl.load(fields + _PROJECT.value.first)
+    low, high = tl.load(fields + _PROJECT.value.low), tl.load(fields + _PROJECT.value.high)
+    origin, rows = tl.load(fields + _PROJECT.value.origin), tl.load(fields + _PROJECT.value.rows)
     groups = (rows + R - 1) // R
     slot, group = program // groups, program % groups
     r = group * R + tl.arange(0, R)  # (R,)
-    row = (tl.load(fields + 5) + r + _row_of(row0)).to(tl.uint32)[:, None]  # (R, 1)
-    number, per = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 7)
-    count = tl.load(fields + 8)
-    chunk, drawn = low // (_WORDS * PARTS) + slot * count * per, _step_of(step)
-    stop = (high + _WORDS * PARTS - 1) // (_WORDS * PARTS)
+    row = (tl.load(fields + _PROJECT.value.row) + r + _row_of(row0)).to(tl.uint32)[:, None]  # (R, 1)
+    number = tl.load(fields + _PROJECT.value.number).to(tl.uint32)
+    per, count = tl.load(fields + _PROJECT.value.chunks), tl.load(fields + _PROJECT.value.segments)
+    chunk, drawn = low // (_WORDS * PER_WORD) + slot * count * per, _step_of(step)
+    stop = (high + _WORDS * PER_WORD - 1) // (_WORDS * PER_WORD)
     last_chunk = tl.minimum(chunk + count * per, stop)
     lane, place = tl.arange(0, B), tl.arange(0, N)[None, :]  # (B,), (1, N)
-    inside = (lane // _CHUNK) * (_WORDS * PARTS) + lane % _CHUNK  # (B,) column of the lane's first entry in the tile
+    # (B,): column of a lane's first entry in the tile
+    inside = (lane // _CHUNK_BLOCKS) * (_WORDS * PER_WORD) + lane % _CHUNK_BLOCKS
     total, stack, segment = tl.zeros((R, B), out.dtype.element_ty), tl.zeros((R, 8), tl.float64), 0
     end = tl.minimum(chunk + per, stop)
     while chunk < last_chunk:
-        block = (chunk * _CHUNK + lane).to(tl.uint32)[None, :]  # (1, B)
+        block = (chunk * _CHUNK_BLOCKS + lane).to(tl.uint32)[None, :]  # (1, B)
         words = _philox(block, row, drawn, number, seed.to(tl.uint32), stream.to(tl.uint32))  # 4 of (R, B)
-        column = chunk * (_WORDS * PARTS)
-        left = tl.minimum(tl.minimum(high, end * (_WORDS * PARTS)) - column, B * 4 * PARTS).to(tl.int32)
+        column = chunk * (_WORDS * PER_WORD)
+        left = tl.minimum(tl.minimum(high, end * (_WORDS * PER_WORD)) - column, B * 4 * PER_WORD).to(tl.int32)
         before = tl.maximum(low - column, 0).to(tl.int32)
         at = g + (origin + column)
         if DISTRIBUTION == _SIGNS:
@@ -185,12 +214,12 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
         else:
             of_tile = tl.zeros((R, B), total.dtype)
             for w in tl.static_range(4):
-                for part in tl.static_range(PARTS):
-                    j = inside + (_WORDS * part + _CHUNK * w)  # (B,)
+                for part in tl.static_range(PER_WORD):
+                    j = inside + (_WORDS * part + _CHUNK_BLOCKS * w)  # (B,)
                     x = tl.load(at + j, mask=(j >= before) & (j < left), other=0).to(total.dtype)[None, :]
                     of_tile = _add_product(of_tile, words[w], part, x, octaves, DISTRIBUTION)  # (R, B)
             total += of_tile
-        chunk += B // _CHUNK
+        chunk += B // _CHUNK_BLOCKS
         if chunk >= end:
             sums, level = tl.sum(total, 1).to(tl.float64), 0  # (R,); a binary counter of segments makes the tree
             while (segment >> level) & 1 == 1:
@@ -204,11 +233,11 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
     while (segment >> level) > 0:
         sums += _of_level(stack, level) * ((segment >> level) & 1)
         level += 1
-    programs = tl.load(fields + 9)
+    programs = tl.load(fields + _PROJECT.value.programs)
     last = programs == 1
     if programs > 1:
-        partial += tl.load(fields + 10)
-        counter = counters + tl.load(fields + 11) + group
+        partial += tl.load(fields + _PROJECT.value.partial)
+        counter = counters + tl.load(fields + _PROJECT.value.counter) + group
         tl.store(partial + slot * rows + r, sums, mask=r < rows)
         tl.debug_barrier()
         last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
@@ -218,24 +247,44 @@ def _project(g, owners, table, scales, partial, counters, out, octaves, seed, st
             tl.store(counter, 0)
     if last:
         c = sums.to(out.dtype.element_ty) * tl.load(scales + k).to(out.dtype.element_ty)
-        tl.store(out + tl.load(fields + 12) + r, c, mask=r < rows)
+        tl.store(out + tl.load(fields + _PROJECT.value.place) + r, c, mask=r < rows)
+
+
+class _ExpandRow(NamedTuple):
+    """A row of the table of ``_expand``: the columns of a compartment in one tensor, which have some programs, too."""
+
+    number: int  # of the compartment
+    origin: int  # place of column 0 in the tensor, which may lie before it
+    low: int  # columns low ... high - 1 are written
+    high: int
+    row: int
+    rows: int
+    place: int  # of the first row's coordinate in c
+    tile: int  # number of the first tile
+    compartment: int  # whose scale is used
+    tensor: int
+    first: int = 0  # of its programs; set by _make_table
+
+
+_EXPAND = _columns(_ExpandRow)
 
 
 @triton.jit(do_not_specialize=["seed", "stream", "step", "row0"])
 def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, step, row0,
-            DISTRIBUTION: tl.constexpr, PARTS: tl.constexpr, B: tl.constexpr, P: tl.constexpr, L: tl.constexpr,
+            DISTRIBUTION: tl.constexpr, PER_WORD: tl.constexpr, B: tl.constexpr, P: tl.constexpr, L: tl.constexpr,
             ADD: tl.constexpr):  # fmt: skip
     """A tile of u = all rows of a compartment, each times its coordinate; ADD: onto the tensors at the addresses."""
     k = tl.load(owners + tl.program_id(0))
-    fields = table + 11 * k
-    program = tl.program_id(0) - tl.load(fields)
-    rows, at = tl.load(fields + 4), tl.load(fields + 5)
-    number, first_row = tl.load(fields + 1).to(tl.uint32), tl.load(fields + 3) + _row_of(row0)
-    chunk = (tl.load(fields + 6) + program // (PARTS // P)) * (B // _CHUNK)
-    part = (program % (PARTS // P)) * P + tl.arange(0, P)[:, None]  # (P, 1)
+    fields = table + len(_EXPAND.value) * k
+    program = tl.program_id(0) - tl.load(fields + _EXPAND.value.first)
+    rows, at = tl.load(fields + _EXPAND.value.rows), tl.load(fields + _EXPAND.value.place)
+    number = tl.load(fields + _EXPAND.value.number).to(tl.uint32)
+    first_row = tl.load(fields + _EXPAND.value.row) + _row_of(row0)
+    chunk = (tl.load(fields + _EXPAND.value.tile) + program // (PER_WORD // P)) * (B // _CHUNK_BLOCKS)
+    part = (program % (PER_WORD // P)) * P + tl.arange(0, P)[:, None]  # (P, 1)
     lane, drawn = tl.arange(0, L), _step_of(step)
-    block = (chunk * _CHUNK + lane % B).to(tl.uint32)  # (L,)
-    scale = tl.load(scales + tl.load(fields + 10)).to(c.dtype.element_ty)
+    block = (chunk * _CHUNK_BLOCKS + lane % B).to(tl.uint32)  # (L,)
+    scale = tl.load(scales + tl.load(fields + _EXPAND.value.compartment)).to(c.dtype.element_ty)
     t0, every = tl.zeros((P, L), c.dtype.element_ty), tl.zeros((1, L), c.dtype.element_ty)
     t1, t2, t3 = t0, t0, t0
     r0 = rows - rows
@@ -259,13 +308,14 @@ def _expand(c, owners, table, scales, out, addresses, octaves, seed, stream, ste
     if DISTRIBUTION == _SIGNS and every.dtype == tl.float32:
         t0, t1, t2, t3 = every - 2 * t0, every - 2 * t1, every - 2 * t2, every - 2 * t3
     b = tl.arange(0, B)[None, :]
-    column = (chunk + b // _CHUNK) * (_WORDS * PARTS) + _WORDS * part + b % _CHUNK  # (P, B)
-    target = tl.load(addresses + tl.load(fields + 9)).to(out.dtype) if ADD else out
-    low, high = tl.load(fields + 7), tl.load(fields + 8)
-    _store_tile(target + tl.load(fields + 2), column, low, high, t0, P, B, L, ADD)
-    _store_tile(target + tl.load(fields + 2), column + _CHUNK, low, high, t1, P, B, L, ADD)
-    _store_tile(target + tl.load(fields + 2), column + 2 * _CHUNK, low, high, t2, P, B, L, ADD)
-    _store_tile(target + tl.load(fields + 2), column + 3 * _CHUNK, low, high, t3, P, B, L, ADD)
+    column = (chunk + b // _CHUNK_BLOCKS) * (_WORDS * PER_WORD) + _WORDS * part + b % _CHUNK_BLOCKS  # (P, B)
+    target = tl.load(addresses + tl.load(fields + _EXPAND.value.tensor)).to(out.dtype) if ADD else out
+    low, high = tl.load(fields + _EXPAND.value.low), tl.load(fields + _EXPAND.value.high)
+    target += tl.load(fields + _EXPAND.value.origin)
+    _store_tile(target, column, low, high, t0, P, B, L, ADD)
+    _store_tile(target, column + _CHUNK_BLOCKS, low, high, t1, P, B, L, ADD)
+    _store_tile(target, column + 2 * _CHUNK_BLOCKS, low, high, t2, P, B, L, ADD)
+    _store_tile(target, column + 3 * _CHUNK_BLOCKS, low, high, t3, P, B, L, ADD)
 
 
 @triton.jit
@@ -281,11 +331,11 @@ def _store_tile(target, column, low, high, total, P: tl.constexpr, B: tl.constex
 
 @dataclass(frozen=True)
 class _Counters:
-    """Of the programs of a row group that are done: zeros before and after every call, shared by no two under way.
+    """Counters of finished programs per row group. Zero before and after each call.
 
-    Calls on one stream follow each other and share a set, and so do those of one OWNER, in graphs too. Any other captured
-    call has its own for ever, since its graph may run beside anything. Where none is left, a call makes its own, and that
-    is a second launch.
+    Two calls that may run concurrently must not use the same set. Calls on one stream follow each other and share a set,
+    and so do those of one OWNER, also in graphs. Any other captured call keeps a set of its own permanently, since its
+    graph may run at any time. If no set is left, a call makes one, which is a second launch.
     """
 
     groups: int
@@ -294,14 +344,14 @@ class _Counters:
     of_owner: WeakKeyDictionary[object, torch.Tensor] = field(default_factory=WeakKeyDictionary)
 
     @classmethod
-    def of(cls, groups: int, device: torch.device, slots: int = SLOTS) -> _Counters:
-        """Made on the CPU: a copy from there is waited for, so every stream finds zeros.
+    def of(cls, groups: int, device: torch.device, sets: int = COUNTER_SETS) -> _Counters:
+        """Sets for that number of row groups. Made on the CPU, as the copy is synchronous: every stream finds zeros.
 
-        Each set begins at a multiple of 16 bytes. Triton compiles another kernel for an address that is none, and a call
-        captured by a CUDA graph must not have to load one that the call before it did not need.
+        Each set begins at a multiple of 16 bytes. For other addresses Triton compiles another kernel, and a call that is
+        captured by a CUDA graph must not load a kernel that the call before it did not need.
         """
         groups = -(-groups // 4) * 4
-        return cls(groups, list(torch.zeros(slots, groups, dtype=torch.int32, device="cpu").to(device)), {})
+        return cls(groups, list(torch.zeros(sets, groups, dtype=torch.int32, device="cpu").to(device)), {})
 
     def of_call(self, device: torch.device) -> torch.Tensor:
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -321,32 +371,31 @@ class _Counters:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which program does what: a pure function of sizes. Tables are on the device; their owners say whose a program is."""
+    """Which program does what: a pure function of sizes. All tensors are on the device."""
 
-    owners: torch.Tensor  # (programs,) int32: row of the table
-    table: torch.Tensor  # (n, fields) int64, the first field the owner's first program
+    owners: torch.Tensor  # (programs,) int32: the row of the table that a program belongs to
+    table: torch.Tensor  # (n, fields of _ProjectRow or _ExpandRow) int64
     scales: torch.Tensor  # (K,) float64
     partials: int = 0
     counters: _Counters = field(default_factory=lambda: _Counters(0, [], {}))  # of project
 
 
-def _make_table(counts: Sequence[int], rows: Sequence[tuple[int, ...]], device) -> tuple[torch.Tensor, torch.Tensor]:
+def _make_table(counts: Sequence[int], rows: Sequence[Any], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Owners and table of rows that have counts programs each."""
     firsts = np.cumsum([0, *counts])[:-1]
-    table = np.array([(first, *row) for first, row in zip(firsts, rows)], np.int64)
+    table = np.array([row._replace(first=first) for first, row in zip(firsts, rows)], np.int64)
     owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return torch.from_numpy(owners).to(device), torch.from_numpy(table).to(device)
 
 
 def _scales(compartments: Sequence[Compartment], distribution: Distribution, device: torch.device) -> torch.Tensor:
-    scales = [distribution.scale(k.length, k.total) for k in compartments]
+    scales = [distribution.scale(dim=k.total, size=k.length) for k in compartments]
     return torch.tensor(scales, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=4096)
 def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribution, device: torch.device) -> _Plan:
-    """Table: first program, number, place of column 0, low, high, row, rows, chunks of a segment, segments of a program,
-    programs of a row group, place in partial, place of the first counter, place in c.
-    """
+    """A row for each compartment; its programs are the row groups of the first program's segments, then of the next's."""
     tall, wide = _ROWS[distribution.name], _BLOCKS[distribution.name] // BLOCKS
     cut = [_segments(k, distribution.columns, wide) for k in compartments]
     groups = [-(-k.dim // tall) for k in compartments]
@@ -354,8 +403,10 @@ def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribut
     table, counts, at, partials, counters = [], [], 0, 0, 0
     for k, (segments, per), tiles in zip(compartments, cut, groups):
         programs = -(-segments // each)
-        place = k.number, k.start - k.before, k.before, k.before + k.size, k.row, k.dim
-        table.append((*place, per, each, programs, partials, counters, at))
+        table.append(_ProjectRow(
+            number=k.number, origin=k.start - k.before, low=k.before, high=k.before + k.size, row=k.row, rows=k.dim,
+            chunks=per, segments=each, programs=programs, partial=partials, counter=counters, place=at,
+        ))  # fmt: skip
         counts.append(tiles * programs)
         at += k.dim
         if programs > 1:
@@ -365,7 +416,7 @@ def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribut
 
 
 def _segments(k: Compartment, columns: int, wide: int) -> tuple[int, int]:
-    """How many, and chunks of each, in whole tiles; by the compartment's columns alone."""
+    """Their number, and the chunks of each, which are whole tiles; by the compartment's columns alone."""
     chunks = -(-(k.before + k.size) // columns) - k.before // columns
     per = wide * -(-chunks // (wide * SEGMENTS))
     return -(-chunks // per), per
@@ -382,11 +433,7 @@ def _segments_per_program(groups: Sequence[int], segments: Sequence[int]) -> int
 @lru_cache(maxsize=4096)
 def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distribution, device: torch.device,
                  sizes: tuple[int, ...]) -> _Plan:  # fmt: skip
-    """One row for each overlap of a compartment with a tensor of the target, whose sizes are given.
-
-    Table: first program, number, place of column 0 in the tensor, row, rows, place in c, first tile, low and high column
-    of the overlap, tensor, compartment.
-    """
+    """A row for each overlap of a compartment with a tensor of the target, whose sizes are given."""
     table, counts, at = [], [], 0
     tile = distribution.columns * _BLOCKS[distribution.name] // BLOCKS
     splits = distribution.per_word // _PARTS[distribution.name]
@@ -395,7 +442,10 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
         origin = k.start - k.before
         for tensor, (begin, end) in enumerate(zip(bounds, bounds[1:])):
             if (low := max(k.start, begin) - origin) < (high := min(k.stop, end) - origin):
-                table.append((k.number, origin - begin, k.row, k.dim, at, low // tile, low, high, tensor, i))
+                table.append(_ExpandRow(
+                    number=k.number, origin=origin - begin, low=low, high=high, row=k.row, rows=k.dim, place=at,
+                    tile=low // tile, compartment=i, tensor=tensor,
+                ))  # fmt: skip
                 counts.append((-(-high // tile) - low // tile) * splits)
         at += k.dim
     return _Plan(*_make_table(counts, table, device), _scales(compartments, distribution, device))
@@ -407,9 +457,9 @@ if DEVICE == "cuda":
     _WARPS = {"normal": 4, "uniform": 4, "rademacher": 2}  # of a program of project; four rows of signs share a load of g
     _REGISTERS = {"normal": (72, 104), "uniform": (128, 168), "rademacher": (None, None)}  # a thread; float32, float64
     _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
-    LANES = 256  # rows times blocks of a tile of expand
+    TILE_LANES = 256  # rows times blocks of a tile of expand
 else:  # one NumPy call for each operation on a tile: few large ones
-    _ROWS, _PARTS, LANES = dict.fromkeys(_DISTRIBUTION_IDS, 64), {"normal": 2, "uniform": 4, "rademacher": 32}, 4096
+    _ROWS, _PARTS, TILE_LANES = dict.fromkeys(_DISTRIBUTION_IDS, 64), {"normal": 2, "uniform": 4, "rademacher": 32}, 4096
     _WARPS = dict.fromkeys(_DISTRIBUTION_IDS, 1)
 
 
@@ -424,13 +474,13 @@ def _addresses(pointers: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 def _word(value):
-    """A 32-bit word as Triton's int32 takes it, or a tensor of one int64 as it is."""
+    """A 32-bit word as the int32 that Triton takes; a tensor of one int64 is returned unchanged."""
     if isinstance(value, torch.Tensor):
         return value
     return operator.index(value) - 2**32 * (value >= 2**31)
 
 
-_captured: list[tuple] = []  # what CUDA graphs point at, for as long as the process lives
+_captured: list[tuple] = []  # tensors that CUDA graphs point at, kept as long as the process lives
 
 
 def _keep(x: torch.Tensor, *tables) -> None:
@@ -440,18 +490,18 @@ def _keep(x: torch.Tensor, *tables) -> None:
 
 def _tile(distribution: Distribution) -> dict[str, int]:
     name = distribution.name
-    return {"DISTRIBUTION": _DISTRIBUTION_IDS[name], "PARTS": distribution.per_word, "B": _BLOCKS[name]}
+    return {"DISTRIBUTION": _DISTRIBUTION_IDS[name], "PER_WORD": distribution.per_word, "B": _BLOCKS[name]}
 
 
 def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int | None]:
-    """ptxas takes more registers for the last sums than the long loop needs, unless it is held back."""
+    """A limit of registers: without one, ptxas takes more of them for the last sums than the long loop needs."""
     return {"maxnreg": _REGISTERS[distribution.name][dtype == torch.float64]} if DEVICE == "cuda" else {}
 
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
     if share_memory(g, out):
-        made = torch.empty_like(out)  # programs would read what others have written
+        made = torch.empty_like(out)  # a program would otherwise read what another has written
         project(g, spec, made)
         out.copy_(made)
         return
@@ -470,7 +520,7 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``; step as in ``project``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, c.device, (spec.size,))
     if share_memory(c, out):
-        c = c.clone()  # programs would read what others have written
+        c = c.clone()  # a program would otherwise read what another has written
     _launch_expand(plan, c, spec, out, out, False)
 
 
@@ -486,8 +536,8 @@ def _launch_expand(plan: _Plan, c: torch.Tensor, spec: BasisSpec, out: torch.Ten
     _keep(c, plan, addresses)
     with torch.cuda.device_of(c):
         _expand[(len(plan.owners),)](c, plan.owners, plan.table, plan.scales, out, addresses, _octaves(c.device),
-                                     *_words(spec), **_tile(spec.distribution), P=_PARTS[spec.distribution.name], L=LANES,
-                                     ADD=add, num_warps=LANES // 32)  # fmt: skip
+                                     *_words(spec), **_tile(spec.distribution), P=_PARTS[spec.distribution.name],
+                                     L=TILE_LANES, ADD=add, num_warps=TILE_LANES // 32)  # fmt: skip
 
 
 def _words(spec: BasisSpec) -> tuple:
@@ -496,5 +546,5 @@ def _words(spec: BasisSpec) -> tuple:
 
 
 def _first_row(spec: BasisSpec) -> int | torch.Tensor:
-    """What plans by ``from_first_row`` lack of the rows' numbers."""
+    """The number to be added to the rows of a plan, which are counted from the first row."""
     return spec.row if spec.first_row is None else spec.first_row + spec.row if spec.row else spec.first_row

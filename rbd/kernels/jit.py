@@ -1,8 +1,8 @@
-"""Kernels compiled by Numba and kept on disk for the next process; where that is impossible they are compiled all the same.
+"""Kernels compiled by Numba and saved on disk for the next process; where that fails, each process compiles them.
 
-Numba raises where it finds no directory that it can write, where a file is damaged and where the disk is full. And its
-index of a kernel's files is read and written back without a lock: of two processes that compile at once, one may enter
-the code of one signature under another. Here each signature has a file of its own, with a checksum.
+Numba's own cache raises if no directory can be written, a file is damaged or the disk is full. And it reads its index of
+a kernel's files and writes it back without a lock: if two processes compile at once, the code of one signature may be
+stored under another. Here each signature has a file of its own, with a checksum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numba
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.serialize import dumps
 
-_SUM = sha256().digest_size  # bytes, at the head of a file
+_SUM = sha256().digest_size  # bytes, at the start of a file
 _log = logging.getLogger("rbd")
 
 
@@ -33,7 +33,7 @@ def jit(*included: ModuleType) -> Callable[[Callable], Callable]:
     """Decorator of a kernel that releases the GIL and is compiled once for each signature and kind of machine.
 
     Args:
-        included: modules whose sources the kernel includes: of these, Numba would not see that they have changed.
+        included: modules whose functions the kernel inlines: Numba itself does not notice changes in these.
     """
     sources = sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in included)).hexdigest()
 
@@ -53,7 +53,7 @@ def _open_cache(kernel: Callable, sources: str) -> _Cache | _NoCache:
 
 
 class _NoCache(NullCache):
-    """Keeps nothing, and says so when there would be something to keep."""
+    """Saves nothing; warns when a kernel would have been saved."""
 
     def load_overload(self, sig: Any, target_context: Any) -> None:
         _announce()
@@ -63,7 +63,7 @@ class _NoCache(NullCache):
 
 
 class _Cache(FunctionCache):
-    """Numba's, where every failure means that there is nothing, or that nothing is kept."""
+    """Numba's cache, but failures to load or save are never errors."""
 
     def __init__(self, kernel: Callable, sources: str) -> None:
         super().__init__(kernel)
@@ -72,7 +72,7 @@ class _Cache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = None
-        with suppress(Exception):  # what a file that is not what it should be may raise
+        with suppress(Exception):  # a damaged file may raise anything
             found = super().load_overload(sig, target_context)
         if found is None:
             _announce()
@@ -87,12 +87,12 @@ class _Cache(FunctionCache):
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of one kernel, as Numba's cache asks for them.
+    """The files of one kernel, with the methods that Numba's cache calls.
 
     Attributes:
-        folder: where they stand.
-        name: how their names begin.
-        stamp: of the sources; the code of others is not loaded, and overwritten.
+        folder: that the files are in.
+        name: the first part of their names.
+        stamp: identifies the sources; code from other sources is not loaded, and is overwritten.
     """
 
     folder: Path
@@ -109,7 +109,7 @@ class _Files:
         return data if found == (self.stamp, key) else None
 
     def save(self, key: tuple, data: Any) -> None:
-        """Write it, whole or not at all: other processes may read and write the same file."""
+        """Write a file atomically: other processes may read and write the same file."""
         body = dumps(((self.stamp, key), data))
         temporary = self.folder / f"{self.name}.{token_hex(8)}.tmp"
         try:
@@ -120,7 +120,7 @@ class _Files:
                 temporary.unlink()
 
     def flush(self) -> None:
-        """Remove them all."""
+        """Remove all files."""
         for path in self.folder.glob(f"{self.name}-*.nbc"):
             path.unlink(missing_ok=True)
 
@@ -131,13 +131,13 @@ class _Files:
 
 @cache
 def _announce() -> None:
-    """Tell the log, once, what there is to wait for; `rbd train` shows it, a program that asks for no log does not."""
+    """Log once that there is a wait for the compiler. `rbd train` shows this; programs that configure no logging do not."""
     _log.info("compiling kernels, which takes some seconds")
 
 
 @cache
 def _warn(problem: str) -> None:
-    """Say, once, that code is not kept and what helps."""
+    """Warn once that code is not kept, and say what to do."""
     what = f"rbd: compiled kernels are not kept ({problem}), so every process compiles them anew, which takes seconds"
     what += "; set NUMBA_CACHE_DIR to a directory that can be written and has room"
     warnings.warn(what, RuntimeWarning, stacklevel=2)

@@ -1,6 +1,6 @@
 """The definition of project and expand, in float64. Slow and obvious.
 
-Dense bases: their rows by tiles, multiplied out. Sparse ones: the row and the sign of every column.
+Dense bases: their rows are made in tiles and multiplied. Sparse ones: the row and the sign of every column.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def rows(k: Compartment, spec: BasisSpec, first: int, last: int) -> np.ndarray:
 
 
 def _sketch(k: Compartment, spec: BasisSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Row, counted from the compartment's first (so maybe not among its rows), and sign of every column: (size,)."""
+    """Of every column, the row, minus the compartment's first (so maybe not in 0 ... dim - 1), and the sign: (size,)."""
     columns = k.before + np.arange(k.size)
     of_column, signs = sketch(columns, k.total, spec.seed, spec.stream, int(spec.step), k.number)
     return of_column - k.row, signs
@@ -45,7 +45,7 @@ def _project_sparse(x: np.ndarray, k: Compartment, spec: BasisSpec) -> np.ndarra
 
 
 def _expand_sparse(c: np.ndarray, k: Compartment, spec: BasisSpec) -> np.ndarray:
-    """The signed coordinate of every column's row, 0 where that is none of the compartment's: (dim,) -> (size,)."""
+    """The signed coordinate of every column's row, 0 if that row is not here: (dim,) -> (size,)."""
     of_column, signs = _sketch(k, spec)
     here = (of_column >= 0) & (of_column < k.dim)
     u = np.zeros(k.size)
@@ -76,13 +76,8 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
         else:
             total = np.concatenate([levels @ x for _, levels in _tiles(k, spec)])
         c = torch.from_numpy(total).to(g.dtype)  # (d_k,)
-        out[at : at + k.dim] = c * spec.distribution.scale(k.length, k.total)
+        out[at : at + k.dim] = c * spec.distribution.scale(dim=k.total, size=k.length)
         at += k.dim
-
-
-def project_parts(parts: Sequence[torch.Tensor], spec: BasisSpec, out: torch.Tensor) -> None:
-    """``project`` of the vector of length D that the parts, contiguous tensors of out's dtype, make up."""
-    project(torch.cat([p.reshape(-1) for p in parts]), spec, out)
 
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
@@ -94,7 +89,7 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """
     at = 0
     for k in spec.compartments:
-        scaled = (c[at : at + k.dim] * spec.distribution.scale(k.length, k.total)).double().numpy()
+        scaled = (c[at : at + k.dim] * spec.distribution.scale(dim=k.total, size=k.length)).double().numpy()
         if spec.distribution.sparse:
             u = _expand_sparse(scaled, k, spec)
         else:

@@ -1,7 +1,7 @@
-"""Vectors of 16 lanes as Numba values, so that a kernel says which vector instructions it is made of.
+"""Vectors of 16 lanes as Numba values, so that a kernel is written in vector instructions.
 
-LLVM turns the vectors into whatever registers the machine has (one AVX-512 register, two of AVX2, four of NEON). Only
-`permute` names instructions of some machines. Only for use inside ``numba.njit`` functions.
+LLVM maps a vector to the registers of the machine (one of AVX-512, two of AVX2, four of NEON). Only `permute` names
+instructions of some machines. Only for use inside ``numba.njit`` functions.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def splat_like(typingctx, x, pointer):
 
 @intrinsic
 def pointer(typingctx, array):
-    """Address of the first element of a contiguous array, which someone else keeps alive.
+    """Address of the first element of a contiguous array, which the caller must keep alive.
 
     Passed on in place of the array: Numba counts references to arrays at calls, and each count empties the registers.
     """
@@ -213,7 +213,7 @@ def store(typingctx, pointer, index, x):
 
 
 def _permute_halves(builder, table, index):
-    """table[index mod 16] by the permutes of AVX2, of 8 lanes, which look at the lower 3 bits of an index alone."""
+    """table[index mod 16] by the permutes of AVX2, of 8 lanes, which use only the lower 3 bits of an index."""
     eight = builder.and_(index, _constant(index.type, [LANES // 2] * LANES))
     is_upper = builder.icmp_unsigned("!=", eight, _constant(index.type, [0] * LANES))
     halves = [[_take_half(builder, x, part) for part in range(2)] for x in (table, index)]
@@ -235,7 +235,7 @@ def _call(builder, name: str, returned: ir.Type, *args):
 
 
 def _can_name(context, feature: str) -> bool:
-    """Whether LLVM surely has a feature: asked for, and nothing that it needs switched off, or LLVM ends the process."""
+    """Whether an LLVM feature is on and none that it needs is off: LLVM ends the process if it lacks an instruction."""
     triple, _, features = context.codegen().magic_tuple()
     given = set(features.split(","))
     return triple.startswith("x86_64") and f"+{feature}" in given and not given & {f"-{name}" for name in _NEEDED[feature]}
@@ -255,7 +255,7 @@ def permute(typingctx, table, index):
     """table[index mod 16] in every lane."""
 
     def generate(context, builder, sig, args):
-        if table == f32 and _can_name(context, "avx512f"):  # its permute looks at the lower 4 bits of an index alone
+        if table == f32 and _can_name(context, "avx512f"):  # its permute uses only the lower 4 bits of an index
             return _call(builder, "llvm.x86.avx512.permvar.sf.512", args[0].type, *args)
         return (_permute_halves if table == f32 and _can_name(context, "avx2") else _permute_by_pattern)(builder, *args)
 
@@ -291,7 +291,7 @@ def add_lanes(typingctx, x):
 
 @intrinsic
 def at_address(typingctx, address, model):
-    """A pointer from an integer, to elements of the array's dtype, which someone else keeps alive."""
+    """A pointer from an integer, to elements of model's dtype; the caller must keep their memory alive."""
 
     def generate(context, builder, sig, args):
         return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
@@ -311,7 +311,7 @@ def from_place(typingctx, pointer, place):
 
 @intrinsic
 def first_lanes(typingctx, x, count):
-    """x in the lanes before number count (u32 in every lane), 0 in the others, whatever x has there."""
+    """x in the first count lanes (u32, the same in every lane), 0 in the others."""
 
     def generate(context, builder, sig, args):
         vector = args[0].type

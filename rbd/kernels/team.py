@@ -1,9 +1,9 @@
-"""A team of threads for one product, running code that has released the GIL: torch's own, or a pool of Python's.
+"""Threads for one product, running code that has released the GIL: torch's own OpenMP threads, or a pool of Python's.
 
-After an operation on several threads, torch's OpenMP threads spin for milliseconds in wait of the next one. A pool's threads
-must first get a core from them, and take 25 to 50 µs to wake up; the spinning threads themselves start in 2 µs. So a
-product that follows torch's operations borrows them, where it wants as many as torch has. OpenMP waits for a thread whose
-core another process has, where a pool does not: after three such waits, a hundred times as long passes before the next.
+After an operation on several threads, torch's OpenMP threads spin for milliseconds, waiting for the next one. A pool's
+threads must first get a core from them, and take 25 to 50 µs to wake up; the spinning threads themselves start in 2 µs. So
+a product on as many threads as torch has borrows them. OpenMP waits for a thread whose core is taken by another process; a
+pool does not. After three such waits in a row, OpenMP is avoided for 100 times the length of the last wait.
 
 Numba's own threading layers abort on concurrent calls (workqueue), on fork (omp) or need a library that few platforms have
 (tbb).
@@ -12,11 +12,13 @@ Numba's own threading layers abort on concurrent calls (workqueue), on fork (omp
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +28,7 @@ _count: int | None = None
 
 
 def set_threads(count: int | None) -> None:
-    """Use so many threads from now on; None: as many as torch (torch.get_num_threads())."""
+    """Use this number of threads from now on; None: as many as torch (torch.get_num_threads())."""
     global _count
     _count = count
 
@@ -39,9 +41,9 @@ def thread_count() -> int:
 _pool: ThreadPoolExecutor | None = None
 _forked = False  # OpenMP's threads, and the pool's, stayed in the parent
 _late = 0  # how often in a row OpenMP's threads came late
-_resting = 0.0  # time.perf_counter() until which they are not asked
+_resting = 0.0  # time.perf_counter() until which they are not used
 
-LATE = 2e-4  # seconds of waiting that say so; a start takes 2e-6
+LATE = 2e-4  # seconds of waiting that count as late; a start takes 2e-6
 
 
 def _forget_threads() -> None:
@@ -57,16 +59,24 @@ def share(work: Callable[[], None], threads: int) -> None:
     """Call work() in this thread and in others at once, and return when all are done.
 
     Args:
-        work: takes pieces until none is left, so that fewer threads do it all, if later.
-        threads: how many, this one included. A process that is ending gives no others (a step in a thread that outlives
-            the main one, in atexit, in __del__), nor does a system that refuses the pool more of them. (Where it refuses
-            them to OpenMP, the process ends, as in any operation of torch on several threads.)
+        work: takes pieces until none is left, so fewer threads also do all of it.
+        threads: how many, this one included. May run with fewer threads: during interpreter shutdown, or if the system
+            refuses new threads to the pool. (If it refuses them to OpenMP, the process ends, as in any torch operation.)
     """
     borrows = threads == torch.get_num_threads() and time.perf_counter() > _resting and not (_forked or sys.is_finalizing())
     if borrows and (openmp := _openmp()):
         _borrow(openmp, work, threads)
     else:
         _ask_pool(work, threads)
+
+
+def share_pieces(work: Callable[[Iterator[int]], None], count: int, threads: int) -> None:
+    """``share`` of the pieces 0 ... count - 1: every thread calls work with an iterator over those that it is to do.
+
+    A thread gets the next piece when it asks for it, so a slow thread does fewer.
+    """
+    taken = itertools.count()  # next() is atomic
+    share(lambda: work(itertools.takewhile(lambda piece: piece < count, taken)), threads)
 
 
 @cache
@@ -130,25 +140,47 @@ def _threads() -> ThreadPoolExecutor:
     return _pool
 
 
-def _ask_pool(work: Callable[[], None], threads: int) -> None:
-    """``share`` with threads of Python's."""
-    others, begun, ended = [], list[None](), list[None]()
+class _Help:
+    """work() for the threads of a pool, which none of them begins after ``close``."""
 
-    def help() -> None:
-        begun.append(None)
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work, self._begun, self._ended, self._closed = work, list[None](), list[None](), False
+
+    def __call__(self) -> None:
+        self._begun.append(None)  # before closed is read, as close() sets it before begun is read
         try:
-            work()
+            if not self._closed:
+                self._work()
         finally:
-            ended.append(None)
+            self._ended.append(None)
 
+    def close(self, others: list[Future[None]]) -> None:
+        """Wait until all threads that have begun have ended. Ctrl-C during the wait is raised after it."""
+        self._closed = True
+        try:
+            for other in others:
+                if not other.cancel():
+                    other.exception()
+            while self._is_running():  # only if submit has queued a call and raised: there is no Future to wait for
+                time.sleep(1e-4)
+        finally:
+            if self._is_running():
+                self.close(others)
+
+    def _is_running(self) -> bool:
+        return len(self._ended) < len(self._begun)
+
+
+def _ask_pool(work: Callable[[], None], threads: int) -> None:
+    """``share`` with a pool. If work() raises here, the others are waited for too: their memory may be freed after it."""
+    help, others = _Help(work), list[Future[None]]()
     try:
-        for _ in range(threads - 1):
-            others.append(_threads().submit(help))
-    except RuntimeError:
+        with suppress(RuntimeError):  # no new threads, see ``share``
+            for _ in range(threads - 1):
+                others.append(_threads().submit(help))
         work()
-        while len(ended) < len(begun):  # one that submit has queued before it raised may have a piece in hand
-            time.sleep(1e-4)
-    else:
-        work()
+    finally:
+        help.close(others)
     for other in others:
-        other.result()
+        if not other.cancelled():
+            other.result()

@@ -33,7 +33,7 @@ def one(dim: int, size: int, row: int = 0, total: int | None = None) -> tuple[Co
 def magnitudes(g: torch.Tensor, k: Compartment) -> torch.Tensor:
     """Sum of |phi_ij g_j| for every row."""
     rows, _ = sketch(np.arange(k.size), k.total, *KEY, INDEX)
-    sums = np.bincount(rows, g.abs().double().numpy(), k.total) * COUNTSKETCH.scale(k.size, k.total)
+    sums = np.bincount(rows, g.abs().double().numpy(), k.total) * COUNTSKETCH.scale(dim=k.total, size=k.size)
     return torch.from_numpy(sums[k.row : k.row + k.dim])
 
 
@@ -157,9 +157,9 @@ def test_rows_alone_are_rows_of_the_whole(backend, dim, dtype):
     for first, last in ((0, 1), (dim // 3, dim // 2 + 1), (dim - 1, dim)):
         k = one(last - first, size, first, dim)
         assert same_bits(project(backend, g, k, COUNTSKETCH), c[first:last])
-        share = torch.zeros(dim, dtype=dtype)
-        share[first:last] = c[first:last]
-        assert same_bits(expand(backend, c[first:last], k, COUNTSKETCH), expand(backend, share, whole, COUNTSKETCH))
+        some = torch.zeros(dim, dtype=dtype)
+        some[first:last] = c[first:last]
+        assert same_bits(expand(backend, c[first:last], k, COUNTSKETCH), expand(backend, some, whole, COUNTSKETCH))
 
 
 def test_more_rows_than_2_to_the_31(backend):
@@ -274,15 +274,14 @@ def test_rows_that_no_basis_has(given, message):
 @pytest.mark.parametrize("dim", [1, 7, 250, 1500, 5000])
 def test_parts_are_read_in_place(dim, dtype):
     """To the bit what their vector gives: chunks of one tensor, of two, of many small ones; the definition on integers."""
-    sizes = (4096, 3000, 1, 0, 700, *[5] * 40, 9000, 3003)  # 20,000
+    sizes = (4096, 3000, 1, 700, *[5] * 40, 9000, 3003)  # 20,000
     k = Compartment(0, 0, 5001, dim), Compartment(1, 5001, 20_000, dim)  # the second begins inside a tensor
     for g, distribution in ((normal(20_000, 20, dtype), COUNTSKETCH), (integers(20_000, 21, 100, dtype), UNSCALED)):
-        spec, parts, made = BasisSpec(k, distribution, 1, 2, 3), [p.clone() for p in g.split(sizes)], {}
-        for backend in ("reference", "cpu"):
-            made[backend] = torch.full((2 * dim,), math.nan, dtype=dtype)
-            kernels.load(backend, sparse=True).project_parts(parts, spec, made[backend])
-        assert same_bits(made["cpu"], kernels.project(g, spec, backend="cpu"))
-    assert same_bits(made["cpu"], made["reference"])
+        spec, out = BasisSpec(k, distribution, 1, 2, 3), torch.full((2 * dim,), math.nan, dtype=dtype)
+        prepared, parts = kernels.prepare(spec, sizes, torch.device("cpu")), [p.clone() for p in g.split(sizes)]
+        assert prepared.project(parts, dtype, out=out) is out
+        assert same_bits(out, kernels.project(g, spec, backend="cpu"))
+    assert same_bits(out, kernels.project(g, spec, backend="reference"))
 
 
 class Elsewhere(torch.Tensor):

@@ -54,7 +54,7 @@ def test_variance_is_one(name):
     distribution = distribution_of(name)
     mean_square = sum(Fraction(float(level)) ** 2 for level in distribution.levels) / len(distribution.levels)
     assert distribution.deviation == math.sqrt(mean_square)  # the exact mean square, rounded once
-    assert distribution.scale(10, 3) == 1 / (distribution.deviation * math.sqrt(10))
+    assert distribution.scale(dim=3, size=10) == 1 / (distribution.deviation * math.sqrt(10))
 
 
 def test_levels_of_signs_and_uniform_numbers():

@@ -46,7 +46,7 @@ INDEX = 0xC0FFEE00  # of a compartment, likewise
 class Unscaled(Distribution):
     """Levels as they are, so that sums of integers are integers in both directions."""
 
-    def scale(self, size: int, dim: int) -> float:
+    def scale(self, *, dim: int, size: int) -> float:
         return 1.0
 
 
@@ -260,7 +260,7 @@ def test_entries_of_every_size(backend, bearable, name, size):
     for dtype in FLOATS:
         row = expand(backend, one_hot(dim - 1, dim, dtype), one(dim, size), distribution)
         last = torch.from_numpy(reference.rows(one(dim, size)[0], BasisSpec((), distribution, *KEY), dim - 1, dim)[0])
-        assert same_bits(row, last.to(dtype) * distribution.scale(size, dim))
+        assert same_bits(row, last.to(dtype) * distribution.scale(dim=dim, size=size))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -272,7 +272,7 @@ def test_columns_of_every_kind(backend, name):
     for column in some(backend, [j for j in columns if j < size]):
         for dtype in FLOATS:
             c = project(backend, one_hot(column, size, dtype), one(dim, size), distribution)
-            assert same_bits(c, made[:, column].to(dtype) * distribution.scale(size, dim)), column
+            assert same_bits(c, made[:, column].to(dtype) * distribution.scale(dim=dim, size=size)), column
 
 
 # integer sums, to the bit
@@ -305,7 +305,7 @@ def bounds(name: str, dim: int, size: int, g: torch.Tensor, c: torch.Tensor) -> 
 
     3/2 of the result (times eps): the sum, the scale and their product are each rounded, by eps / 2 at most.
     """
-    phi, scale = levels(name, dim, size).astype(np.float64), distribution_of(name).scale(size, dim)
+    phi, scale = levels(name, dim, size).astype(np.float64), distribution_of(name).scale(dim=dim, size=size)
     g, c = g.double().numpy(), c.double().numpy()
     rows = scale * (np.abs(phi) @ np.abs(g) + 1.5 * np.abs(phi @ g))
     return rows, scale * (np.abs(phi.T) @ np.abs(c) + 1.5 * np.abs(phi.T @ c))
@@ -357,7 +357,7 @@ def test_reference_is_the_definition():
             dim = min(size, 250)
             g, c, k = normal(size, 7, torch.float64), normal(dim, 8, torch.float64), one(dim, size)
             rows, columns = bounds(name, dim, size, g, c)
-            phi = levels(name, dim, size).astype(np.float64) * distribution_of(name).scale(size, dim)
+            phi = levels(name, dim, size).astype(np.float64) * distribution_of(name).scale(dim=dim, size=size)
             eps = torch.finfo(torch.float64).eps
             c_, u_ = project("reference", g, k, distribution_of(name)), expand("reference", c, k, distribution_of(name))
             assert (np.abs(c_.numpy() - phi @ g.numpy()) <= 2 * eps * rows).all()
@@ -768,7 +768,7 @@ from rbd import Basis
 from rbd.kernels import cpu
 basis = Basis(2, 100, "rademacher")
 g = torch.arange(100.0)
-dispatchers = [cpu._project_signs, cpu._add_segments]
+dispatchers = [cpu._project_signs, cpu._add_parts]
 close = torch.allclose(basis.project(g), basis.dense() @ g, atol=1e-4)
 print(close, *(sum(getattr(d.stats, kind).values()) for kind in ("cache_hits", "cache_misses") for d in dispatchers))
 """
@@ -1042,7 +1042,7 @@ def test_any_share_of_segments_gives_the_same_bits(planned, name, size):
         made += [project("gpu", g, k, distribution) for _ in range(2 if share == 2 else 1)]
         plan = plan_of(k, distribution)
         if name != "uniform":
-            assert int(plan.table[0, 8]) == share
+            assert int(plan.table[0, kernels.load("gpu")._PROJECT.value.segments]) == share
         assert not any(counters.any() for counters in plan.counters.of_stream.values())
     assert all(same_bits(c, made[0]) for c in made)
     torch.testing.assert_close(made[0], project("reference", g, k, distribution), rtol=0, atol=1e-5)
@@ -1055,8 +1055,8 @@ def test_calls_that_find_no_free_counters_make_their_own(planned):
     expected, counters = project("gpu", g, k, distribution), plan_of(k, distribution).counters
     device = counters.free[0].device
     assert counters.of_call(device) is counters.of_call(device)
-    assert len(counters.free) + len(counters.of_stream) == kernels.load("gpu").SLOTS
-    assert len({x.data_ptr() for x in (*counters.free, *counters.of_stream.values())}) == kernels.load("gpu").SLOTS
+    assert len(counters.free) + len(counters.of_stream) == kernels.load("gpu").COUNTER_SETS
+    assert len({x.data_ptr() for x in (*counters.free, *counters.of_stream.values())}) == kernels.load("gpu").COUNTER_SETS
     counters.of_stream.clear(), counters.free.clear()
     assert same_bits(project("gpu", g, k, distribution), expected)
     assert not counters.of_stream
@@ -1080,7 +1080,7 @@ def test_calls_of_an_owner_share_counters(planned):
         finally:
             kernels.load("gpu").OWNER.reset(token)
     sets = [*counters.free, *counters.of_stream.values(), *counters.of_owner.values()]
-    assert len({x.data_ptr() for x in sets}) == len(sets) == kernels.load("gpu").SLOTS + 2
+    assert len({x.data_ptr() for x in sets}) == len(sets) == kernels.load("gpu").COUNTER_SETS + 2
     assert not any(x.any() for x in sets) and all(x.data_ptr() % 16 == 0 for x in sets)
     del owner, owners
     assert not counters.of_owner  # they end with their owners
@@ -1210,9 +1210,9 @@ for name, distribution in DISTRIBUTIONS.items():
         tall, registers = {"R": gpu._ROWS[name], "N": gpu.SEGMENTS}, gpu._REGISTERS[name][0]
         words["row0"] = step  # a number, or in device memory
         cubin(gpu._project, gpu._WARPS[name], tile | tall, registers, **words, **sums, step=step, g=g)
-        more = {"P": gpu._PARTS[name], "L": gpu.LANES, "ADD": g == "*bf16"}
+        more = {"P": gpu._PARTS[name], "L": gpu.TILE_LANES, "ADD": g == "*bf16"}
         types = dict(c="*fp32", out=g, addresses="*i64")
-        cubin(gpu._expand, gpu.LANES // 32, tile | more, **words, **types, step=step)
+        cubin(gpu._expand, gpu.TILE_LANES // 32, tile | more, **words, **types, step=step)
     if name == "normal":  # of float64, the one that is nearest to its limit of registers
         wide = dict(partial="*fp64", counters="*i32", out="*fp64", step="*i64", g="*fp64")
         cubin(gpu._project, gpu._WARPS[name], tile | tall, gpu._REGISTERS[name][1], **words, **wide)

@@ -97,9 +97,37 @@ def test_an_error_of_either_thread_is_raised(either, main):
     assert len(meet()) == 2  # and the next call is as ever
 
 
-def test_interrupts_arrive_and_spoil_nothing(either):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_other_has_ended_when_an_error_is_raised(either, interrupted):
+    """Also if Ctrl-C arrives while this thread waits: the memory that the other writes to may be freed afterwards."""
+    both, ended = threading.Barrier(2), []
+
+    def work() -> None:
+        both.wait(30)
+        raise_in(True)
+        time.sleep(0.2)
+        ended.append(None)
+
+    timer = threading.Timer(0.1, _thread.interrupt_main)
+    with pytest.raises(KeyboardInterrupt if interrupted else OSError):
+        if interrupted:
+            timer.start()
+        team.share(work, 2)
+    assert ended
+
+
+def test_a_thread_that_comes_after_an_error_does_nothing():
+    called = []
+    help = team._Help(lambda: called.append(None))
+    help.close([])
+    help()
+    assert not called
+
+
+@pytest.mark.parametrize(("name", "size"), [("rademacher", 101_770), ("countsketch", 2**20)])
+def test_interrupts_arrive_and_spoil_nothing(either, name, size):
     """Ctrl-C at any time: KeyboardInterrupt, and the next product is right."""
-    basis, g = Basis(250, 101_770), torch.arange(101_770) % 7 - 3.0
+    basis, g = Basis(250, size, name), torch.arange(size) % 7 - 3.0
     expected, caught = basis.project(g), 0
     for delay in range(20):
         timer = threading.Timer(0.002 + delay / 1e4, _thread.interrupt_main)
@@ -140,7 +168,7 @@ def test_a_wait_for_the_others_counts(monkeypatch):
     monkeypatch.setattr(team, "_rest", waits.append)
 
     def late() -> None:
-        time.sleep(0.1 if threading.current_thread() is not threading.main_thread() else 0.02)
+        time.sleep(0.5 if threading.current_thread() is not threading.main_thread() else 0.02)
 
     team.share(late, 2)
     assert 0.04 < waits[0] < 10
