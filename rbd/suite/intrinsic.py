@@ -60,8 +60,8 @@ def find_dimension(runs: Mapping[int, Values], baseline: Values | float | None =
     dims = tuple(sorted(runs))
     if not dims:
         raise ValueError("runs: got none, allowed one or more for each d")
-    strata = [check(runs[d]) for d in dims] + ([check(baseline)] if np.ndim(baseline) else [])
     known = float(baseline) if isinstance(baseline, (int, float)) else None
+    strata = [check(runs[d]) for d in dims] + ([] if baseline is None or known is not None else [check(baseline)])
     if not (reference := float(strata[-1].mean()) if known is None else known) > 0:
         raise ValueError(f"baseline: got {reference:g}, allowed a number > 0, of which a share is to be reached")
     x = np.log(dims)
