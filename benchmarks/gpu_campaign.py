@@ -251,7 +251,9 @@ def free_bytes(plan: Plan) -> float:
 
 
 def start(plan: Plan) -> None:
-    """The training, in a session that outlives this command."""
+    """The training, in a session that outlives this command, unless one is under way."""
+    if is_training(plan):
+        return print(f"training goes on in process {(plan.work / 'pid').read_text()}")
     command = [sys.executable, "-m", "benchmarks.gpu_campaign", "keep-training", "--plan", dump(plan)]
     with open(plan.work / "training.log", "a") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -261,7 +263,7 @@ def start(plan: Plan) -> None:
 
 
 def keep_training(plan: Plan) -> int:
-    """Train until all is done or the time is over, by a process that is started again if a fault has ended it."""
+    """Train until all is done or the time is over, by a process that is started again, ever later, if a fault ended it."""
     command = [sys.executable, "-m", "benchmarks.gpu_campaign", "train", "--plan", dump(plan)]
     child: list[subprocess.Popen] = []
 
@@ -274,6 +276,7 @@ def keep_training(plan: Plan) -> int:
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, end)
+    pause = 1.0  # seconds
     while left(plan) > 0:
         child[:] = [subprocess.Popen(command, cwd=ROOT)]
         try:
@@ -281,7 +284,8 @@ def keep_training(plan: Plan) -> int:
                 break
         except subprocess.TimeoutExpired:
             child[0].kill()
-        time.sleep(1)
+        time.sleep(pause)
+        pause = min(2 * pause, 60)
     return 0
 
 

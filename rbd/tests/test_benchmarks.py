@@ -702,9 +702,18 @@ def test_training_starts_again_after_a_fault(benchmarks, tmp_path, monkeypatch):
     campaign, statuses = benchmarks("gpu_campaign"), [1, 1, 0]
     (tmp_path / "end").write_text("9e9")
     monkeypatch.setattr(campaign.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(campaign.time, "sleep", lambda _: None)
+    pauses = []
+    monkeypatch.setattr(campaign.time, "sleep", pauses.append)
     monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda _: statuses.pop(0)))
-    assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses
+    assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses and pauses == [1, 2]
+
+
+def test_a_second_training_is_not_started(benchmarks, tmp_path, monkeypatch, capsys):
+    campaign = benchmarks("gpu_campaign")
+    (tmp_path / "pid").write_text(str(os.getpid()))
+    monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: pytest.fail("a second one"))
+    campaign.start(campaign.Plan(tmp_path))
+    assert capsys.readouterr().out == f"training goes on in process {os.getpid()}\n"
 
 
 SWEEP = """
