@@ -137,8 +137,16 @@ class Subspace(nn.Module):
         _, start = self._walk()
         u = kernels.differentiable_expand(self.coordinates, self._spec)  # (D,)
         moves = [v.view(p.shape) for p, v in zip(start, u.split([p.numel() for p in start]))]
-        theta = {names[0]: (p + v).to(p.dtype) for names, p, v in zip(self._names, start, moves)}
-        return torch.func.functional_call(self.model, theta, args, kwargs)
+        theta = {n: (p + v).to(p.dtype) for names, p, v in zip(self._choose_names(), start, moves) for n in names}
+        return torch.func.functional_call(self.model, theta, args, kwargs, tie_weights=False)
+
+    def _choose_names(self) -> list[list[str]]:
+        """Names of every moved parameter, one for each module that holds it.
+
+        functional_call swaps by name: with two names of the same place it would not put θ0 back.
+        """
+        held = {f"{path}.{name}".lstrip(".") for path, m in self.model.named_modules() for name in m._parameters}
+        return [[name for name in names if name in held] for names in self._names]
 
     def _find_base(self) -> _BaseWeights:
         """θ0 as the model holds it now."""

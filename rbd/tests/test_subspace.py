@@ -362,6 +362,20 @@ def test_compile():
     torch.testing.assert_close(inside(X), sub(X))
 
 
+def test_compile_moves_a_parameter_once_wherever_it_is():
+    """In a module that is registered twice, and in two modules."""
+    block, tied = nn.Linear(8, 8), nn.Linear(8, 8)
+    tied.weight = block.weight
+    model = nn.Sequential(block, nn.Tanh(), block, nn.Tanh(), tied)
+    sub, weight = make(model, 5), block.weight
+    wanted = sub(X)
+    compiled = torch.compile(sub, backend="aot_eager", fullgraph=True)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(X), wanted)
+        assert block.weight is weight and tied.weight is weight
+    torch.testing.assert_close(gradient(compiled, X, sub.coordinates), gradient(sub, X, sub.coordinates))
+
+
 def test_export():
     """As limits.md says: strict, or of the merged model."""
     sub = make(nn.Linear(8, 3), 5)
