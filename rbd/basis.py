@@ -153,6 +153,7 @@ class Basis:
             spec = self._part(check_word("first", first), sum(p.numel() for p in params))
         x = kernels.check_operand("c", c, self.dim)
         kernels.add(alpha * x.to(sum_dtype(x.dtype)), spec, params)
+        forget_casts(x.device)
 
     def _part(self, first: int, count: int) -> BasisSpec:
         """The spec of the columns first ... first + count - 1."""
@@ -170,6 +171,12 @@ class Basis:
         spec = self._spec()
         (k,) = spec.compartments
         return torch.from_numpy(rows(k, spec, 0, self.dim)) * spec.distribution.scale(k.length, k.total)
+
+
+def forget_casts(device: torch.device) -> None:
+    """Have autocast, if it is on, cast parameters anew: it keeps what it cast, although they have been moved since."""
+    if torch.is_autocast_enabled(device.type):
+        torch.clear_autocast_cache()
 
 
 def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:

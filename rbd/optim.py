@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rbd import kernels
-from rbd.basis import WORD, check_word
+from rbd.basis import WORD, check_word, forget_casts
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distributed.exchange import CHECK, Workers, digest
 from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
@@ -60,10 +60,13 @@ def rbd_direction(
     return kernels.expand(c, spec, out), c  # (D,), (d,)
 
 
-def centred_ranks(losses: Tensor) -> Tensor:
-    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal ones keep their order, a single one has 0."""
-    ranks = torch.empty_like(losses)
-    ranks[losses.argsort(stable=True)] = torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
+def centred_ranks(losses: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal ones keep their order, a single one has 0.
+
+    dtype: of the ranks, by default that of the losses.
+    """
+    ranks = torch.empty_like(losses, dtype=dtype)
+    ranks[losses.argsort(stable=True)] = torch.arange(len(losses), dtype=ranks.dtype, device=losses.device)
     return (ranks - (len(losses) - 1) / 2) / max(len(losses) - 1, 1)
 
 
@@ -628,13 +631,13 @@ class _Trial:
     """The evaluations of a step of NES so far, in memory that is kept from step to step, as CUDA graphs need."""
 
     start: list[Tensor]  # the parameters before
-    losses: Tensor  # (d,) float32
+    losses: Tensor  # (d,) float64: a small σ changes them by less than float32 can tell
     row: int | Tensor = 0  # of the next evaluation; () int64 in device memory if capturable
 
     @classmethod
     def of(cls, group: dict, capturable: bool) -> _Trial:
         start = [torch.empty_like(p) for p in group["params"]]
-        losses = torch.zeros(group["dim"], dtype=torch.float32, device=start[0].device)
+        losses = torch.zeros(group["dim"], dtype=torch.float64, device=start[0].device)
         return cls(start, losses, torch.zeros((), dtype=torch.int64, device=start[0].device) if capturable else 0)
 
     def fits(self, group: dict) -> bool:
@@ -646,8 +649,9 @@ class _Trial:
 class NES(_RandomBases):
     """Natural evolution strategies in a random basis: θ ← θ - η / (σ d) Φᵀ c, without gradients.
 
-    c_i is the centred rank of the loss at θ + σ φ_i; each of the d rows φ_i has unit expected norm and is regenerated for
-    its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
+    c_i is the centred rank of the loss at θ + σ φ_i, compared in float64. Each of the d rows φ_i has unit expected norm and
+    is regenerated for its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES
+    (arXiv 2011.04720).
     Parameters that are frozen after it was made stay where they are.
 
     The optimizer knows parameters only. Whatever else an evaluation changes is changed d times a step: in training mode,
@@ -758,8 +762,9 @@ class NES(_RandomBases):
             loss = self._loss_at(closure, trial.row)
         finally:
             torch._foreach_copy_(group["params"], trial.start)
+            forget_casts(trial.losses.device)
         if isinstance(trial.row, Tensor):
-            trial.losses.index_copy_(0, trial.row.reshape(1), loss.float().reshape(1))
+            trial.losses.index_copy_(0, trial.row.reshape(1), loss.double().reshape(1))
         else:
             trial.losses[trial.row] = loss
         trial.row += 1
@@ -767,7 +772,7 @@ class NES(_RandomBases):
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """The last piece of a step: the update from the losses of all rows; returns their mean, ().
+        """The last piece of a step: the update from the losses of all rows; returns their mean, () float32.
 
         Raises:
             RuntimeError: ``begin`` was not called, or not all d rows were evaluated.
@@ -779,14 +784,15 @@ class NES(_RandomBases):
             raise RuntimeError(f"{trial.row} of {len(losses)} rows of this step have been evaluated: call evaluate for each")
         if not self._capturable and losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
-        u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
+        ranks = centred_ranks(losses, torch.float32)  # (d,)
+        u = kernels.expand(ranks, self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         if self._capturable and isinstance(group["lr"], Tensor):  # which may be in device memory
             self._move(group["params"], u * -group["lr"], 1.0)
         else:
             self._move(group["params"], u, -float(group["lr"]))
         group["step"] += self._is_moving_there() if self._capturable else self._is_moving()
         self._end()
-        return losses.mean()
+        return losses.float().mean()
 
     def _loss_at(self, closure: Callable[[], Tensor | float], row: int | Tensor) -> Tensor:
         (group,), device = self.param_groups, self.param_groups[0]["params"][0].device
@@ -805,6 +811,7 @@ class NES(_RandomBases):
         if not all([p.requires_grad for p in params]):  # a list, which costs less than a generator in every evaluation
             params, moves = zip(*[(p, v) for p, v in zip(params, moves) if p.requires_grad])  # type: ignore[assignment]
         torch._foreach_add_(params, moves, alpha=alpha)
+        forget_casts(u.device)
 
 
 def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
@@ -813,7 +820,7 @@ def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
     Raises:
         TypeError: it is not a number, or has more than one value.
     """
-    dtype = torch.float32 if type(value) is float else None  # whatever torch's default dtype is
+    dtype = torch.float64 if type(value) is float else None  # whatever torch's default dtype is
     loss = torch.as_tensor(value, dtype=dtype, device=device) if hasattr(value, "__float__") else None  # as arrays have too
     if loss is not None and loss.numel() == 1 and not loss.is_complex():
         return loss.detach().reshape(())

@@ -377,6 +377,15 @@ def test_tensors_of_equal_shape_get_different_directions():
     assert not torch.equal(*params)
 
 
+def test_additions_reach_the_casts_of_autocast():
+    """It keeps what it cast of a parameter: MeZO's second evaluation would see the first one's."""
+    p, x = torch.nn.Parameter(torch.ones(3, 4)), torch.ones(2, 4)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        before = torch.nn.functional.linear(x, p)
+        Basis(2, 12).add_(p, torch.ones(2), 10.0)
+        assert not torch.equal(torch.nn.functional.linear(x, p), before)
+
+
 def test_a_single_tensor_is_one_parameter(monkeypatch):
     told, add = [], kernels.add
     monkeypatch.setattr(kernels, "add", lambda c, spec, params: told.append(len(params)) or add(c, spec, params))

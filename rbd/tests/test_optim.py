@@ -1215,6 +1215,40 @@ def test_nes_is_the_same_whatever_the_default_dtype(capturable, set_default_dtyp
     assert all(torch.equal(x, y) for other in ended[1:] for x, y in zip(ended[0], other))
 
 
+@pytest.mark.parametrize("of", [lambda loss: loss, float], ids=["tensor", "number"])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_nes_tells_losses_apart_that_are_equal_in_float32(of, capturable):
+    """Which fall with the row here, so ranks by position would be the other way round."""
+    p = parameter(normal(30, dtype=torch.float64))
+    losses = 100 - 1e-9 * torch.arange(12, dtype=torch.float64)
+    values = iter(losses)
+    NES([p], lr=0.1, dim=12, sigma=0.05, capturable=capturable).step(lambda: of(next(values)))
+    u = Basis(12, 30).dense().double().T @ centred_ranks(losses) / (0.05 * 12)
+    torch.testing.assert_close(p.detach(), normal(30, dtype=torch.float64) - 0.1 * u, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_nes_moves_the_casts_of_autocast_too(capturable):
+    """Autocast keeps what it cast in its block: every evaluation, and a pass after the step, needs a cast of its own."""
+    model, x, seen = network(), normal(4, 6), []
+    optimizer = NES(model.parameters(), lr=10.0, dim=5, sigma=1.0, capturable=capturable)
+
+    def closure() -> Tensor:
+        seen.append(model(x).float().square().mean())
+        return seen[-1]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(x)
+        optimizer.begin()
+        for _ in range(5):
+            optimizer.evaluate(closure)
+        assert len({*map(float, seen)}) == 5 and torch.equal(model(x), before)
+        optimizer.finish()
+        after = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x), after) and not torch.equal(after, before)
+
+
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 4, (torch.float64,) * 4, (torch.float32, torch.float64) * 2], ids=str)
 def test_nes_moves_parameters_as_one_by_one(dtypes):
     """All of them in one call, to the bit: strided ones, and sizes that leave a tail of a vector."""
