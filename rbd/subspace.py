@@ -29,7 +29,7 @@ from rbd.compartment import BasisSpec
 from rbd.distributed.exchange import digest
 from rbd.distributed.fsdp import is_sharded
 from rbd.distribution import distribution as distribution_of
-from rbd.kernels.compiled import sum_dtype
+from rbd.kernels.compiled import is_batched, sum_dtype
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
@@ -348,7 +348,7 @@ class _Theta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         spec, base, dtype = ctx.of
-        again = torch.is_grad_enabled()  # create_graph=True
+        again = torch.is_grad_enabled() or any(is_batched(v) for v in grads if v is not None)  # create_graph=True, ...
         c = base.prepared.project(grads, dtype) if base.prepared and not again else None
         if c is None:
             g = _join(grads, base.start, dtype)

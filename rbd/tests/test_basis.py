@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rbd import Basis, kernels
 from rbd.distribution import DISTRIBUTIONS
+from rbd.kernels.compiled import flatten
 
 NAMES = tuple(DISTRIBUTIONS)
 DENSE = tuple(name for name, distribution in DISTRIBUTIONS.items() if not distribution.sparse)
@@ -430,6 +431,51 @@ def test_transforms_of_torch_func(name):
     torch.testing.assert_close(gram, 2 * phi @ phi.T)
     per_sample = torch.func.vmap(torch.func.grad(lambda c, g: basis.expand(c) @ g), in_dims=(None, 0))(c, rows)
     assert torch.equal(per_sample, wanted)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_forward_mode_under_compile(backend):
+    """Operators without a derivative in forward mode drop tangents: these were zeros."""
+    basis, g, c = Basis(4, 60, seed=1), normal(60, 1), normal(4, 2)
+    for product, x, matrix in ((basis.project, g, basis.dense()), (basis.expand, c, basis.dense().T)):
+        jvp = torch.compile(lambda x, v, f=product: torch.func.jvp(f, (x,), (v,)), backend=backend)
+        value, tangent = jvp(x, 2 * x)
+        assert torch.equal(value, product(x)) and torch.equal(tangent, product(2 * x))
+        jacobian = torch.compile(lambda x, f=product: torch.func.jacfwd(f)(x), backend=backend)(x)
+        assert torch.equal(jacobian, matrix)
+
+
+def test_operators_carry_tangents():
+    basis, g, v = Basis(4, 60), normal(60, 1).requires_grad_(), normal(60, 3)
+    with fwAD.dual_level():
+        made = fwAD.unpack_dual(torch.ops.rbd.project(fwAD.make_dual(g, v), *operands(basis)))
+        assert torch.equal(made.primal, basis.project(g)) and torch.equal(made.tangent, basis.project(v))
+        assert torch.equal(torch.autograd.grad(made.primal.sum(), g)[0], basis.expand(torch.ones(4)))
+
+
+def operands(basis: Basis) -> tuple:
+    """Of the operators, after the vector."""
+    return flatten(basis._spec().compartments), basis.distribution, basis.seed, basis.stream, basis.step, None, None, None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vmap_of_no_rows(name):
+    basis = Basis(4, 60, name)
+    assert torch.func.vmap(basis.project)(torch.ones(0, 60)).shape == (0, 4)
+    assert torch.func.vmap(basis.expand)(torch.ones(0, 4)).shape == (0, 60)
+    assert torch.func.vmap(lambda g: torch.ops.rbd.project(g, *operands(basis)))(torch.ones(0, 60)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_derivatives_of_many_outputs_at_once(name):
+    """vectorize=True and is_grads_batched=True, whose tensors torch.func does not know."""
+    basis, c = Basis(4, 60, name, seed=1), normal(4, 2)
+    phi, jacobian = basis.dense(), torch.autograd.functional.jacobian
+    for strategy in ("reverse-mode", "forward-mode"):
+        assert torch.equal(jacobian(basis.project, normal(60), vectorize=True, strategy=strategy), phi)
+        assert torch.equal(jacobian(basis.expand, c, vectorize=True, strategy=strategy), phi.T)
+    hessian = torch.autograd.functional.hessian(lambda c: basis.expand(c).square().sum(), c, vectorize=True)
+    torch.testing.assert_close(hessian, 2 * phi @ phi.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

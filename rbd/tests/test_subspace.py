@@ -139,6 +139,15 @@ def test_several_uses_in_one_graph_add_up_and_double_backward_works():
     assert torch.autograd.gradgradcheck(f, sub.coordinates.detach().clone().requires_grad_(), fast_mode=True)
 
 
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_gradients_of_many_outputs_at_once(name):
+    sub = make(distribution=name)
+    out, c = sub(X).sum(0), sub.coordinates
+    wanted = [torch.autograd.grad(out[i], c, retain_graph=True)[0] for i in range(3)]
+    (got,) = torch.autograd.grad(out, c, torch.eye(3), is_grads_batched=True)
+    torch.testing.assert_close(got, torch.stack(wanted))
+
+
 def test_tied_weights_are_moved_once():
     model = Net()
     model.middle.append(nn.Linear(16, 16))
