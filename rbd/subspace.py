@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from numbers import Number
 from pathlib import Path
@@ -403,6 +403,11 @@ class _BaseWeights:
     rnns: list[nn.RNNBase]
     prepared: kernels.Prepared | None
 
+    @cached_property
+    def modules(self) -> frozenset[nn.Module]:
+        """All modules of the model."""
+        return frozenset(self.links[0].target.modules())
+
     def is_current(self) -> bool:
         """Whether the model still holds these tensors."""
         for holder, name, target in self.links:
@@ -433,6 +438,14 @@ class _MovedWeights:
     def __init__(self, base: _BaseWeights, theta: Sequence[Tensor], key: tuple):
         self.base, self.theta, self.key = base, theta, key
 
+    def is_clashing(self, other: _MovedWeights) -> bool:
+        """Whether the other is another θ, of a model that shares a module with this one's."""
+        return self.key != other.key and not self.base.modules.isdisjoint(other.base.modules)
+
+    def without_values(self) -> _MovedWeights:
+        """Tensors in the place of θ with which nothing can be computed."""
+        return _MovedWeights(self.base, [t.detach().to("meta") for t in self.theta], ())
+
 
 class _ParameterSwap:
     """Swaps a model's parameters between θ0 and θ."""
@@ -457,20 +470,46 @@ class _ParameterSwap:
     def begin_backward(self, moved: _MovedWeights, grad: Tensor) -> None:
         """Called when a backward pass starts: puts θ in, for gradient checkpoints that rerun the model.
 
-        If the pass involves two different θ, puts in meta tensors instead, so that a rerun fails rather than uses the wrong
-        θ.
+        If the pass involves two different θ, of models that share a module, puts in meta tensors instead, so that a rerun
+        fails rather than uses the wrong θ.
         """
-        with self.lock:
-            other = self.active if self.task == torch._C._current_graph_task_id() else None
-            if other is not None and other.key != moved.key:
-                moved = _MovedWeights(moved.base, [t.detach().to("meta") for t in moved.theta], ())
-            self.swap_in(moved)
-        torch.autograd.Variable._execution_engine.queue_callback(self.end_backward)
+        task = torch._C._current_graph_task_id()
+        running = _RUNNING.setdefault(task, [])
+        found = [(swap, swap.active) for swap in running if swap.active is not None and swap.task == task]
+        clashing = [(swap, active) for swap, active in found if active.is_clashing(moved)]
+        for swap, active in clashing:
+            swap.put(active.without_values())
+        self.put(moved.without_values() if clashing else moved)
+        running.append(self)
+        torch.autograd.Variable._execution_engine.queue_callback(_EndOfBackward(self, task))
 
-    def end_backward(self) -> None:
-        """Called when a backward pass ends: puts θ0 back."""
+    def put(self, moved: _MovedWeights) -> None:
+        """``swap_in``, when no other thread runs the model."""
         with self.lock:
-            self.swap_out()
+            self.swap_in(moved)
+
+    def end_backward(self, task: int) -> None:
+        """Called when a backward pass has ended or failed: puts θ0 back."""
+        _RUNNING.pop(task, None)
+        with self.lock:
+            if self.task == task:
+                self.swap_out()
+
+
+_RUNNING: dict[int, list[_ParameterSwap]] = {}  # by number, the backward passes under way, and what they have swapped
+
+
+class _EndOfBackward:
+    """Puts θ0 back after a backward pass: torch calls it at the end, and if the pass raises, deletes it without a call."""
+
+    def __init__(self, swap: _ParameterSwap, task: int):
+        self.swap, self.task = swap, task
+
+    def __call__(self) -> None:
+        self.swap.end_backward(self.task)
+
+    def __del__(self) -> None:
+        self.swap.end_backward(self.task)
 
 
 def _swap_of(model: nn.Module) -> _ParameterSwap:

@@ -26,7 +26,7 @@ import rbd
 from rbd import FPD, Basis, Subspace, kernels
 from rbd.distribution import DISTRIBUTIONS
 from rbd.partition import partition as partition_of
-from rbd.subspace import _swap_of
+from rbd.subspace import _RUNNING, _swap_of
 
 DIM = 40
 EXAMPLES = Path(rbd.__file__).parents[1] / "docs" / "examples"
@@ -359,6 +359,50 @@ def test_two_parameters_in_one_backward_pass_with_checkpoints_fail_loudly():
                 loss.backward()
             one(X)  # whatever a failed pass left is put back
         assert is_put_back(one, start)
+
+
+@pytest.mark.parametrize("reentrant", [None, False])
+def test_two_models_that_share_a_module_in_one_backward_pass(reentrant):
+    """Fails as loudly as two Subspaces of one model, if there is a checkpoint."""
+    shared, loose = Net(reentrant), Net(reentrant, seed=3)
+    start = [p.clone() for p in shared.parameters()]
+    one, other = make(nn.Sequential(shared, nn.Linear(3, 2))), make(nn.Sequential(shared, nn.Linear(3, 4)), seed=1)
+    wanted = [gradient(sub, X, sub.coordinates).clone() for sub in (one, other)]
+    one.coordinates.grad = other.coordinates.grad = None
+    loss = one(X).square().sum() + other(X).square().sum()
+    if reentrant is None:
+        loss.backward()
+        for sub, grad in zip((one, other), wanted):
+            torch.testing.assert_close(sub.coordinates.grad, grad)
+    else:
+        with pytest.raises(RuntimeError, match="meta"):
+            loss.backward()
+    assert all(torch.equal(p, q) for p, q in zip(shared.parameters(), start)) and not _RUNNING
+    apart = make(loose)  # whose modules are its own
+    (one(X).square().sum() + apart(X).square().sum()).backward()
+
+
+class Breaks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_an_error_in_a_backward_pass_puts_the_weights_back(reentrant):
+    sub = make(Net(reentrant))
+    model, state, wanted = sub.model, copy.deepcopy(sub.model.state_dict()), sub(X)
+    base = model(X)
+    x = X.clone().requires_grad_()
+    with pytest.raises(KeyboardInterrupt):
+        sub(Breaks.apply(x)).sum().backward()
+    assert isinstance(model.first.weight, nn.Parameter) and torch.equal(model(X), base) and not _RUNNING
+    assert all(torch.equal(v, state[name]) for name, v in model.state_dict().items())
+    assert torch.equal(copy.deepcopy(model)(X), base) and torch.equal(sub(X), wanted)
 
 
 def test_compile():
