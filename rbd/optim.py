@@ -9,7 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from numbers import Real
 
 import torch
@@ -28,7 +28,8 @@ from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
 SETTINGS = ("stream_version", "step", "dim", "partition", "distribution", "seed", "redraw")  # that workers share
-OF_TORCH = {"params", "param_names", "differentiable", "name", "initial_lr", "max_lr", "min_lr", "swa_lr"}  # keys of groups
+OF_TORCH = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr"}  # keys of groups
+CHOICES = ("dim", "partition", "distribution", "seed", "redraw", "sigma")  # that are checked again when they are changed
 WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # in parameters' names
 
 
@@ -88,6 +89,7 @@ class _RandomBases(torch.optim.Optimizer):
 
     _capturable = False
     _frozen: tuple[tuple[str, Tensor], ...] = ()  # parameters left out of the groups; empty after the warning
+    _checked: list[tuple] | None = None  # the choices of every group that were checked last
 
     def __init__(self, params, defaults: dict):
         check_ordered(params)  # torch would turn a set into a list, in arbitrary order
@@ -134,12 +136,30 @@ class _RandomBases(torch.optim.Optimizer):
         step = int(group["step"])
         group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
 
+    @cached_property
+    def _keys(self) -> set[str]:
+        """Names of all that a group may have."""
+        return (self.defaults.keys() | OF_TORCH | {"size"}) - {"differentiable"}  # which torch adds when it loads a state
+
     def _check_keys(self, group: dict) -> None:
-        """Refuse a setting of another optimizer, such as weight_decay, unless it is switched off: it would be ignored."""
-        known = self.defaults.keys() | OF_TORCH | {"size"}
-        if unknown := [name for name, value in group.items() if name not in known and not _is_off(value)]:
+        """Refuse a setting of another optimizer, such as weight_decay, unless it is switched off: it would be ignored.
+
+        Not redraw=0 for NES, say: there it does not mean that something is off.
+        """
+        foreign = group.keys() - self._keys
+        if unknown := [name for name in group if name in foreign and (name in CHOICES or not _is_off(group[name]))]:
             own = [name for name in self.defaults if name not in ("step", "stream_version", "differentiable")]
             raise ValueError(f"parameter group: got {', '.join(unknown)}, allowed params, {', '.join(own)}")
+
+    def _check_changes(self) -> None:
+        """Check what was written into the groups since the last step, as by hand."""
+        for group in self.param_groups:
+            if not group.keys() <= self._keys:
+                self._check_keys(group)
+        if [tuple(map(group.get, CHOICES)) for group in self.param_groups] != self._checked:
+            for group in self.param_groups:
+                self._check_choices(group)
+            self._checked = [tuple(map(group.get, CHOICES)) for group in self.param_groups]
 
     def _warn_of_unfrozen(self) -> None:
         """Warn, once, if parameters that were left out of the groups now need a gradient."""
@@ -174,6 +194,10 @@ class _RandomBases(torch.optim.Optimizer):
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 to 64 bits")
         if len(devices := {str(p.device) for p in group["params"]}) > 1:
             raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device in a group")
+        self._check_choices(group)
+
+    def _check_choices(self, group: dict) -> None:
+        """Check what names the bases; reads no device memory."""
         group["seed"] = check_word("seed", group["seed"])  # a plain int, so that torch.load accepts it with weights_only
         if group["dim"] is not None:
             group["dim"] = check_word("dim", group["dim"])
@@ -240,6 +264,7 @@ class _RandomBases(torch.optim.Optimizer):
                 raise ValueError(f"state_dict: parameter {i} of a group is {name} with {size} values, here {own_name} with "
                                  f"{own_size}; a register_load_state_dict_pre_hook may adapt the state")  # fmt: skip
         saved["size"] = sizes
+        self._check_keys(saved)
         self._check(saved)
 
     def _spec(self, index: int) -> BasisSpec:
@@ -441,8 +466,10 @@ class RBD(_RandomBases):
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update; returns what the closure, if given, returns (it is run with gradients on).
 
-        If lr is 0 in all groups, neither the parameters nor the step number change.
+        If lr is 0 in all groups, neither the parameters nor the step number change. What was written into the groups since
+        the last step is checked as at first.
         """
+        self._check_changes()
         with torch.enable_grad():
             loss = closure() if closure else None
         self._warn_of_unfrozen()
@@ -620,10 +647,10 @@ class FPD(RBD):
                  seed: int = 0, variant: str | None = None, process_group=None, capturable: bool = False):  # fmt: skip
         super().__init__(params, lr, dim, partition, distribution, seed, 0, variant, process_group, capturable)
 
-    def _check(self, group: dict) -> None:
+    def _check_choices(self, group: dict) -> None:
         if group["redraw"] != 0:
             raise ValueError(f"redraw: got {group['redraw']}, allowed 0 (FPD draws its basis once)")
-        super()._check(group)
+        super()._check_choices(group)
 
 
 @dataclass
@@ -680,14 +707,17 @@ class NES(_RandomBases):
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
 
     def _check(self, group: dict) -> None:
+        if len(self.param_groups) > 1:
+            raise ValueError(f"NES supports one parameter group, got {len(self.param_groups)}")
+        super()._check(group)
+
+    def _check_choices(self, group: dict) -> None:
         if group["sigma"] is None:
             group["sigma"] = 0.01 * math.sqrt(sum(p.numel() for p in group["params"]))
         if not (isinstance(sigma := group["sigma"], Real) and not isinstance(sigma, bool) and 0 < float(sigma) < math.inf):
             raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
         group["sigma"] = float(sigma)
-        if len(self.param_groups) > 1:
-            raise ValueError(f"NES supports one parameter group, got {len(self.param_groups)}")
-        super()._check(group)
+        super()._check_choices(group)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -703,6 +733,7 @@ class NES(_RandomBases):
 
         Raises:
             TypeError: there is no closure, or its first loss is not a number; the parameters are restored first.
+            ValueError: a setting in the parameter group was changed to one out of its range.
             FloatingPointError: a loss is NaN; the parameters are restored first.
             RuntimeError: every parameter was frozen after the optimizer was made.
         """
@@ -728,6 +759,7 @@ class NES(_RandomBases):
             RuntimeError: every parameter was frozen after the optimizer was made.
         """
         (group,) = self.param_groups
+        self._check_changes()
         if not any(p.requires_grad for p in group["params"]):
             raise RuntimeError("NES has nothing to move: every parameter was frozen after it was made")
         if self._trial is None or not self._trial.fits(group):

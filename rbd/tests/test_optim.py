@@ -9,6 +9,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -1096,6 +1097,47 @@ def test_parameters_without_values(form):
     optimizer.step()
     assert not torch.equal(named[2][1], normal(20))
     assert named[1][1].shape == (0,)
+
+
+@pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
+@pytest.mark.parametrize("distribution", ["rademacher", "countsketch"])
+def test_settings_written_into_a_group_are_checked_by_the_next_step(optimizer_class, distribution):
+    """Nothing is moved or counted; put right, it goes on."""
+    p = parameter(normal(30), normal(30))
+    optimizer = optimizer_class([p], lr=0.1, dim=5, distribution=distribution)
+    (group,) = optimizer.param_groups
+    step = partial(optimizer.step, lambda: 1.0)
+    step()
+    before = p.detach().clone()
+    for name, value, message in (
+        ("weight_decay", 0.1, "^parameter group: got weight_decay, allowed params, lr"),
+        ("differentiable", True, "^parameter group: got differentiable, allowed params, lr"),
+        ("seed", -1, "^seed: got -1, allowed 0 ... 4294967295$"),
+        ("seed", 2**32 + 1, "^seed: got 4294967297, allowed"),
+        ("dim", 31, "^dim: got 31, allowed 1 ... 30"),
+        ("distribution", "gauss", "^distribution: got 'gauss'"),
+        *[("sigma", 0.0, "^sigma: got 0.0, allowed 0 <"), ("redraw", 0, "^parameter group: got redraw")]
+        * (optimizer_class is NES),
+        *[("redraw", -1, "^redraw: got -1, allowed 0")] * (optimizer_class is not NES),
+    ):
+        kept = group.pop(name, None)
+        with pytest.raises(ValueError, match=message):
+            group[name] = value
+            step()
+        assert torch.equal(p, before) and group["step"] == 1
+        del group[name]
+        if kept is not None:
+            group[name] = kept
+    group["weight_decay"] = 0.0
+    step()
+    assert group["step"] == 2
+
+
+@pytest.mark.parametrize(("optimizer_class", "option"), [(RBD, {"differentiable": True}), (NES, {"redraw": 0}),
+                                                         (NES, {"partition": None})])  # fmt: skip
+def test_options_that_would_be_ignored_or_obeyed_by_chance(optimizer_class, option):
+    with pytest.raises(ValueError, match=f"^parameter group: got {next(iter(option))}, allowed params"):
+        optimizer_class([{"params": [parameter(normal(30))], **option}], lr=0.1, dim=5)
 
 
 # NES
