@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from rbd import kernels
-from rbd.basis import WORD, check_word, forget_casts
+from rbd.basis import WORD, check_integer, check_word, forget_casts, is_number
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distributed.exchange import CHECK, Workers, digest
 from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
 from rbd.distributed.variants import VARIANTS, Direction, Part
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.memory import is_ordinary
-from rbd.partition import Partition, check_ordered
+from rbd.partition import Partition, check_ordered, parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
@@ -183,7 +183,7 @@ class _RandomBases(torch.optim.Optimizer):
         return reduce(torch.logical_or, kept) if kept else False
 
     def _check(self, group: dict) -> None:
-        if not (_is_number(group["lr"]) and 0 <= float(group["lr"]) < math.inf):
+        if not (is_number(group["lr"]) and 0 <= float(group["lr"]) < math.inf):
             raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
         if not isinstance(group["lr"], (Tensor, int)):
             group["lr"] = float(group["lr"])
@@ -200,13 +200,14 @@ class _RandomBases(torch.optim.Optimizer):
         """Check what names the bases; reads no device memory."""
         group["seed"] = check_word("seed", group["seed"])  # a plain int, so that torch.load accepts it with weights_only
         if group["dim"] is not None:
-            group["dim"] = check_word("dim", group["dim"])
+            group["dim"] = check_integer("dim", group["dim"])
         if "redraw" in group:
             group["redraw"] = check_word("redraw", group["redraw"])
         group["distribution"] = distribution_of(group["distribution"]).name
-        self._cut(group)
         if "partition" in group:
+            parse(group["partition"])
             group["partition"] = str(group["partition"])
+        self._cut(group)
 
     def partition(self, group: int = 0) -> Partition:
         """The partition of a parameter group; the numbers of its compartments continue those of the groups before."""
@@ -281,16 +282,9 @@ class _RandomBases(torch.optim.Optimizer):
         return step // redraw % WORD if redraw else 0
 
 
-def _is_number(value: object) -> bool:
-    """Whether it is a real number, or a tensor of one."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _is_count(value: object) -> bool:
     """Whether it is 0, 1, 2, ..., or a tensor of one such number."""
-    return _is_number(value) and bool(0 <= value < math.inf and int(value) == value)  # type: ignore[operator, call-overload]
+    return is_number(value) and bool(0 <= value < math.inf and int(value) == value)  # type: ignore[operator, call-overload]
 
 
 def _is_off(value: object) -> bool:

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from rbd import kernels
-from rbd.basis import check_word
+from rbd.basis import check_integer, check_word
 from rbd.compartment import BasisSpec
 from rbd.distributed.exchange import digest
 from rbd.distributed.fsdp import is_sharded
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.compiled import is_batched, sum_dtype
+from rbd.partition import parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
@@ -78,11 +79,12 @@ class Subspace(nn.Module):
                  partition: str = "whole", params: str | Iterable[str] | None = None):  # fmt: skip
         super().__init__()
         _check_model(model)
-        self._params = None if params is None else [params] if isinstance(params, str) else list(params)
+        self._params = None if params is None else _as_patterns(params)
         self._names = _choose(model, self._params)  # of each moved parameter, several where weights are tied
         start = [model.get_parameter(names[0]) for names in self._names]
         layout = tuple((names[0], p.numel()) for names, p in zip(self._names, start))
-        cut = partition_of(partition, layout, dim if dim is None else check_word("dim", dim))
+        parse(partition)
+        cut = partition_of(partition, layout, dim if dim is None else check_integer("dim", dim))
         self._spec = BasisSpec(cut.compartments, distribution_of(distribution), check_word("seed", seed), 0, 0)
         self._paths = [[(tuple(n.split(".")[:-1]), n.rpartition(".")[2]) for n in names] for names in self._names]
         self._partition, self._shapes = str(partition), [p.shape for p in start]
@@ -552,6 +554,17 @@ def _check_model(model: nn.Module) -> None:
         if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
             raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the "
                             f"model plain parameters first")  # fmt: skip
+
+
+def _as_patterns(params: str | Iterable[str]) -> list[str]:
+    """Names or patterns of parameters as a list."""
+    patterns: Any = [params] if isinstance(params, str) else list(params) if isinstance(params, Iterable) else [params]
+    if bad := [one for one in patterns if not isinstance(one, str)]:
+        got = bad[0] if isinstance(bad[0], Number) else type(bad[0]).__name__
+        raise TypeError(f"params: got {got}, allowed names of parameters or patterns such as 'head.*'")
+    if not patterns:
+        raise ValueError("params: got no names, allowed at least one, or None for all floating-point parameters")
+    return patterns
 
 
 def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...]]:

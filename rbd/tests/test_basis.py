@@ -55,14 +55,15 @@ def test_integers_of_other_libraries_are_the_same_basis(integer):
 @pytest.mark.parametrize("field", [*FIELDS, "dim", "size"])
 @pytest.mark.parametrize("bad", [1.5, 2.0, True, False, None, "3", [1], math.nan], ids=repr)
 def test_fields_are_integers(field, bad):
-    with pytest.raises(TypeError, match=rf"^{field}: got .*, allowed an integer from 0 to 4294967295$"):
+    with pytest.raises(TypeError, match=rf"^{field}: got .*, allowed an integer( from 0 to 4294967295)?$"):
         Basis(**{"dim": 2, "size": 10, field: bad})
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "dim", "size"])
 @pytest.mark.parametrize("bad", [-1, 2**32, -(2**40), 2**64])
 def test_fields_are_words(field, bad):
-    with pytest.raises(ValueError, match=rf"^{field}: got {bad}, allowed 0 ... 4294967295$"):
+    allowed = {"dim": r"1 ... 10 \(the size\)", "size": "1 ... 4294967295"}.get(field, "0 ... 4294967295")
+    with pytest.raises(ValueError, match=rf"^{field}: got {bad}, allowed {allowed}$"):
         Basis(**{"dim": 2, "size": 10, field: bad})
 
 
@@ -395,6 +396,18 @@ def test_a_single_tensor_is_one_parameter(monkeypatch):
     Basis(4, 128).add_([listed], c)
     Basis(4, 128).add_(iter([listed]), c, -1.0)
     assert told == [1, 1, 1] and torch.equal(alone, Basis(4, 128).expand(c).view(8, 16)) and not listed.any()
+
+
+@pytest.mark.parametrize(("alpha", "got"), [("2", "'2'"), (None, "None"), (True, "True"), (torch.ones(2), r"shape \(2,\)"),
+                                            (1j, "1j")])  # fmt: skip
+def test_alpha_is_a_number(alpha, got):
+    p = torch.zeros(10)
+    with pytest.raises(TypeError, match=f"^alpha: got {got}, allowed a real number or a tensor of one$"):
+        Basis(2, 10).add_(p, torch.ones(2), alpha=alpha)
+    assert not p.any()
+    for right in (2, np.float32(2), torch.tensor(2.0), torch.full((1, 1), 2.0, dtype=torch.float64)):
+        Basis(2, 10).add_(p.zero_(), torch.ones(2), right)
+        assert torch.equal(p, Basis(2, 10).expand(torch.full((2,), 2.0)))
 
 
 @pytest.mark.parametrize(("params", "more", "error", "message"), [

@@ -927,6 +927,7 @@ BAD = [
     ({"dim": True}, TypeError, r"dim: got True, allowed"),
     ({"dim": "20"}, TypeError, r"dim: got '20', allowed"),
     ({"distribution": "gauss"}, ValueError, "distribution: got 'gauss', allowed 'normal', 'uniform', 'rademacher'"),
+    ({"dim": -1}, ValueError, "dim: got -1, allowed 1 ... 83"),
     ({"seed": -1}, ValueError, "seed: got -1, allowed 0 ... 4294967295"),
     ({"seed": 2**32}, ValueError, "seed: got 4294967296, allowed 0 ... 4294967295"),
     ({"seed": 1.5}, TypeError, "seed: got 1.5, allowed an integer"),
@@ -941,6 +942,7 @@ BAD_RBD = [
     ({"partition": "by_layer"}, ValueError, r"partition: by_layer and by_ratio need names"),
     ({"partition": "by_ratio:10"}, ValueError, r"partition: by_layer and by_ratio need names"),
     ({"partition": None}, ValueError, "partition: got None, allowed whole"),
+    ({"partition": ["whole"]}, ValueError, r"partition: got \['whole'\], allowed whole"),
 ]
 BAD_NES = [
     ({"sigma": 0}, ValueError, "sigma: got 0, allowed 0 < sigma < infinity"),
