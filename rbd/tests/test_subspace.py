@@ -652,6 +652,10 @@ def test_a_file_that_cannot_be_written_leaves_no_other(tmp_path, monkeypatch):
             patch.setattr(owner, name, fail)
             sub.save(path)
         assert [p.name for p in tmp_path.iterdir()] == ["a"] and path.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        sub.save(tmp_path / "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "folder"]
 
 
 def test_a_hundred_adapters_of_one_model_share_it():
