@@ -469,7 +469,13 @@ class RBD(_RandomBases):
         self._warn_of_unfrozen()
         if self._capturable:
             self._queue()
-            return loss
+        else:
+            self._step_checked()
+        forget_casts(self.param_groups[0]["params"][0].device)
+        return loss
+
+    def _step_checked(self) -> None:
+        """An update that reads from the device whether the gradient is finite."""
         self._agree()
         try:
             if self._workers is None:
@@ -479,7 +485,6 @@ class RBD(_RandomBases):
         except FloatingPointError:  # nothing has been moved
             if not hasattr(self, "found_inf"):  # else it is a GradScaler's step, which all workers skip
                 raise
-        return loss
 
     def _step_alone(self) -> None:
         kept = self._vectors()

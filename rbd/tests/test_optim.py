@@ -1259,6 +1259,19 @@ def test_nes_is_the_same_whatever_the_default_dtype(capturable, set_default_dtyp
     assert all(torch.equal(x, y) for other in ended[1:] for x, y in zip(ended[0], other))
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_rbd_moves_the_casts_of_autocast_too(capturable):
+    """So several steps may be in one block."""
+    models = [network() for _ in range(2)]
+    optimizers = [RBD(m.parameters(), lr=1.0, dim=20, capturable=capturable) for m in models]
+    for blocks, model, optimizer in zip((1, 3), models, optimizers):
+        for _ in range(blocks):
+            with torch.autocast("cpu", torch.bfloat16):
+                for _ in range(3 // blocks):
+                    optimizer.step(lambda m=model: (m.zero_grad(), (value := loss(m)).backward(), value)[-1])
+    assert torch.equal(*(flat(m.parameters()) for m in models))
+
+
 @pytest.mark.parametrize("of", [lambda loss: loss, float], ids=["tensor", "number"])
 @pytest.mark.parametrize("capturable", [False, True])
 def test_nes_tells_losses_apart_that_are_equal_in_float32(of, capturable):
