@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from numbers import Real
 
 import torch
 
@@ -23,11 +24,23 @@ def check_word(name: str, value: int) -> int:
     Raises:
         TypeError, ValueError: it is not.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: got {value!r}, allowed an integer from 0 to {WORD - 1}")
-    if not 0 <= operator.index(value) < WORD:
+    if not 0 <= (number := check_integer(name, value, f"an integer from 0 to {WORD - 1}")) < WORD:
         raise ValueError(f"{name}: got {value}, allowed 0 ... {WORD - 1}")
+    return number
+
+
+def check_integer(name: str, value: int, allowed: str = "an integer") -> int:
+    """value as an int; raise TypeError if it is no integer."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: got {value!r}, allowed {allowed}")
     return operator.index(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, or a tensor of one."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,9 @@ class Basis:
 
     def __post_init__(self) -> None:
         for name in ("seed", "stream", "compartment", "step", "row", "dim", "size"):
-            object.__setattr__(self, name, check_word(name, getattr(self, name)))  # a plain int
-        if self.size < 1:
+            check = check_integer if name in ("dim", "size") else check_word
+            object.__setattr__(self, name, check(name, getattr(self, name)))  # a plain int
+        if not 1 <= self.size < WORD:
             raise ValueError(f"size: got {self.size}, allowed 1 ... {WORD - 1}")
         if not 1 <= self.dim <= self.size:
             raise ValueError(f"dim: got {self.dim}, allowed 1 ... {self.size} (the size)")
@@ -127,7 +141,7 @@ class Basis:
         return kernels.expand(c, self._spec(), out)
 
     @torch.no_grad()
-    def add_(self, params: torch.Tensor | Iterable[torch.Tensor], c: torch.Tensor, alpha: float = 1.0,
+    def add_(self, params: torch.Tensor | Iterable[torch.Tensor], c: torch.Tensor, alpha: float | torch.Tensor = 1.0,
              first: int | None = None) -> None:  # fmt: skip
         """params += alpha Φᵀ c, in place and without a graph, the params being the vector of length D cut into tensors.
 
@@ -141,7 +155,7 @@ class Basis:
             first: index in the vector of the params' first value, if they are only a part of it (such as one worker's part).
 
         Raises:
-            TypeError, ValueError: params or c are not such tensors, or do not fit the basis.
+            TypeError, ValueError: params or c are not such tensors, or do not fit the basis, or alpha is not a real number.
             RuntimeError: there are no kernels for the device, or autograd forbids a change in place (as in torch).
         """
         params, spec = [params] if isinstance(params, torch.Tensor) else list(params), self._spec()
@@ -151,8 +165,13 @@ class Basis:
             raise TypeError(f"params: got {got}, allowed real floating-point tensors (of sharded ones, the local part)")
         if first is not None:
             spec = self._part(check_word("first", first), sum(p.numel() for p in params))
+        if not is_number(alpha):
+            got = f"shape {tuple(alpha.shape)}" if isinstance(alpha, torch.Tensor) else repr(alpha)
+            raise TypeError(f"alpha: got {got}, allowed a real number or a tensor of one")
         x = kernels.check_operand("c", c, self.dim)
+        alpha = alpha.reshape(()) if isinstance(alpha, torch.Tensor) else alpha
         kernels.add(alpha * x.to(sum_dtype(x.dtype)), spec, params)
+        forget_casts(x.device)
 
     def _part(self, first: int, count: int) -> BasisSpec:
         """The spec of the columns first ... first + count - 1."""
@@ -170,6 +189,12 @@ class Basis:
         spec = self._spec()
         (k,) = spec.compartments
         return torch.from_numpy(rows(k, spec, 0, self.dim)) * spec.distribution.scale(dim=k.total, size=k.length)
+
+
+def forget_casts(device: torch.device) -> None:
+    """Have autocast, if it is on, cast parameters anew: it keeps what it cast, although they have been moved since."""
+    if torch.is_autocast_enabled(device.type):
+        torch.clear_autocast_cache()
 
 
 def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:

@@ -9,26 +9,27 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from numbers import Real
 
 import torch
 from torch import Tensor
 
 from rbd import kernels
-from rbd.basis import WORD, check_word
+from rbd.basis import WORD, check_integer, check_word, forget_casts, is_number
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distributed.exchange import CHECK, Workers, digest
 from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
 from rbd.distributed.variants import VARIANTS, Direction, Part
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.memory import is_ordinary
-from rbd.partition import Partition, check_ordered
+from rbd.partition import Partition, check_ordered, parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
 SETTINGS = ("stream_version", "step", "dim", "partition", "distribution", "seed", "redraw")  # that workers share
-OF_TORCH = {"params", "param_names", "differentiable", "name", "initial_lr", "max_lr", "min_lr", "swa_lr"}  # keys of groups
+OF_TORCH = {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "swa_lr"}  # keys of groups
+CHOICES = ("dim", "partition", "distribution", "seed", "redraw", "sigma")  # that are checked again when they are changed
 WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # in parameters' names
 
 
@@ -60,10 +61,13 @@ def rbd_direction(
     return kernels.expand(c, spec, out), c  # (D,), (d,)
 
 
-def centred_ranks(losses: Tensor) -> Tensor:
-    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal ones keep their order, a single one has 0."""
-    ranks = torch.empty_like(losses)
-    ranks[losses.argsort(stable=True)] = torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
+def centred_ranks(losses: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Ranks of (d,) losses, spread evenly from -1/2 (the least) to 1/2; equal ones keep their order, a single one has 0.
+
+    dtype: of the ranks, by default that of the losses.
+    """
+    ranks = torch.empty_like(losses, dtype=dtype)
+    ranks[losses.argsort(stable=True)] = torch.arange(len(losses), dtype=ranks.dtype, device=losses.device)
     return (ranks - (len(losses) - 1) / 2) / max(len(losses) - 1, 1)
 
 
@@ -85,6 +89,7 @@ class _RandomBases(torch.optim.Optimizer):
 
     _capturable = False
     _frozen: tuple[tuple[str, Tensor], ...] = ()  # parameters left out of the groups; empty after the warning
+    _checked: list[tuple] | None = None  # the choices of every group that were checked last
 
     def __init__(self, params, defaults: dict):
         check_ordered(params)  # torch would turn a set into a list, in arbitrary order
@@ -131,12 +136,30 @@ class _RandomBases(torch.optim.Optimizer):
         step = int(group["step"])
         group["step"] = torch.tensor(step, device=group["params"][0].device) if self._capturable else step
 
+    @cached_property
+    def _keys(self) -> set[str]:
+        """Names of all that a group may have."""
+        return (self.defaults.keys() | OF_TORCH | {"size"}) - {"differentiable"}  # which torch adds when it loads a state
+
     def _check_keys(self, group: dict) -> None:
-        """Refuse a setting of another optimizer, such as weight_decay, unless it is switched off: it would be ignored."""
-        known = self.defaults.keys() | OF_TORCH | {"size"}
-        if unknown := [name for name, value in group.items() if name not in known and not _is_off(value)]:
+        """Refuse a setting of another optimizer, such as weight_decay, unless it is switched off: it would be ignored.
+
+        Not redraw=0 for NES, say: there it does not mean that something is off.
+        """
+        foreign = group.keys() - self._keys
+        if unknown := [name for name in group if name in foreign and (name in CHOICES or not _is_off(group[name]))]:
             own = [name for name in self.defaults if name not in ("step", "stream_version", "differentiable")]
             raise ValueError(f"parameter group: got {', '.join(unknown)}, allowed params, {', '.join(own)}")
+
+    def _check_changes(self) -> None:
+        """Check what was written into the groups since the last step, as by hand."""
+        for group in self.param_groups:
+            if not group.keys() <= self._keys:
+                self._check_keys(group)
+        if [tuple(map(group.get, CHOICES)) for group in self.param_groups] != self._checked:
+            for group in self.param_groups:
+                self._check_choices(group)
+            self._checked = [tuple(map(group.get, CHOICES)) for group in self.param_groups]
 
     def _warn_of_unfrozen(self) -> None:
         """Warn, once, if parameters that were left out of the groups now need a gradient."""
@@ -160,7 +183,7 @@ class _RandomBases(torch.optim.Optimizer):
         return reduce(torch.logical_or, kept) if kept else False
 
     def _check(self, group: dict) -> None:
-        if not (_is_number(group["lr"]) and 0 <= float(group["lr"]) < math.inf):
+        if not (is_number(group["lr"]) and 0 <= float(group["lr"]) < math.inf):
             raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
         if not isinstance(group["lr"], (Tensor, int)):
             group["lr"] = float(group["lr"])
@@ -171,15 +194,20 @@ class _RandomBases(torch.optim.Optimizer):
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 to 64 bits")
         if len(devices := {str(p.device) for p in group["params"]}) > 1:
             raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device in a group")
+        self._check_choices(group)
+
+    def _check_choices(self, group: dict) -> None:
+        """Check what names the bases; reads no device memory."""
         group["seed"] = check_word("seed", group["seed"])  # a plain int, so that torch.load accepts it with weights_only
         if group["dim"] is not None:
-            group["dim"] = check_word("dim", group["dim"])
+            group["dim"] = check_integer("dim", group["dim"])
         if "redraw" in group:
             group["redraw"] = check_word("redraw", group["redraw"])
         group["distribution"] = distribution_of(group["distribution"]).name
-        self._cut(group)
         if "partition" in group:
+            parse(group["partition"])
             group["partition"] = str(group["partition"])
+        self._cut(group)
 
     def partition(self, group: int = 0) -> Partition:
         """The partition of a parameter group; the numbers of its compartments continue those of the groups before."""
@@ -237,6 +265,7 @@ class _RandomBases(torch.optim.Optimizer):
                 raise ValueError(f"state_dict: parameter {i} of a group is {name} with {size} values, here {own_name} with "
                                  f"{own_size}; a register_load_state_dict_pre_hook may adapt the state")  # fmt: skip
         saved["size"] = sizes
+        self._check_keys(saved)
         self._check(saved)
 
     def _spec(self, index: int) -> BasisSpec:
@@ -253,16 +282,9 @@ class _RandomBases(torch.optim.Optimizer):
         return step // redraw % WORD if redraw else 0
 
 
-def _is_number(value: object) -> bool:
-    """Whether it is a real number, or a tensor of one."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _is_count(value: object) -> bool:
     """Whether it is 0, 1, 2, ..., or a tensor of one such number."""
-    return _is_number(value) and bool(0 <= value < math.inf and int(value) == value)  # type: ignore[operator, call-overload]
+    return is_number(value) and bool(0 <= value < math.inf and int(value) == value)  # type: ignore[operator, call-overload]
 
 
 def _is_off(value: object) -> bool:
@@ -438,14 +460,22 @@ class RBD(_RandomBases):
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update; returns what the closure, if given, returns (it is run with gradients on).
 
-        If lr is 0 in all groups, neither the parameters nor the step number change.
+        If lr is 0 in all groups, neither the parameters nor the step number change. What was written into the groups since
+        the last step is checked as at first.
         """
+        self._check_changes()
         with torch.enable_grad():
             loss = closure() if closure else None
         self._warn_of_unfrozen()
         if self._capturable:
             self._queue()
-            return loss
+        else:
+            self._step_checked()
+        forget_casts(self.param_groups[0]["params"][0].device)
+        return loss
+
+    def _step_checked(self) -> None:
+        """An update that reads from the device whether the gradient is finite."""
         self._agree()
         try:
             if self._workers is None:
@@ -455,7 +485,6 @@ class RBD(_RandomBases):
         except FloatingPointError:  # nothing has been moved
             if not hasattr(self, "found_inf"):  # else it is a GradScaler's step, which all workers skip
                 raise
-        return loss
 
     def _step_alone(self) -> None:
         kept = self._vectors()
@@ -617,10 +646,10 @@ class FPD(RBD):
                  seed: int = 0, variant: str | None = None, process_group=None, capturable: bool = False):  # fmt: skip
         super().__init__(params, lr, dim, partition, distribution, seed, 0, variant, process_group, capturable)
 
-    def _check(self, group: dict) -> None:
+    def _check_choices(self, group: dict) -> None:
         if group["redraw"] != 0:
             raise ValueError(f"redraw: got {group['redraw']}, allowed 0 (FPD draws its basis once)")
-        super()._check(group)
+        super()._check_choices(group)
 
 
 @dataclass
@@ -628,13 +657,13 @@ class _Trial:
     """The evaluations of a step of NES so far, in memory that is kept from step to step, as CUDA graphs need."""
 
     start: list[Tensor]  # the parameters before
-    losses: Tensor  # (d,) float32
+    losses: Tensor  # (d,) float64: a small σ changes them by less than float32 can tell
     row: int | Tensor = 0  # of the next evaluation; () int64 in device memory if capturable
 
     @classmethod
     def of(cls, group: dict, capturable: bool) -> _Trial:
         start = [torch.empty_like(p) for p in group["params"]]
-        losses = torch.zeros(group["dim"], dtype=torch.float32, device=start[0].device)
+        losses = torch.zeros(group["dim"], dtype=torch.float64, device=start[0].device)
         return cls(start, losses, torch.zeros((), dtype=torch.int64, device=start[0].device) if capturable else 0)
 
     def fits(self, group: dict) -> bool:
@@ -646,8 +675,9 @@ class _Trial:
 class NES(_RandomBases):
     """Natural evolution strategies in a random basis: θ ← θ - η / (σ d) Φᵀ c, without gradients.
 
-    c_i is the centred rank of the loss at θ + σ φ_i; each of the d rows φ_i has unit expected norm and is regenerated for
-    its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720).
+    c_i is the centred rank of the loss at θ + σ φ_i, compared in float64. Each of the d rows φ_i has unit expected norm and
+    is regenerated for its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES
+    (arXiv 2011.04720).
     Parameters that are frozen after it was made stay where they are.
 
     The optimizer knows parameters only. Whatever else an evaluation changes is changed d times a step: in training mode,
@@ -676,14 +706,17 @@ class NES(_RandomBases):
         super().__init__(params, dict(lr=lr, dim=dim, distribution=distribution, seed=seed, sigma=sigma))
 
     def _check(self, group: dict) -> None:
+        if len(self.param_groups) > 1:
+            raise ValueError(f"NES supports one parameter group, got {len(self.param_groups)}")
+        super()._check(group)
+
+    def _check_choices(self, group: dict) -> None:
         if group["sigma"] is None:
             group["sigma"] = 0.01 * math.sqrt(sum(p.numel() for p in group["params"]))
         if not (isinstance(sigma := group["sigma"], Real) and not isinstance(sigma, bool) and 0 < float(sigma) < math.inf):
             raise ValueError(f"sigma: got {sigma!r}, allowed 0 < sigma < infinity")
         group["sigma"] = float(sigma)
-        if len(self.param_groups) > 1:
-            raise ValueError(f"NES supports one parameter group, got {len(self.param_groups)}")
-        super()._check(group)
+        super()._check_choices(group)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -699,6 +732,7 @@ class NES(_RandomBases):
 
         Raises:
             TypeError: there is no closure, or its first loss is not a number; the parameters are restored first.
+            ValueError: a setting in the parameter group was changed to one out of its range.
             FloatingPointError: a loss is NaN; the parameters are restored first.
             RuntimeError: every parameter was frozen after the optimizer was made.
         """
@@ -724,6 +758,7 @@ class NES(_RandomBases):
             RuntimeError: every parameter was frozen after the optimizer was made.
         """
         (group,) = self.param_groups
+        self._check_changes()
         if not any(p.requires_grad for p in group["params"]):
             raise RuntimeError("NES has nothing to move: every parameter was frozen after it was made")
         if self._trial is None or not self._trial.fits(group):
@@ -758,8 +793,9 @@ class NES(_RandomBases):
             loss = self._loss_at(closure, trial.row)
         finally:
             torch._foreach_copy_(group["params"], trial.start)
+            forget_casts(trial.losses.device)
         if isinstance(trial.row, Tensor):
-            trial.losses.index_copy_(0, trial.row.reshape(1), loss.float().reshape(1))
+            trial.losses.index_copy_(0, trial.row.reshape(1), loss.double().reshape(1))
         else:
             trial.losses[trial.row] = loss
         trial.row += 1
@@ -767,7 +803,7 @@ class NES(_RandomBases):
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """The last piece of a step: the update from the losses of all rows; returns their mean, ().
+        """The last piece of a step: the update from the losses of all rows; returns their mean, () float32.
 
         Raises:
             RuntimeError: ``begin`` was not called, or not all d rows were evaluated.
@@ -779,14 +815,15 @@ class NES(_RandomBases):
             raise RuntimeError(f"{trial.row} of {len(losses)} rows of this step have been evaluated: call evaluate for each")
         if not self._capturable and losses.isnan().any():
             raise FloatingPointError(f"closure: got NaN in {int(losses.isnan().sum())} of {len(losses)} losses")
-        u = kernels.expand(centred_ranks(losses), self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
+        ranks = centred_ranks(losses, torch.float32)  # (d,)
+        u = kernels.expand(ranks, self._spec(0)) / (group["sigma"] * group["dim"])  # (D,)
         if self._capturable and isinstance(group["lr"], Tensor):  # which may be in device memory
             self._move(group["params"], u * -group["lr"], 1.0)
         else:
             self._move(group["params"], u, -float(group["lr"]))
         group["step"] += self._is_moving_there() if self._capturable else self._is_moving()
         self._end()
-        return losses.mean()
+        return losses.float().mean()
 
     def _loss_at(self, closure: Callable[[], Tensor | float], row: int | Tensor) -> Tensor:
         (group,), device = self.param_groups, self.param_groups[0]["params"][0].device
@@ -805,6 +842,7 @@ class NES(_RandomBases):
         if not all([p.requires_grad for p in params]):  # a list, which costs less than a generator in every evaluation
             params, moves = zip(*[(p, v) for p, v in zip(params, moves) if p.requires_grad])  # type: ignore[assignment]
         torch._foreach_add_(params, moves, alpha=alpha)
+        forget_casts(u.device)
 
 
 def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
@@ -813,7 +851,7 @@ def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
     Raises:
         TypeError: it is not a number, or has more than one value.
     """
-    dtype = torch.float32 if type(value) is float else None  # whatever torch's default dtype is
+    dtype = torch.float64 if type(value) is float else None  # whatever torch's default dtype is
     loss = torch.as_tensor(value, dtype=dtype, device=device) if hasattr(value, "__float__") else None  # as arrays have too
     if loss is not None and loss.numel() == 1 and not loss.is_complex():
         return loss.detach().reshape(())

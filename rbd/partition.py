@@ -91,7 +91,10 @@ def whole(layout: Layout, dim: int) -> Partition:
 
 
 def by_layer(layout: Layout, dim: int) -> Partition:
-    """One compartment for the tensors of one module (names equal up to the last dot)."""
+    """One compartment for adjacent tensors of one module (names equal up to the last dot).
+
+    A compartment is one stretch of the vector, so a module's tensors that others stand between make several.
+    """
     sizes = _layer_sizes(layout)
     return _cut(sizes, apportion(dim, sizes))
 
@@ -112,7 +115,7 @@ def even(layout: Layout, dim: int, count: int) -> Partition:
 
 
 def by_ratio(layout: Layout, ratio: float) -> Partition:
-    """By layer, with d_k = max(ceil(D_k / ratio), 10) (arXiv 2011.04720), but never more than D_k."""
+    """As by_layer, with d_k = max(ceil(D_k / ratio), 10) (arXiv 2011.04720), but never more than D_k."""
     sizes = _layer_sizes(layout)
     return _cut(sizes, [min(n, max(math.ceil(n / Fraction(repr(ratio))), 10)) for n in sizes])
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from numbers import Number
 from pathlib import Path
@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from rbd import kernels
-from rbd.basis import check_word
+from rbd.basis import check_integer, check_word
 from rbd.compartment import BasisSpec
 from rbd.distributed.exchange import digest
 from rbd.distributed.fsdp import is_sharded
 from rbd.distribution import distribution as distribution_of
-from rbd.kernels.compiled import sum_dtype
+from rbd.kernels.compiled import is_batched, sum_dtype
+from rbd.partition import parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
@@ -78,11 +79,12 @@ class Subspace(nn.Module):
                  partition: str = "whole", params: str | Iterable[str] | None = None):  # fmt: skip
         super().__init__()
         _check_model(model)
-        self._params = None if params is None else [params] if isinstance(params, str) else list(params)
+        self._params = None if params is None else _as_patterns(params)
         self._names = _choose(model, self._params)  # of each moved parameter, several where weights are tied
         start = [model.get_parameter(names[0]) for names in self._names]
         layout = tuple((names[0], p.numel()) for names, p in zip(self._names, start))
-        cut = partition_of(partition, layout, dim if dim is None else check_word("dim", dim))
+        parse(partition)
+        cut = partition_of(partition, layout, dim if dim is None else check_integer("dim", dim))
         self._spec = BasisSpec(cut.compartments, distribution_of(distribution), check_word("seed", seed), 0, 0)
         self._paths = [[(tuple(n.split(".")[:-1]), n.rpartition(".")[2]) for n in names] for names in self._names]
         self._partition, self._shapes = str(partition), [p.shape for p in start]
@@ -137,8 +139,16 @@ class Subspace(nn.Module):
         _, start = self._walk()
         u = kernels.differentiable_expand(self.coordinates, self._spec)  # (D,)
         moves = [v.view(p.shape) for p, v in zip(start, u.split([p.numel() for p in start]))]
-        theta = {names[0]: (p + v).to(p.dtype) for names, p, v in zip(self._names, start, moves)}
-        return torch.func.functional_call(self.model, theta, args, kwargs)
+        theta = {n: (p + v).to(p.dtype) for names, p, v in zip(self._choose_names(), start, moves) for n in names}
+        return torch.func.functional_call(self.model, theta, args, kwargs, tie_weights=False)
+
+    def _choose_names(self) -> list[list[str]]:
+        """Names of every moved parameter, one for each module that holds it.
+
+        functional_call swaps by name: with two names of the same place it would not put θ0 back.
+        """
+        held = {f"{path}.{name}".lstrip(".") for path, m in self.model.named_modules() for name in m._parameters}
+        return [[name for name in names if name in held] for names in self._names]
 
     def _find_base(self) -> _BaseWeights:
         """θ0 as the model holds it now."""
@@ -340,7 +350,7 @@ class _Theta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         spec, base, dtype = ctx.of
-        again = torch.is_grad_enabled()  # create_graph=True
+        again = torch.is_grad_enabled() or any(is_batched(v) for v in grads if v is not None)  # create_graph=True, ...
         c = base.prepared.project(grads, dtype) if base.prepared and not again else None
         if c is None:
             g = _join(grads, base.start, dtype)
@@ -395,6 +405,11 @@ class _BaseWeights:
     rnns: list[nn.RNNBase]
     prepared: kernels.Prepared | None
 
+    @cached_property
+    def modules(self) -> frozenset[nn.Module]:
+        """All modules of the model."""
+        return frozenset(self.links[0].target.modules())
+
     def is_current(self) -> bool:
         """Whether the model still holds these tensors."""
         for holder, name, target in self.links:
@@ -425,6 +440,14 @@ class _MovedWeights:
     def __init__(self, base: _BaseWeights, theta: Sequence[Tensor], key: tuple):
         self.base, self.theta, self.key = base, theta, key
 
+    def is_clashing(self, other: _MovedWeights) -> bool:
+        """Whether the other is another θ, of a model that shares a module with this one's."""
+        return self.key != other.key and not self.base.modules.isdisjoint(other.base.modules)
+
+    def without_values(self) -> _MovedWeights:
+        """Tensors in the place of θ with which nothing can be computed."""
+        return _MovedWeights(self.base, [t.detach().to("meta") for t in self.theta], ())
+
 
 class _ParameterSwap:
     """Swaps a model's parameters between θ0 and θ."""
@@ -449,20 +472,46 @@ class _ParameterSwap:
     def begin_backward(self, moved: _MovedWeights, grad: Tensor) -> None:
         """Called when a backward pass starts: puts θ in, for gradient checkpoints that rerun the model.
 
-        If the pass involves two different θ, puts in meta tensors instead, so that a rerun fails rather than uses the wrong
-        θ.
+        If the pass involves two different θ, of models that share a module, puts in meta tensors instead, so that a rerun
+        fails rather than uses the wrong θ.
         """
-        with self.lock:
-            other = self.active if self.task == torch._C._current_graph_task_id() else None
-            if other is not None and other.key != moved.key:
-                moved = _MovedWeights(moved.base, [t.detach().to("meta") for t in moved.theta], ())
-            self.swap_in(moved)
-        torch.autograd.Variable._execution_engine.queue_callback(self.end_backward)
+        task = torch._C._current_graph_task_id()
+        running = _RUNNING.setdefault(task, [])
+        found = [(swap, swap.active) for swap in running if swap.active is not None and swap.task == task]
+        clashing = [(swap, active) for swap, active in found if active.is_clashing(moved)]
+        for swap, active in clashing:
+            swap.put(active.without_values())
+        self.put(moved.without_values() if clashing else moved)
+        running.append(self)
+        torch.autograd.Variable._execution_engine.queue_callback(_EndOfBackward(self, task))
 
-    def end_backward(self) -> None:
-        """Called when a backward pass ends: puts θ0 back."""
+    def put(self, moved: _MovedWeights) -> None:
+        """``swap_in``, when no other thread runs the model."""
         with self.lock:
-            self.swap_out()
+            self.swap_in(moved)
+
+    def end_backward(self, task: int) -> None:
+        """Called when a backward pass has ended or failed: puts θ0 back."""
+        _RUNNING.pop(task, None)
+        with self.lock:
+            if self.task == task:
+                self.swap_out()
+
+
+_RUNNING: dict[int, list[_ParameterSwap]] = {}  # by number, the backward passes under way, and what they have swapped
+
+
+class _EndOfBackward:
+    """Puts θ0 back after a backward pass: torch calls it at the end, and if the pass raises, deletes it without a call."""
+
+    def __init__(self, swap: _ParameterSwap, task: int):
+        self.swap, self.task = swap, task
+
+    def __call__(self) -> None:
+        self.swap.end_backward(self.task)
+
+    def __del__(self) -> None:
+        self.swap.end_backward(self.task)
 
 
 def _swap_of(model: nn.Module) -> _ParameterSwap:
@@ -505,6 +554,17 @@ def _check_model(model: nn.Module) -> None:
         if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
             raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the "
                             f"model plain parameters first")  # fmt: skip
+
+
+def _as_patterns(params: str | Iterable[str]) -> list[str]:
+    """Names or patterns of parameters as a list."""
+    patterns: Any = [params] if isinstance(params, str) else list(params) if isinstance(params, Iterable) else [params]
+    if bad := [one for one in patterns if not isinstance(one, str)]:
+        got = bad[0] if isinstance(bad[0], Number) else type(bad[0]).__name__
+        raise TypeError(f"params: got {got}, allowed names of parameters or patterns such as 'head.*'")
+    if not patterns:
+        raise ValueError("params: got no names, allowed at least one, or None for all floating-point parameters")
+    return patterns
 
 
 def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +61,11 @@ def register(name: str, product: Product, length: Callable[[Sequence[int]], int]
         return made.to(ctx.dtype), *[None] * 8
 
     operator.register_autograd(backward, setup_context=setup_context)
+    _register_tangent(name)
+
+    @operator.register_vmap
+    def _(info, dims, x, *basis):
+        return _stack(lambda row: operator(row, *basis), x.movedim(dims[0], 0)), 0
 
     def call(x: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, backend: str | None = None) -> torch.Tensor:
         step, counter = (0, spec.step) if isinstance(spec.step, torch.Tensor) else (spec.step, None)
@@ -69,18 +75,49 @@ def register(name: str, product: Product, length: Callable[[Sequence[int]], int]
         )
         return made if out is None else out.copy_(made)
 
+    _CALLS[name] = call
+    return call
+
+
+_CALLS: dict[str, Product] = {}  # by name, what ``register`` returned
+is_batched: Callable[[torch.Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
+"""Whether a tensor is one of ``autograd.grad(..., is_grads_batched=True)``, which can loop over operators alone."""
+
+
+def _register_tangent(name: str) -> None:
+    """Give an operator that is linear in x its derivative in forward mode, for torch.func.jvp under torch.compile.
+
+    torch.library has no function for this, and an operator without one drops tangents silently. Kernels of a device's own
+    stand in front of the one that ``custom_op`` has registered for all devices, and call it.
+    """
+    operator = getattr(torch.ops.rbd, name).default
+    for key in ("AutogradCPU", "AutogradCUDA", "AutogradMeta"):
+        _LIBRARY.impl(operator, _with_tangent(operator, torch.library.get_kernel(operator, key)), key, with_keyset=True)
+
+
+_LIBRARY = torch.library.Library("rbd", "IMPL")
+
+
+def _with_tangent(operator: Callable[..., torch.Tensor], kernel: Any) -> Callable[..., torch.Tensor]:
+    def call(keys: Any, x: torch.Tensor, *basis: Any) -> torch.Tensor:
+        primal, tangent = forward_ad.unpack_dual(x, level=0)  # the only level that torch has
+        if tangent is None:
+            return kernel.call_boxed(keys, x, *basis)
+        return forward_ad.make_dual(operator(primal, *basis), operator(tangent, *basis), level=0)
+
     return call
 
 
 class Linear(torch.autograd.Function):
     """A product with derivatives in reverse and forward mode, also in torch.func's transforms; operators lack some of these.
 
-    It is linear in x: its tangent is the product of x's tangent, its gradient is the adjoint's product.
+    It is linear in x: its tangent is the product of x's tangent, its gradient is the adjoint's product. product and adjoint
+    are functions of ``rbd.kernels`` with a spec bound to them.
     """
 
     @staticmethod
-    def forward(x: torch.Tensor, product: Product, adjoint: Product) -> torch.Tensor:
-        return product(x)
+    def forward(x: torch.Tensor, product: partial, adjoint: partial) -> torch.Tensor:
+        return _CALLS[product.func.__name__](x, **product.keywords) if is_batched(x) else product(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -96,8 +133,14 @@ class Linear(torch.autograd.Function):
         return Linear.apply(tangent, ctx.product, ctx.adjoint)
 
     @staticmethod
-    def vmap(info: Any, dims: tuple, x: torch.Tensor, product: Product, adjoint: Product) -> tuple[torch.Tensor, int]:
-        return torch.stack([Linear.apply(row, product, adjoint) for row in x.movedim(dims[0], 0)]), 0
+    def vmap(info: Any, dims: tuple, x: torch.Tensor, product: partial, adjoint: partial) -> tuple[torch.Tensor, int]:
+        return _stack(lambda row: Linear.apply(row, product, adjoint), x.movedim(dims[0], 0)), 0
+
+
+def _stack(product: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """The product of each row, for vmap; of none, a result of the right shape."""
+    made = [product(row) for row in rows] or [product(rows.new_zeros(rows.shape[1:]))]
+    return torch.stack(made)[: len(rows)]
 
 
 def is_transformed(x: torch.Tensor) -> bool:

@@ -99,7 +99,8 @@ def biased(patch: pytest.MonkeyPatch) -> None:
 
 def ranks(change: Callable[[Tensor], Tensor]) -> Plant:
     """The coordinates of nes are changed."""
-    return lambda patch: patch.setattr(optim, "centred_ranks", lambda losses, real=optim.centred_ranks: change(real(losses)))
+    real = optim.centred_ranks
+    return lambda patch: patch.setattr(optim, "centred_ranks", lambda losses, dtype: change(real(losses, dtype)))
 
 
 def ignored_lr(patch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rbd import Basis, kernels
 from rbd.distribution import DISTRIBUTIONS
+from rbd.kernels.compiled import flatten
 
 NAMES = tuple(DISTRIBUTIONS)
 DENSE = tuple(name for name, distribution in DISTRIBUTIONS.items() if not distribution.sparse)
@@ -54,14 +55,15 @@ def test_integers_of_other_libraries_are_the_same_basis(integer):
 @pytest.mark.parametrize("field", [*FIELDS, "dim", "size"])
 @pytest.mark.parametrize("bad", [1.5, 2.0, True, False, None, "3", [1], math.nan], ids=repr)
 def test_fields_are_integers(field, bad):
-    with pytest.raises(TypeError, match=rf"^{field}: got .*, allowed an integer from 0 to 4294967295$"):
+    with pytest.raises(TypeError, match=rf"^{field}: got .*, allowed an integer( from 0 to 4294967295)?$"):
         Basis(**{"dim": 2, "size": 10, field: bad})
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "dim", "size"])
 @pytest.mark.parametrize("bad", [-1, 2**32, -(2**40), 2**64])
 def test_fields_are_words(field, bad):
-    with pytest.raises(ValueError, match=rf"^{field}: got {bad}, allowed 0 ... 4294967295$"):
+    allowed = {"dim": r"1 ... 10 \(the size\)", "size": "1 ... 4294967295"}.get(field, "0 ... 4294967295")
+    with pytest.raises(ValueError, match=rf"^{field}: got {bad}, allowed {allowed}$"):
         Basis(**{"dim": 2, "size": 10, field: bad})
 
 
@@ -377,6 +379,15 @@ def test_tensors_of_equal_shape_get_different_directions():
     assert not torch.equal(*params)
 
 
+def test_additions_reach_the_casts_of_autocast():
+    """It keeps what it cast of a parameter: MeZO's second evaluation would see the first one's."""
+    p, x = torch.nn.Parameter(torch.ones(3, 4)), torch.ones(2, 4)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        before = torch.nn.functional.linear(x, p)
+        Basis(2, 12).add_(p, torch.ones(2), 10.0)
+        assert not torch.equal(torch.nn.functional.linear(x, p), before)
+
+
 def test_a_single_tensor_is_one_parameter(monkeypatch):
     told, add = [], kernels.add
     monkeypatch.setattr(kernels, "add", lambda c, spec, params: told.append(len(params)) or add(c, spec, params))
@@ -385,6 +396,18 @@ def test_a_single_tensor_is_one_parameter(monkeypatch):
     Basis(4, 128).add_([listed], c)
     Basis(4, 128).add_(iter([listed]), c, -1.0)
     assert told == [1, 1, 1] and torch.equal(alone, Basis(4, 128).expand(c).view(8, 16)) and not listed.any()
+
+
+@pytest.mark.parametrize(("alpha", "got"), [("2", "'2'"), (None, "None"), (True, "True"), (torch.ones(2), r"shape \(2,\)"),
+                                            (1j, "1j")])  # fmt: skip
+def test_alpha_is_a_number(alpha, got):
+    p = torch.zeros(10)
+    with pytest.raises(TypeError, match=f"^alpha: got {got}, allowed a real number or a tensor of one$"):
+        Basis(2, 10).add_(p, torch.ones(2), alpha=alpha)
+    assert not p.any()
+    for right in (2, np.float32(2), torch.tensor(2.0), torch.full((1, 1), 2.0, dtype=torch.float64)):
+        Basis(2, 10).add_(p.zero_(), torch.ones(2), right)
+        assert torch.equal(p, Basis(2, 10).expand(torch.full((2,), 2.0)))
 
 
 @pytest.mark.parametrize(("params", "more", "error", "message"), [
@@ -421,6 +444,51 @@ def test_transforms_of_torch_func(name):
     torch.testing.assert_close(gram, 2 * phi @ phi.T)
     per_sample = torch.func.vmap(torch.func.grad(lambda c, g: basis.expand(c) @ g), in_dims=(None, 0))(c, rows)
     assert torch.equal(per_sample, wanted)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_forward_mode_under_compile(backend):
+    """Operators without a derivative in forward mode drop tangents: these were zeros."""
+    basis, g, c = Basis(4, 60, seed=1), normal(60, 1), normal(4, 2)
+    for product, x, matrix in ((basis.project, g, basis.dense()), (basis.expand, c, basis.dense().T)):
+        jvp = torch.compile(lambda x, v, f=product: torch.func.jvp(f, (x,), (v,)), backend=backend)
+        value, tangent = jvp(x, 2 * x)
+        assert torch.equal(value, product(x)) and torch.equal(tangent, product(2 * x))
+        jacobian = torch.compile(lambda x, f=product: torch.func.jacfwd(f)(x), backend=backend)(x)
+        assert torch.equal(jacobian, matrix)
+
+
+def test_operators_carry_tangents():
+    basis, g, v = Basis(4, 60), normal(60, 1).requires_grad_(), normal(60, 3)
+    with fwAD.dual_level():
+        made = fwAD.unpack_dual(torch.ops.rbd.project(fwAD.make_dual(g, v), *operands(basis)))
+        assert torch.equal(made.primal, basis.project(g)) and torch.equal(made.tangent, basis.project(v))
+        assert torch.equal(torch.autograd.grad(made.primal.sum(), g)[0], basis.expand(torch.ones(4)))
+
+
+def operands(basis: Basis) -> tuple:
+    """Of the operators, after the vector."""
+    return flatten(basis._spec().compartments), basis.distribution, basis.seed, basis.stream, basis.step, None, None, None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vmap_of_no_rows(name):
+    basis = Basis(4, 60, name)
+    assert torch.func.vmap(basis.project)(torch.ones(0, 60)).shape == (0, 4)
+    assert torch.func.vmap(basis.expand)(torch.ones(0, 4)).shape == (0, 60)
+    assert torch.func.vmap(lambda g: torch.ops.rbd.project(g, *operands(basis)))(torch.ones(0, 60)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_derivatives_of_many_outputs_at_once(name):
+    """vectorize=True and is_grads_batched=True, whose tensors torch.func does not know."""
+    basis, c = Basis(4, 60, name, seed=1), normal(4, 2)
+    phi, jacobian = basis.dense(), torch.autograd.functional.jacobian
+    for strategy in ("reverse-mode", "forward-mode"):
+        assert torch.equal(jacobian(basis.project, normal(60), vectorize=True, strategy=strategy), phi)
+        assert torch.equal(jacobian(basis.expand, c, vectorize=True, strategy=strategy), phi.T)
+    hessian = torch.autograd.functional.hessian(lambda c: basis.expand(c).square().sum(), c, vectorize=True)
+    torch.testing.assert_close(hessian, 2 * phi @ phi.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -9,6 +9,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -926,6 +927,7 @@ BAD = [
     ({"dim": True}, TypeError, r"dim: got True, allowed"),
     ({"dim": "20"}, TypeError, r"dim: got '20', allowed"),
     ({"distribution": "gauss"}, ValueError, "distribution: got 'gauss', allowed 'normal', 'uniform', 'rademacher'"),
+    ({"dim": -1}, ValueError, "dim: got -1, allowed 1 ... 83"),
     ({"seed": -1}, ValueError, "seed: got -1, allowed 0 ... 4294967295"),
     ({"seed": 2**32}, ValueError, "seed: got 4294967296, allowed 0 ... 4294967295"),
     ({"seed": 1.5}, TypeError, "seed: got 1.5, allowed an integer"),
@@ -940,6 +942,7 @@ BAD_RBD = [
     ({"partition": "by_layer"}, ValueError, r"partition: by_layer and by_ratio need names"),
     ({"partition": "by_ratio:10"}, ValueError, r"partition: by_layer and by_ratio need names"),
     ({"partition": None}, ValueError, "partition: got None, allowed whole"),
+    ({"partition": ["whole"]}, ValueError, r"partition: got \['whole'\], allowed whole"),
 ]
 BAD_NES = [
     ({"sigma": 0}, ValueError, "sigma: got 0, allowed 0 < sigma < infinity"),
@@ -1098,6 +1101,47 @@ def test_parameters_without_values(form):
     assert named[1][1].shape == (0,)
 
 
+@pytest.mark.parametrize("optimizer_class", [RBD, FPD, NES])
+@pytest.mark.parametrize("distribution", ["rademacher", "countsketch"])
+def test_settings_written_into_a_group_are_checked_by_the_next_step(optimizer_class, distribution):
+    """Nothing is moved or counted; put right, it goes on."""
+    p = parameter(normal(30), normal(30))
+    optimizer = optimizer_class([p], lr=0.1, dim=5, distribution=distribution)
+    (group,) = optimizer.param_groups
+    step = partial(optimizer.step, lambda: 1.0)
+    step()
+    before = p.detach().clone()
+    for name, value, message in (
+        ("weight_decay", 0.1, "^parameter group: got weight_decay, allowed params, lr"),
+        ("differentiable", True, "^parameter group: got differentiable, allowed params, lr"),
+        ("seed", -1, "^seed: got -1, allowed 0 ... 4294967295$"),
+        ("seed", 2**32 + 1, "^seed: got 4294967297, allowed"),
+        ("dim", 31, "^dim: got 31, allowed 1 ... 30"),
+        ("distribution", "gauss", "^distribution: got 'gauss'"),
+        *[("sigma", 0.0, "^sigma: got 0.0, allowed 0 <"), ("redraw", 0, "^parameter group: got redraw")]
+        * (optimizer_class is NES),
+        *[("redraw", -1, "^redraw: got -1, allowed 0")] * (optimizer_class is not NES),
+    ):
+        kept = group.pop(name, None)
+        with pytest.raises(ValueError, match=message):
+            group[name] = value
+            step()
+        assert torch.equal(p, before) and group["step"] == 1
+        del group[name]
+        if kept is not None:
+            group[name] = kept
+    group["weight_decay"] = 0.0
+    step()
+    assert group["step"] == 2
+
+
+@pytest.mark.parametrize(("optimizer_class", "option"), [(RBD, {"differentiable": True}), (NES, {"redraw": 0}),
+                                                         (NES, {"partition": None})])  # fmt: skip
+def test_options_that_would_be_ignored_or_obeyed_by_chance(optimizer_class, option):
+    with pytest.raises(ValueError, match=f"^parameter group: got {next(iter(option))}, allowed params"):
+        optimizer_class([{"params": [parameter(normal(30))], **option}], lr=0.1, dim=5)
+
+
 # NES
 
 
@@ -1213,6 +1257,53 @@ def test_nes_is_the_same_whatever_the_default_dtype(capturable, set_default_dtyp
         assert means[0].dtype == torch.float32
         ended.append((p.detach(), *means))
     assert all(torch.equal(x, y) for other in ended[1:] for x, y in zip(ended[0], other))
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_rbd_moves_the_casts_of_autocast_too(capturable):
+    """So several steps may be in one block."""
+    models = [network() for _ in range(2)]
+    optimizers = [RBD(m.parameters(), lr=1.0, dim=20, capturable=capturable) for m in models]
+    for blocks, model, optimizer in zip((1, 3), models, optimizers):
+        for _ in range(blocks):
+            with torch.autocast("cpu", torch.bfloat16):
+                for _ in range(3 // blocks):
+                    optimizer.step(lambda m=model: (m.zero_grad(), (value := loss(m)).backward(), value)[-1])
+    assert torch.equal(*(flat(m.parameters()) for m in models))
+
+
+@pytest.mark.parametrize("of", [lambda loss: loss, float], ids=["tensor", "number"])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_nes_tells_losses_apart_that_are_equal_in_float32(of, capturable):
+    """Which fall with the row here, so ranks by position would be the other way round."""
+    p = parameter(normal(30, dtype=torch.float64))
+    losses = 100 - 1e-9 * torch.arange(12, dtype=torch.float64)
+    values = iter(losses)
+    NES([p], lr=0.1, dim=12, sigma=0.05, capturable=capturable).step(lambda: of(next(values)))
+    u = Basis(12, 30).dense().double().T @ centred_ranks(losses) / (0.05 * 12)
+    torch.testing.assert_close(p.detach(), normal(30, dtype=torch.float64) - 0.1 * u, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_nes_moves_the_casts_of_autocast_too(capturable):
+    """Autocast keeps what it cast in its block: every evaluation, and a pass after the step, needs a cast of its own."""
+    model, x, seen = network(), normal(4, 6), []
+    optimizer = NES(model.parameters(), lr=10.0, dim=5, sigma=1.0, capturable=capturable)
+
+    def closure() -> Tensor:
+        seen.append(model(x).float().square().mean())
+        return seen[-1]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(x)
+        optimizer.begin()
+        for _ in range(5):
+            optimizer.evaluate(closure)
+        assert len({*map(float, seen)}) == 5 and torch.equal(model(x), before)
+        optimizer.finish()
+        after = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x), after) and not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 4, (torch.float64,) * 4, (torch.float32, torch.float64) * 2], ids=str)

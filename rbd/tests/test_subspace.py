@@ -26,7 +26,7 @@ import rbd
 from rbd import FPD, Basis, Subspace, kernels
 from rbd.distribution import DISTRIBUTIONS
 from rbd.partition import partition as partition_of
-from rbd.subspace import _swap_of
+from rbd.subspace import _RUNNING, _swap_of
 
 DIM = 40
 EXAMPLES = Path(rbd.__file__).parents[1] / "docs" / "examples"
@@ -137,6 +137,15 @@ def test_several_uses_in_one_graph_add_up_and_double_backward_works():
         return torch.func.functional_call(sub, {"coordinates": c}, (X.double(),)).square().mean()
 
     assert torch.autograd.gradgradcheck(f, sub.coordinates.detach().clone().requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_gradients_of_many_outputs_at_once(name):
+    sub = make(distribution=name)
+    out, c = sub(X).sum(0), sub.coordinates
+    wanted = [torch.autograd.grad(out[i], c, retain_graph=True)[0] for i in range(3)]
+    (got,) = torch.autograd.grad(out, c, torch.eye(3), is_grads_batched=True)
+    torch.testing.assert_close(got, torch.stack(wanted))
 
 
 def test_tied_weights_are_moved_once():
@@ -352,6 +361,50 @@ def test_two_parameters_in_one_backward_pass_with_checkpoints_fail_loudly():
         assert is_put_back(one, start)
 
 
+@pytest.mark.parametrize("reentrant", [None, False])
+def test_two_models_that_share_a_module_in_one_backward_pass(reentrant):
+    """Fails as loudly as two Subspaces of one model, if there is a checkpoint."""
+    shared, loose = Net(reentrant), Net(reentrant, seed=3)
+    start = [p.clone() for p in shared.parameters()]
+    one, other = make(nn.Sequential(shared, nn.Linear(3, 2))), make(nn.Sequential(shared, nn.Linear(3, 4)), seed=1)
+    wanted = [gradient(sub, X, sub.coordinates).clone() for sub in (one, other)]
+    one.coordinates.grad = other.coordinates.grad = None
+    loss = one(X).square().sum() + other(X).square().sum()
+    if reentrant is None:
+        loss.backward()
+        for sub, grad in zip((one, other), wanted):
+            torch.testing.assert_close(sub.coordinates.grad, grad)
+    else:
+        with pytest.raises(RuntimeError, match="meta"):
+            loss.backward()
+    assert all(torch.equal(p, q) for p, q in zip(shared.parameters(), start)) and not _RUNNING
+    apart = make(loose)  # whose modules are its own
+    (one(X).square().sum() + apart(X).square().sum()).backward()
+
+
+class Breaks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_an_error_in_a_backward_pass_puts_the_weights_back(reentrant):
+    sub = make(Net(reentrant))
+    model, state, wanted = sub.model, copy.deepcopy(sub.model.state_dict()), sub(X)
+    base = model(X)
+    x = X.clone().requires_grad_()
+    with pytest.raises(KeyboardInterrupt):
+        sub(Breaks.apply(x)).sum().backward()
+    assert isinstance(model.first.weight, nn.Parameter) and torch.equal(model(X), base) and not _RUNNING
+    assert all(torch.equal(v, state[name]) for name, v in model.state_dict().items())
+    assert torch.equal(copy.deepcopy(model)(X), base) and torch.equal(sub(X), wanted)
+
+
 def test_compile():
     sub = make()
     compiled = torch.compile(sub, backend="aot_eager", fullgraph=True)
@@ -360,6 +413,20 @@ def test_compile():
     torch.testing.assert_close(gradient(compiled, X, sub.coordinates), wanted)
     inside = make(torch.compile(Net(), backend="eager"))
     torch.testing.assert_close(inside(X), sub(X))
+
+
+def test_compile_moves_a_parameter_once_wherever_it_is():
+    """In a module that is registered twice, and in two modules."""
+    block, tied = nn.Linear(8, 8), nn.Linear(8, 8)
+    tied.weight = block.weight
+    model = nn.Sequential(block, nn.Tanh(), block, nn.Tanh(), tied)
+    sub, weight = make(model, 5), block.weight
+    wanted = sub(X)
+    compiled = torch.compile(sub, backend="aot_eager", fullgraph=True)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(X), wanted)
+        assert block.weight is weight and tied.weight is weight
+    torch.testing.assert_close(gradient(compiled, X, sub.coordinates), gradient(sub, X, sub.coordinates))
 
 
 def test_export():
@@ -585,6 +652,10 @@ def test_a_file_that_cannot_be_written_leaves_no_other(tmp_path, monkeypatch):
             patch.setattr(owner, name, fail)
             sub.save(path)
         assert [p.name for p in tmp_path.iterdir()] == ["a"] and path.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        sub.save(tmp_path / "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "folder"]
 
 
 def test_a_hundred_adapters_of_one_model_share_it():
@@ -686,7 +757,12 @@ class Whole(nn.Module):
     (Net, {"distribution": "gauss"}, ValueError, r"^distribution: got 'gauss', allowed"),
     (Net, {"partition": "layers"}, ValueError, r"^partition: got 'layers', allowed"),
     (Net, {"params": ["last.*", "head"]}, ValueError, r"^params: no parameter of the model is named 'head'$"),
-    (Net, {"params": []}, ValueError, r"^model: got no floating-point parameters"),
+    (Net, {"dim": -1}, ValueError, r"^dim: got -1, allowed 1 ... 467"),
+    (Net, {"partition": ["whole"]}, ValueError, r"^partition: got \['whole'\], allowed whole, by_layer"),
+    (Net, {"params": []}, ValueError, r"^params: got no names, allowed at least one, or None for all"),
+    (Net, {"params": [1]}, TypeError, r"^params: got 1, allowed names of parameters or patterns"),
+    (Net, {"params": 5}, TypeError, r"^params: got 5, allowed names of parameters or patterns"),
+    (Net, {"params": [torch.ones(3)]}, TypeError, r"^params: got Tensor, allowed names of parameters or patterns"),
     (lambda: Net().parameters(), {}, TypeError, r"^model: got generator, allowed a torch.nn.Module$"),
     (lambda: Subspace(Net(), 3), {}, TypeError, r"^model: there is a Subspace in it already"),
     (lambda: nn.Sequential(Subspace(Net(), 3)), {}, TypeError, r"^model: there is a Subspace in it already"),
