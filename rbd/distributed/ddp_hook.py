@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rbd.basis import WORD, check_word
+from rbd.basis import WORD, check_integer, check_word
 from rbd.compartment import BasisSpec
 from rbd.distributed.exchange import CHECK, Workers, digest, gather_single
 from rbd.distributed.variants import Part, project, update
@@ -46,7 +46,7 @@ class CoordinatesState:
         params = list(params)
         if bad := [type(p).__name__ for p in params if not isinstance(p, Tensor)]:
             raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {bad[0]}")
-        dim, kept = check_word("dim", dim), [p for p in params if p.requires_grad]
+        dim, kept = check_integer("dim", dim), [p for p in params if p.requires_grad]
         cut = by_tensor(tuple(("", p.numel()) for p in kept), dim).compartments
         self.params = [p for p in kept if p.numel()]
         self.compartments = {id(p): k for p, k in zip(self.params, cut)}
