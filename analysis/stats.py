@@ -67,7 +67,9 @@ def probability(pairs: Sequence[tuple[Values, Values]], seed: int = 0) -> Summar
 
 
 def contrast(strata: Sequence[Values], weights: Sequence[float]) -> Summary:
-    """Σ w_k x̄_k of independent strata x_k (n_k,), with Welch's t interval; NaN where a stratum is a single run.
+    """Σ w_k x̄_k of independent strata x_k (n_k,), with Welch's t interval.
+
+    Its ends are NaN where a stratum is a single run, and the value itself where no stratum varies.
 
     ± t √(Σ w_k² s_k² / n_k), with Satterthwaite's degrees of freedom of that sum: the s_k need not be equal.
     """

@@ -142,7 +142,7 @@ def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int
     _write(place / "machine.json", machine | {"version": 1})
     _announce(results, folder / "benchmarks.json")
     path = place / f"{commit[:8]}-{environment}.json"
-    known = json.loads(path.read_text("utf-8"))["results"] if path.exists() else {}
+    known = _read_results(path) if path.exists() else {}
     _write(path, {
         "commit_hash": commit, "env_name": environment, "date": date * 1000, "python": python, "requirements": requirements,
         "params": machine | {"python": python} | requirements, "env_vars": {}, "result_columns": COLUMNS, "durations": {},
@@ -151,6 +151,14 @@ def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int
         "version": 2,
     })  # fmt: skip
     return path
+
+
+def _read_results(path: Path) -> dict:
+    """The results in a file, by benchmark; ends here, naming the file, if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text("utf-8"))["results"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"--save: {path} is not a file of results: {error!r}; move it away") from error
 
 
 def _announce(benchmarks: Iterable[Benchmark], path: Path) -> None:
@@ -241,8 +249,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.only:
         os.environ["RBD_BENCH_DEVICE"] = given.only
     commit = _commit(given.commit) if given.save else None
-    if commit and given.quick and (there := [*given.save.glob(f"*/{commit[0][:8]}-*.json")]):
-        raise SystemExit(f"--quick: got --save with {there[0]}, allowed a folder without results of that commit")
+    for path in given.save.glob(f"*/{commit[0][:8]}-*.json") if commit else ():
+        _read_results(path)
+        if given.quick:
+            raise SystemExit(f"--quick: got --save with {path}, allowed a folder without results of that commit")
     results = {}
     for benchmark, outcome in everything([b for b in benchmarks(given.bench) if given.only is None or b.on(given.only)]):
         results[benchmark] = outcome

@@ -192,7 +192,7 @@ class Basis:
 
 
 def forget_casts(device: torch.device) -> None:
-    """Have autocast, if it is on, cast parameters anew: it keeps what it cast, although they have been moved since."""
+    """Clear autocast's cache of cast parameters, which is stale once they have been moved in place."""
     if torch.is_autocast_enabled(device.type):
         torch.clear_autocast_cache()
 

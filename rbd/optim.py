@@ -156,6 +156,9 @@ class _RandomBases(torch.optim.Optimizer):
         for group in self.param_groups:
             if not group.keys() <= self._keys:
                 self._check_keys(group)
+            lr, step = group["lr"], group["step"]
+            if not (type(lr) is float and type(step) is int and 0 <= lr < math.inf and step >= 0):
+                self._check_numbers(group, there=not self._capturable)
         if [tuple(map(group.get, CHOICES)) for group in self.param_groups] != self._checked:
             for group in self.param_groups:
                 self._check_choices(group)
@@ -182,13 +185,18 @@ class _RandomBases(torch.optim.Optimizer):
         kept = [rate.reshape(()) != 0 for rate in rates if isinstance(rate, Tensor)]
         return reduce(torch.logical_or, kept) if kept else False
 
+    def _check_numbers(self, group: dict, there: bool = True) -> None:
+        """Check lr and step; there: also those that are tensors, which may be in device memory."""
+        lr, step = group["lr"], group["step"]
+        if (there or not isinstance(lr, Tensor)) and not (is_number(lr) and 0 <= float(lr) < math.inf):
+            raise ValueError(f"lr: got {lr!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
+        if not isinstance(lr, (Tensor, int)):
+            group["lr"] = float(lr)
+        if (there or not isinstance(step, Tensor)) and not _is_count(step):
+            raise ValueError(f"step: got {step!r}, allowed 0, 1, 2, ...")
+
     def _check(self, group: dict) -> None:
-        if not (is_number(group["lr"]) and 0 <= float(group["lr"]) < math.inf):
-            raise ValueError(f"lr: got {group['lr']!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
-        if not isinstance(group["lr"], (Tensor, int)):
-            group["lr"] = float(group["lr"])
-        if not _is_count(group["step"]):
-            raise ValueError(f"step: got {group['step']!r}, allowed 0, 1, 2, ...")
+        self._check_numbers(group)
         for p in group["params"]:
             if not p.is_floating_point() or torch.finfo(p.dtype).bits < 16:
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 to 64 bits")
@@ -471,7 +479,8 @@ class RBD(_RandomBases):
             self._queue()
         else:
             self._step_checked()
-        forget_casts(self.param_groups[0]["params"][0].device)
+        for group in self.param_groups:
+            forget_casts(group["params"][0].device)
         return loss
 
     def _step_checked(self) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from rbd import kernels
-from rbd.basis import check_integer, check_word
+from rbd.basis import check_integer, check_word, forget_casts
 from rbd.compartment import BasisSpec
 from rbd.distributed.exchange import digest
 from rbd.distributed.fsdp import is_sharded
@@ -234,6 +234,7 @@ class Subspace(nn.Module):
         _, start = self._walk()
         for p, moved in zip(start, kernels.shift(self.coordinates, self._spec, start)):
             p.copy_(moved)
+        forget_casts(start[0].device)
         self.coordinates.zero_()
         self._set_checksum()
         return self.model
@@ -410,6 +411,12 @@ class _BaseWeights:
         """All modules of the model."""
         return frozenset(self.links[0].target.modules())
 
+    @cached_property
+    def movers(self) -> frozenset[nn.Module]:
+        """Those that hold a moved parameter."""
+        held = {id(params) for params, _, _ in self.owners}
+        return frozenset(m for m in self.modules if id(m._parameters) in held)
+
     def is_current(self) -> bool:
         """Whether the model still holds these tensors."""
         for holder, name, target in self.links:
@@ -441,8 +448,10 @@ class _MovedWeights:
         self.base, self.theta, self.key = base, theta, key
 
     def is_clashing(self, other: _MovedWeights) -> bool:
-        """Whether the other is another θ, of a model that shares a module with this one's."""
-        return self.key != other.key and not self.base.modules.isdisjoint(other.base.modules)
+        """Whether the other is another θ, and one of the models has a module whose parameters the other one's θ moves."""
+        mine, theirs = self.base, other.base
+        return self.key != other.key and not (
+            mine.movers.isdisjoint(theirs.modules) and theirs.movers.isdisjoint(mine.modules))
 
     def without_values(self) -> _MovedWeights:
         """Tensors in the place of θ with which nothing can be computed."""
@@ -472,8 +481,8 @@ class _ParameterSwap:
     def begin_backward(self, moved: _MovedWeights, grad: Tensor) -> None:
         """Called when a backward pass starts: puts θ in, for gradient checkpoints that rerun the model.
 
-        If the pass involves two different θ, of models that share a module, puts in meta tensors instead, so that a rerun
-        fails rather than uses the wrong θ.
+        If the pass involves two different θ that clash, puts in meta tensors instead, so that a rerun fails rather than uses
+        the wrong θ.
         """
         task = torch._C._current_graph_task_id()
         running = _RUNNING.setdefault(task, [])

@@ -16,7 +16,7 @@ REPLICATES = 2_000
 
 @dataclass(frozen=True)
 class Summary:
-    """A point estimate over n runs with its bootstrap interval, NaN where n = 1."""
+    """A point estimate over n runs with its 95 % interval, NaN where it rests on a single run."""
 
     value: float
     low: float

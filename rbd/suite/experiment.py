@@ -119,7 +119,7 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Experiment:
     path = Path(folder or PACKAGED) / f"{_find_name(name, folder)}.py"
     try:
         found = vars(_execute(path)).get("EXPERIMENT")
-    except Exception as error:  # whatever a script may raise
+    except (Exception, SystemExit) as error:  # whatever a script may raise
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Experiment) or found.name != name:
         raise ValueError(f"{path}: define EXPERIMENT = Experiment({name!r}, ...), see rbd.suite.experiment")
@@ -134,12 +134,16 @@ def _find_name(name: str, folder: str | os.PathLike[str] | None) -> str:
 
 
 def _execute(path: Path) -> ModuleType:
-    """The script as a module, among sys.modules while it runs: dataclasses look theirs up there."""
+    """The script as a module, which stays in sys.modules unless it fails: dataclasses look theirs up there."""
     spec = importlib.util.spec_from_file_location(f"rbd_experiment_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
     return module
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from rbd.suite import findings, report, store, tables
 
 ANALYSIS = Path(__file__).resolve().parents[2] / "analysis"
-NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas", "seaborn")
+NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas", "scipy", "seaborn")
 ONE = ("schematic", "speed", "memory")  # these do not depend on the profile
 LONG = 300  # characters of a line of evidence
 INDEX = "index"  # the name that stands for the index alone

@@ -46,9 +46,9 @@ RULES = f"""\
 - *{NOT_RUN}*: no run answers the question yet. *{SETTINGS}*: a table of settings, without a verdict.
 
 A verdict is based on the runs done so far; where some are missing, it says how many are done. Differences of means have
-Welch's t interval, which also two runs of each may be judged by; where a mean holds a single run, there is none, since that
-run's spread is unknown. Everything else has a bootstrap interval, which decides nothing: with n = 3, a nominal 95 % interval
-contains the true mean in about 75 % of cases, with n = 2 in about half."""
+Welch's t interval, valid from two runs of each on; where a mean holds a single run, there is none, since that run's spread
+is unknown. Means, interquartile means (8 runs or more) and ratios to a theory have bootstrap intervals, which are too narrow
+for few runs: with n = 3, a nominal 95 % interval contains the true mean in about 75 % of cases, with n = 2 in about half."""
 
 
 def judge_leads(gaps: Sequence[Summary], profile: str) -> str:

@@ -53,7 +53,7 @@ def _complete(found: Record | None, config: RunConfig, directory: Path, results:
 
 @contextmanager
 def _claim(config: RunConfig, directory: Path, results: str | os.PathLike[str], wait: float) -> Iterator[Record | None]:
-    """The record of a run that has ended; else what there is of it, while this process is the only one that may do it."""
+    """Yield the record if the run has ended; else lock the run, and yield its unfinished record, or None."""
     found = find(config, directory, results)
     if found and _has_ended(found):
         yield found
@@ -118,7 +118,7 @@ class Failure:
     traceback: str = ""
 
     def save(self, results: str | os.PathLike[str]) -> Path:
-        """Note it until the run succeeds; return the file."""
+        """Note it until the run has ended; return the file."""
         content = {"config": json.loads(self.config.canonical()), "message": self.message, "traceback": self.traceback}
         text = json.dumps(content, indent=1, sort_keys=True) + "\n"
         return store.write(store.failure_path(self.config, results), text, "a failure")

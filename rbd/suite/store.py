@@ -28,7 +28,7 @@ def lock_path(name: str, results: str | os.PathLike[str]) -> Path:
 
 
 def failure_path(config: RunConfig, results: str | os.PathLike[str]) -> Path:
-    """Where the failure of a run is noted until it succeeds."""
+    """Where the failure of a run is noted until it has ended."""
     return Path(results) / "failures" / f"{config.id}.json"
 
 
@@ -43,7 +43,7 @@ def measurement_path(name: str, results: str | os.PathLike[str]) -> Path:
 
 
 class Busy(RuntimeError):
-    """Another process is doing this run."""
+    """Another process is doing this run, this measurement, or writing this file."""
 
 
 @contextmanager

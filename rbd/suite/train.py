@@ -145,7 +145,7 @@ def interrupt(turns: Turns) -> Record:
 
 
 def check_place(device: str, threads: int | None) -> None:
-    """Raise ValueError if there is no such device, or the number of threads is none."""
+    """Raise ValueError if there is no such device, or threads is not a positive integer."""
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is available)"
         raise ValueError(f"device: got {device!r}, allowed {there}")

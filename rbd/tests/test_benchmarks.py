@@ -482,6 +482,9 @@ def test_saving_again_keeps_what_was_measured_before(benchmarks, monkeypatch, tm
     monkeypatch.setattr(run, "benchmarks", lambda _: pytest.fail("it would have measured"))
     with pytest.raises(SystemExit, match="--quick: got --save with .*, allowed a folder without results"):
         run.main(["--quick", "--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
+    path.write_text("{")
+    with pytest.raises(SystemExit, match=f"--save: {re.escape(str(path))} is not a file of results: .*; move it away"):
+        run.main(["--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
 
 
 def test_results_of_changed_files_are_not_saved_under_the_commit(benchmarks, monkeypatch, tmp_path):

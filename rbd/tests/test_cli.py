@@ -902,6 +902,7 @@ def test_sweep_all_with_other_seeds_does_not_search_and_survives_a_broken_script
     (scripts / "learning_rate.py").write_text(SEARCH)
     (scripts / "curves.py").write_text("import no_such_module\n")
     (scripts / "table1.py").write_text("def runs(profile:\n")
+    (scripts / "ends.py").write_text("raise SystemExit(3)\n")
     late = "def runs(profile):\n    yield {}['lr']\nEXPERIMENT = Experiment('late', '?', runs)\n"
     (scripts / "late.py").write_text(HEAD + late)
     assert main(["sweep", "all", "--seeds", "5", "--dry-run"]) == 1
@@ -910,7 +911,8 @@ def test_sweep_all_with_other_seeds_does_not_search_and_survives_a_broken_script
     problems = [line.removeprefix("failed: ") for line in said.err.splitlines() if line.startswith("failed: ")]
     assert problems[0] == f"table1: {scripts}/table1.py: SyntaxError: '(' was never closed (table1.py, line 1)"
     assert problems[1] == f"curves: {scripts}/curves.py: ModuleNotFoundError: No module named 'no_such_module'"
-    assert problems[2] == "late: experiment late: KeyError: 'lr'"
+    assert problems[2:] == [f"ends: {scripts}/ends.py: SystemExit: 3", "late: experiment late: KeyError: 'lr'"]
+    assert "rbd_experiment_ends" not in sys.modules
     assert main(["sweep", "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert f"curves: {scripts}/curves.py: ModuleNotFoundError: No module named 'no_such_module'" in listed

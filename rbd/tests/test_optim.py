@@ -1117,6 +1117,9 @@ def test_settings_written_into_a_group_are_checked_by_the_next_step(optimizer_cl
         ("seed", -1, "^seed: got -1, allowed 0 ... 4294967295$"),
         ("seed", 2**32 + 1, "^seed: got 4294967297, allowed"),
         ("dim", 31, "^dim: got 31, allowed 1 ... 30"),
+        ("lr", math.nan, "^lr: got nan, allowed 0 <= lr < infinity"),
+        ("lr", -1, "^lr: got -1, allowed"),
+        ("lr", "fast", "^lr: got 'fast', allowed"),
         ("distribution", "gauss", "^distribution: got 'gauss'"),
         *[("sigma", 0.0, "^sigma: got 0.0, allowed 0 <"), ("redraw", 0, "^parameter group: got redraw")]
         * (optimizer_class is NES),
@@ -1130,7 +1133,11 @@ def test_settings_written_into_a_group_are_checked_by_the_next_step(optimizer_cl
         del group[name]
         if kept is not None:
             group[name] = kept
-    group["weight_decay"] = 0.0
+    for wrong in (-3, 1.5, "2"):
+        group["step"] = wrong
+        with pytest.raises(ValueError, match="^step: got .*, allowed 0, 1, 2"):
+            step()
+    group |= {"step": 1, "weight_decay": 0.0, "lr": 1}  # an integer will do
     step()
     assert group["step"] == 2
 

@@ -382,6 +382,18 @@ def test_two_models_that_share_a_module_in_one_backward_pass(reentrant):
     (one(X).square().sum() + apart(X).square().sum()).backward()
 
 
+@pytest.mark.parametrize("reentrant", [None, False])
+def test_two_models_may_share_modules_that_nobody_moves(reentrant):
+    """An activation, and a body whose parameters are in neither Subspace."""
+    body, act = Net(reentrant), nn.Tanh()
+    one, other = (make(nn.Sequential(body, act, nn.Linear(3, n)), seed=n, params="2.*", dim=5) for n in (2, 4))
+    wanted = [gradient(sub, X, sub.coordinates).clone() for sub in (one, other)]
+    one.coordinates.grad = other.coordinates.grad = None
+    (one(X).square().sum() + other(X).square().sum()).backward()
+    for sub, grad in zip((one, other), wanted):
+        torch.testing.assert_close(sub.coordinates.grad, grad)
+
+
 class Breaks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
