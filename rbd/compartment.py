@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -124,3 +126,8 @@ def _subtract_row(compartments: tuple[Compartment, ...], keep_total: bool) -> tu
         replace(k, row=k.row - first, total=k.total if keep_total else None)  # type: ignore[arg-type]  # as in Compartment
         for k in compartments
     )  # fmt: skip
+
+
+def find_tensors(k: Compartment, bounds: Sequence[int]) -> range:
+    """Numbers of the tensors that hold values of a compartment; bounds: where each begins in the vector, and its end."""
+    return range(bisect_right(bounds, k.start) - 1, bisect_left(bounds, k.stop))

@@ -24,7 +24,7 @@ import torch
 
 from rbd import distribution as distribution_module
 from rbd import philox
-from rbd.compartment import BasisSpec, Compartment
+from rbd.compartment import BasisSpec, Compartment, find_tensors
 from rbd.distribution import Distribution
 from rbd.kernels import cpu, simd, team
 from rbd.kernels.cpu import _add_parts, _inline, _philox, _rademacher, _Sum
@@ -587,7 +587,8 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
     units, at, bounds = [], 0, np.cumsum([0, *sizes]).tolist()
     for i, k in enumerate(compartments):
         origin = k.start - k.before
-        for t, (begin, end) in enumerate(zip(bounds, bounds[1:])):
+        for t in find_tensors(k, bounds):
+            begin, end = bounds[t], bounds[t + 1]
             low, high = max(k.start, begin) - origin, min(k.stop, end) - origin
             while low < high:
                 cut = min(high, low // UNIT_COLUMNS * UNIT_COLUMNS + UNIT_COLUMNS)

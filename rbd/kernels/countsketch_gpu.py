@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from rbd.compartment import BasisSpec, Compartment
+from rbd.compartment import BasisSpec, Compartment, find_tensors
 from rbd.distribution import Distribution
 from rbd.kernels import gpu
 from rbd.kernels.gpu import (
@@ -306,7 +306,8 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
     counts, rows, at, bounds = [], [], 0, np.cumsum([0, *sizes]).tolist()
     for i, (k, place) in enumerate(zip(compartments, places)):
         origin = k.start - k.before
-        for tensor, (begin, end) in enumerate(zip(bounds, bounds[1:])):
+        for tensor in find_tensors(k, bounds):
+            begin, end = bounds[tensor], bounds[tensor + 1]
             if (low := max(k.start, begin) - origin) < (high := min(k.stop, end) - origin):
                 rows.append(_ExpandRow(
                     origin=origin - begin, low=low, high=high, row=k.row, rows=k.dim, total=k.total, signs=place.signs,

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from rbd.compartment import BasisSpec, Compartment
+from rbd.compartment import BasisSpec, Compartment, find_tensors
 from rbd.distribution import QUANTILE, Distribution
 from rbd.kernels.memory import share_memory
 from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
@@ -440,7 +440,8 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
     bounds = np.cumsum([0, *sizes]).tolist()
     for i, k in enumerate(compartments):
         origin = k.start - k.before
-        for tensor, (begin, end) in enumerate(zip(bounds, bounds[1:])):
+        for tensor in find_tensors(k, bounds):
+            begin, end = bounds[tensor], bounds[tensor + 1]
             if (low := max(k.start, begin) - origin) < (high := min(k.stop, end) - origin):
                 table.append(_ExpandRow(
                     number=k.number, origin=origin - begin, low=low, high=high, row=k.row, rows=k.dim, place=at,

@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from rbd import partition
-from rbd.compartment import BasisSpec, Compartment
+from rbd.compartment import BasisSpec, Compartment, find_tensors
 from rbd.distribution import distribution
 
 PART = Compartment(3, 20, 50, 4, row=2, before=10, after=60, total=9)
@@ -70,3 +70,13 @@ def test_one_plan_serves_rows_wherever_they_begin():
     assert spec(first).from_first_row[0] is first
     two = spec(replace(later, total=8), Compartment(1, 7, 9, 2, row=6))
     assert [k.row for k in two.from_first_row] == [0, 1]
+
+
+def test_tensors_of_a_compartment():
+    """As by comparing each; empty tensors may be among them, but none that lies outside."""
+    bounds = [0, 3, 3, 10, 11, 11, 20]
+    for start in range(20):
+        for stop in range(start + 1, 21):
+            found = find_tensors(Compartment(0, start, stop, 1), bounds)
+            wanted = [t for t, (a, b) in enumerate(zip(bounds, bounds[1:])) if max(a, start) < min(b, stop)]
+            assert [t for t in found if bounds[t] < bounds[t + 1]] == wanted and len(found) <= len(wanted) + 2
