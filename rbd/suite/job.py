@@ -46,9 +46,16 @@ def _complete(found: Record | None, config: RunConfig, directory: Path, results:
     if not found or not _has_ended(found):
         found = (train or _import_train())(config, checkpoint.parent, **options)
         record.save(found, directory)
-    if _has_ended(found) and checkpoint.exists():  # a read-only folder refuses even to remove what is not there
-        checkpoint.unlink(missing_ok=True)  # also one left by a crash after the record was saved
+    if _has_ended(found):
+        _remove_left(checkpoint)
     return found
+
+
+def _remove_left(checkpoint: Path) -> None:
+    """Remove a run's checkpoint, also one left by a crash after the record was saved, and what killed processes had begun."""
+    for path in (checkpoint, *checkpoint.parent.glob(f".{checkpoint.stem}.*.tmp")):
+        if path.exists():  # a read-only folder refuses even to remove what is not there
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

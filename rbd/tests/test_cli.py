@@ -1000,8 +1000,8 @@ def test_sweep_measures_once(scripts, capsys):
     made = json.loads(path.read_text())
     assert (made["name"], made["question"], made["values"]) == ("depth-quick", "How deep?", {"profile": "quick", "depth": 7})
     assert made["environment"]["rbd"] == rbd.__version__
-    before = path.stat()
-    assert main(["sweep", "depth"]) == 0 and path.stat() == before
+    before = path.stat().st_mtime_ns
+    assert main(["sweep", "depth"]) == 0 and path.stat().st_mtime_ns == before
     assert "measured before; remove the file to measure again" in capsys.readouterr().out
     assert main(["sweep", "--list"]) == 0 and "    quick: done\n" in capsys.readouterr().out
     path.unlink()
