@@ -52,7 +52,7 @@ def _complete(found: Record | None, config: RunConfig, directory: Path, results:
 
 
 def _remove_left(checkpoint: Path) -> None:
-    """Remove a run's checkpoint, also one left by a crash after the record was saved, and what killed processes had begun."""
+    """Remove a checkpoint, also one that a crash left after the record was saved, and what killed processes had begun."""
     for path in (checkpoint, *checkpoint.parent.glob(f".{checkpoint.stem}.*.tmp")):
         if path.exists():  # a read-only folder refuses even to remove what is not there
             path.unlink(missing_ok=True)
