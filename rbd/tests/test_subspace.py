@@ -442,10 +442,11 @@ def test_compile_moves_a_parameter_once_wherever_it_is():
 
 
 def test_export():
-    """As limits.md says: strict, or of the merged model."""
+    """As limits.md says: strict from torch 2.14 on, or of the merged model."""
     sub = make(nn.Linear(8, 3), 5)
     wanted = sub(X)
-    torch.testing.assert_close(torch.export.export(sub, (X,), strict=True).module()(X), wanted)
+    if torch.__version__ >= (2, 14):
+        torch.testing.assert_close(torch.export.export(sub, (X,), strict=True).module()(X), wanted)
     torch.testing.assert_close(torch.export.export(sub.merge(), (X,)).module()(X), wanted)
 
 
