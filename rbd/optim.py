@@ -359,14 +359,20 @@ class _Vectors:
         spec = BasisSpec(partition.compartments, distribution_of(group["distribution"]), group["seed"], 0, 0)
         self._prepared = kernels.prepare(spec, [p.numel() for p in params], params[0].device)
 
-    def find_direction(self, params: list[Tensor], step: int | Tensor) -> tuple[Tensor, Tensor] | None:
-        """``rbd_direction`` of gradients read in place, or None where the kernels cannot read them so."""
+    def project_in_place(self, params: list[Tensor], step: int | Tensor) -> Tensor | None:
+        """Φ g (d,) of gradients read where they are; None where the kernels cannot do that."""
         grads = [p.grad for p in params]
         if self._prepared is None or any(g is not None and g.shape != p.shape for g, p in zip(grads, params)):
             return None
-        c = self._prepared.project(grads, self.g.dtype, step)  # (d,)
-        u = None if c is None else self._prepared.expand(c, self.u, step)  # (D,)
-        return None if u is None else (u, c)
+        return self._prepared.project(grads, self.g.dtype, step)
+
+    def add_in_place(self, c: Tensor, params: list[Tensor], alpha: float, step: int | Tensor) -> bool:
+        """θ += alpha Φᵀ c, in one pass and with the bits of torch's add; whether the kernels can do that."""
+        return bool(self._prepared.add(c, params, alpha, step))
+
+    def expand(self, c: Tensor, step: int | Tensor) -> Tensor:
+        """Φᵀ c (D,)."""
+        return self._prepared.expand(c, self.u, step)
 
     def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""
@@ -497,12 +503,28 @@ class RBD(_RandomBases):
 
     def _step_alone(self) -> None:
         kept = self._vectors()
+        if self._step_in_place(kept):
+            return
         found = self._check_finite([self._direction_alone(*each) for each in zip(self.param_groups, kept)])
         counted = self._is_moving()
         for group, vectors, u in zip(self.param_groups, kept, found):
             params = group["params"]
             self._move(group, params, vectors.cut(u, params))
             group["step"] += counted
+
+    def _step_in_place(self, kept: list[_Vectors]) -> bool:
+        """The update, if all gradients can be read where they are and the coordinates are finite; whether it is made."""
+        steps = [self._basis_step(group) for group in self.param_groups]
+        found = [v.project_in_place(group["params"], step) for group, v, step in zip(self.param_groups, kept, steps)]
+        if any(c is None or not math.isfinite(float(c.sum())) for c in found):
+            return False
+        counted = self._is_moving()
+        for group, vectors, c, step in zip(self.param_groups, kept, found, steps):
+            params, alpha = group["params"], -float(group["lr"])
+            if not vectors.add_in_place(c, params, alpha, step):
+                self._move(group, params, vectors.cut(vectors.expand(c, step), params))
+            group["step"] += counted
+        return True
 
     def _step_with(self, workers: Workers) -> None:
         found = self._check_finite(self._exchange(workers))
@@ -553,11 +575,8 @@ class RBD(_RandomBases):
         return self._kept.vectors
 
     def _direction_alone(self, group: dict, vectors: _Vectors) -> Direction:
-        params, step = group["params"], self._basis_step(group)
-        if (found := vectors.find_direction(params, step)) is None:
-            g = vectors.read(params)
-            found = rbd_direction(g, vectors.partition, group["distribution"], group["seed"], 0, step, vectors.u)
-        u, c = found
+        g, step = vectors.read(group["params"]), self._basis_step(group)
+        u, c = rbd_direction(g, vectors.partition, group["distribution"], group["seed"], 0, step, vectors.u)
         return Direction(u, [c])
 
     def _exchange(self, workers: Workers) -> list[Direction]:

@@ -156,6 +156,9 @@ class Prepared(Protocol):
     def shift(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """params + the vector with coordinates c, in new tensors."""
 
+    def add(self, c: torch.Tensor, params: Sequence[torch.Tensor], alpha: float, step: int | None = None) -> bool | None:
+        """params += alpha times the vector with coordinates c, in place, with the bits of torch's add; True if done."""
+
     def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
                 out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
         """Coordinates, (d,) of that dtype, of the vector that the parts make up; out, if given, is overwritten by them."""

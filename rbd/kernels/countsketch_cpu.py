@@ -15,7 +15,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from rbd.kernels.simd import (
     as_elements,
     at_address,
     first_lanes,
+    fma,
     from_place,
     lane_numbers,
     like,
@@ -444,36 +445,36 @@ def _gather(c, total, row, rows, start, stop, column, name, have, words, x):
 
 
 @_inline
-def _write(target, source, j, u, add):
-    """16 elements."""
-    store(target, j, load(source, j) + u if add else u)
+def _write(target, source, j, u, alpha, add):
+    """16 elements: u, or source + alpha u, rounded once."""
+    store(target, j, fma(alpha, u, load(source, j)) if add else u)
 
 
 @_inline
-def _write_signed(x, scale, start, stop, column, words, target, source, add):
-    """target = (or source +) scale * signed x, the columns start ... stop - 1 of the chunk at that column."""
-    factor = splat_like(scale, x)
+def _write_signed(x, scale, start, stop, column, words, target, source, weight, add):
+    """target = (or source + weight *) scale * signed x, the columns start ... stop - 1 of the chunk at that column."""
+    factor, alpha = splat_like(scale, x), splat_like(weight, x)
     if stop - start == CHUNK:
         w0, w1, w2, w3 = load(words, 0), load(words, 16), load(words, 32), load(words, 48)
         for part in range(32):
             shift, i, j = splat_u32(31 - part), _FRONT + WORDS * part, column + WORDS * part
-            _write(target, source, j, load(x, i) * (_level(w0, shift, factor) * factor), add)
-            _write(target, source, j + 16, load(x, i + 16) * (_level(w1, shift, factor) * factor), add)
-            _write(target, source, j + 32, load(x, i + 32) * (_level(w2, shift, factor) * factor), add)
-            _write(target, source, j + 48, load(x, i + 48) * (_level(w3, shift, factor) * factor), add)
+            _write(target, source, j, load(x, i) * (_level(w0, shift, factor) * factor), alpha, add)
+            _write(target, source, j + 16, load(x, i + 16) * (_level(w1, shift, factor) * factor), alpha, add)
+            _write(target, source, j + 32, load(x, i + 32) * (_level(w2, shift, factor) * factor), alpha, add)
+            _write(target, source, j + 48, load(x, i + 48) * (_level(w3, shift, factor) * factor), alpha, add)
         return
     for i in range((start - column) & ~15, stop - column, LANES):
         j = column + i
         u = load(x, _FRONT + i) * (_sign(words, i, factor) * factor)
         if start <= j and j + LANES <= stop:
-            _write(target, source, j, u, add)
+            _write(target, source, j, u, alpha, add)
         else:
-            store(x, _FRONT + i, u)
-            for lane in range(max(start - j, 0), min(stop - j, LANES)):
-                if add:
-                    target[j + lane] = source[j + lane] + x[_FRONT + i + lane]
-                else:
-                    target[j + lane] = x[_FRONT + i + lane]
+            first, last = max(start - j, 0), min(stop - j, LANES)
+            for lane in range(first, last):
+                x[lane] = source[j + lane]
+            _write(x, x, 0, u, alpha, add)
+            for lane in range(first, last):
+                target[j + lane] = x[lane]
 
 
 class _ExpandUnit(NamedTuple):
@@ -495,8 +496,8 @@ _OF_EXPAND = _ExpandUnit(*range(len(_ExpandUnit._fields)))  # where each field i
 
 
 @_jit
-def _expand(units, first, last, c, seed, stream, step, row0, scales, targets, sources, add, x, sums, words):
-    """The columns of some units, written to the tensors at the targets; add: added to those at the sources."""
+def _expand(units, first, last, c, seed, stream, step, row0, scales, targets, sources, alpha, add, x, sums, words):
+    """The columns of some units, written to tensors; add: alpha times them, added to those at the sources."""
     table, factor = at_address(units, _LONGS), at_address(scales, sums)
     written, read = at_address(targets, _LONGS), at_address(sources, _LONGS)  # addresses of tensors
     px, pw = pointer(x), pointer(words)
@@ -517,7 +518,7 @@ def _expand(units, first, last, c, seed, stream, step, row0, scales, targets, so
                 _fill_table(pc, total, row, rows, px)
             if 1 < total <= SMALL:
                 _make_rotations(total, 1, pw)
-        scale = x.dtype.type(factor[k])
+        scale, weight = x.dtype.type(factor[k]), x.dtype.type(alpha)
         for chunk in range(low // CHUNK, (high - 1) // CHUNK + 1):
             column = CHUNK * chunk
             start, stop = max(low, column), min(high, column + CHUNK)
@@ -526,7 +527,7 @@ def _expand(units, first, last, c, seed, stream, step, row0, scales, targets, so
                 have = _gather_small(total, start, stop, column, name, have, pw, px)
             else:
                 have = _gather(pc, total, row, rows, start, stop, column, name, have, pw, px)
-            _write_signed(px, scale, start, stop, column, pw, target, source, add)
+            _write_signed(px, scale, start, stop, column, pw, target, source, weight, add)
 
 
 @dataclass(frozen=True)
@@ -681,16 +682,19 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> Non
     torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split(sizes))])
 
 
-def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, c: torch.Tensor) -> None:
-    """Write the vector with coordinates c to tensors at these addresses, added to those at the sources if there are any."""
+def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, c: torch.Tensor, alpha: float = 1.0) -> None:
+    """Write the vector with coordinates c to tensors at these addresses.
+
+    If there are sources, alpha times the vector is added to the tensors there, and every sum is rounded once.
+    """
     table = array("q", targets + sources)
     address = table.buffer_info()[0]
     of_sources = address + 8 * len(targets) if sources else address
-    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, address, of_sources, bool(sources))
+    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, address, of_sources, alpha, bool(sources))
 
 
 class Prepared:
-    """``shift``, ``project`` and ``expand`` for tensors of the same sizes in every call: plans are looked up once.
+    """``shift``, ``add``, ``project`` and ``expand`` for tensors of the same sizes in every call: plans are looked up once.
 
     All return None for tensors that the kernels cannot read or write in place. step: of the basis, by default the spec's.
     """
@@ -732,6 +736,18 @@ class Prepared:
         _write_to([p.data_ptr() for p in made], sources, self._expand_plan, self._name, c)
         return made
 
+    def add(self, c: torch.Tensor, params: Sequence[torch.Tensor], alpha: float, step: int | None = None) -> bool | None:
+        """params += alpha times the vector with coordinates c, with the bits of torch's add: one pass. True if done."""
+        if not _is_add_fused() or is_watched() or _addresses((c,), (self._dim,), c.dtype) is None:
+            return None
+        places = _addresses(params, self._sizes, c.dtype)
+        if places is None or any(find_obstacle(p) for p in params):
+            return None
+        for p in params:
+            count_change(p)
+        _write_to(places, places, self._expand_plan, self._words(step), c, alpha)
+        return True
+
     def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
                 out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
         """Coordinates, of that dtype, of the vector cut into these parts; out, if given, is overwritten by them."""
@@ -747,6 +763,14 @@ class Prepared:
             count_change(out)
         _read_from(places, self._bounds, self._project_plan, self._words(step), out)
         return out
+
+
+@cache
+def _is_add_fused() -> bool:
+    """Whether torch.add(x, y, alpha=a) rounds x + a y once on this machine, also in the last elements of a vector."""
+    y = 1 + 2.0**-12  # y**2 = 1 + 2**-11 + 2**-24, whose last bit float32 has no room for
+    found = torch.full((45,), -1.0).add_(torch.full((45,), y), alpha=y)
+    return bool((found == 2.0**-11 + 2.0**-24).all())
 
 
 def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> list[int] | None:

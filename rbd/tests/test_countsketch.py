@@ -284,6 +284,42 @@ def test_parts_are_read_in_place(dim, dtype):
     assert same_bits(out, kernels.project(g, spec, backend="reference"))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dim", [1, 3, 7, 250, 1500, 5000])
+def test_one_pass_adds_what_torch_adds(dim, dtype):
+    """params + alpha u: the bits of torch.add with the vector u, in tensors of every length, and the version is counted."""
+    sizes = (4096, 3000, 1, 700, *range(1, 41), 9000, 2383)  # 20,000
+    spec = BasisSpec((Compartment(0, 0, 5001, dim), Compartment(1, 5001, 20_000, dim)), COUNTSKETCH, 1, 2, 3)
+    prepared, c = kernels.prepare(spec, sizes, torch.device("cpu")), normal(2 * dim, 22, dtype)
+    for alpha in (1.0, -0.1, -0.0, 1e-30, -8.0):
+        params = list(normal(20_000, 23, dtype).split(sizes))
+        wanted = [torch.add(p, v, alpha=alpha) for p, v in zip(params, kernels.expand(c, spec).split(sizes))]
+        params = [p.clone() for p in params]
+        if not prepared.add(c, params, alpha):
+            pytest.skip("torch.add rounds twice on this machine, so optimizers add a vector")
+        assert all(map(same_bits, params, wanted)) and all(p._version == 1 for p in params)
+
+
+def test_a_step_in_one_pass_has_the_bits_of_one_by_way_of_a_vector(monkeypatch):
+    """Two groups, one with a parameter that cannot be written where it is; finite coordinates whose sum is not."""
+    found = []
+    for method in ("add", "project", None):
+        torch.manual_seed(0)
+        models = [torch.nn.Linear(40, 30), torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)]
+        groups = [{"params": m.parameters(), "dim": d} for m, d in zip(models, (600, 70))]
+        optimizer = RBD(groups, lr=0.1, distribution="countsketch")
+        with monkeypatch.context() as patched:
+            if method:
+                patched.setattr(kernels.load("cpu", sparse=True).Prepared, method, lambda *args, **given: None)
+            for step in range(3):
+                for p in (p for m in models for p in m.parameters()):
+                    p.grad = torch.randn(p.shape).sign() * (5e37 if step == 1 else 1)
+                optimizer.step()
+        found.append([p for m in models for p in m.parameters()])
+    assert all(same_bits(p, q) for other in found[:2] for p, q in zip(other, found[2]))
+    assert all(p.isfinite().all() for p in found[2])
+
+
 class Elsewhere(torch.Tensor):
     """Says that it is on a GPU."""
 
@@ -313,4 +349,8 @@ def test_prepared_products_are_the_general_ones():
     others += ((params[0], params[1].as_subclass(Elsewhere)),)
     assert all(prepared.project(other, f32) is None for other in others)
     assert prepared.shift(normal(49, 2), params) is None and prepared.shift(c.half(), params) is None
+    before = [p.clone() for p in params]
+    with torch.inference_mode():
+        apart = [p.clone() for p in params]
+    assert not any(prepared.add(c, other, 1.0) for other in [*others, apart, [p.requires_grad_() for p in before]])
     assert prepared.expand(normal(49, 2), u) is None and prepared.expand(c, u.double()) is None
