@@ -5,7 +5,7 @@ offset on and wrapping round once, so a segment is two runs in which columns and
 
 - project: signed columns are written to scratch memory, a chunk at a time, and added, run by run, to sums in float64.
 - expand: runs of coordinates are copied to scratch memory, then signed, scaled and written. There are no sums to round.
-- up to 16 rows: a segment is one register, rotated by a permute.
+- up to 16 rows: a register holds one segment or several, which a permute rotates.
 
 As in ``cpu``, the order of every sum depends on sizes alone: segments are added in order, in float64, in at most 16 parts.
 """
@@ -35,7 +35,9 @@ from rbd.kernels.simd import (
     add_lanes,
     as_elements,
     at_address,
+    bits_of,
     first_lanes,
+    float_bits,
     fma,
     from_place,
     lane_numbers,
@@ -43,6 +45,7 @@ from rbd.kernels.simd import (
     load,
     permute,
     pointer,
+    smaller,
     splat_like,
     splat_u32,
     splat_u64,
@@ -58,7 +61,7 @@ INLINE = 2**20  # columns; with fewer, a second thread makes a product slower
 DOUBLED = 4096  # most rows for which expand reads coordinates from a table that holds them twice
 ONE_RUN = 1024  # most rows for which project has two sums for each row, so that a segment is one run
 SHORT = 64  # most rows for which it has eight
-SMALL = LANES  # most rows for which a segment is one register
+SMALL = LANES  # most rows for which a register holds whole segments
 
 # places in the scratch memory of a thread, which is three arrays
 _FRONT = LANES  # x: of the chunk; the room before it is for a segment that begins in the chunk before
@@ -66,8 +69,10 @@ _TABLE = _FRONT + CHUNK + 2 * LANES  # x: of the table of coordinates, in expand
 _JOINED = _TABLE + WORDS * LANES  # x: of a chunk that is spread over several tensors, in project
 _SCRATCH = _TABLE + 2 * DOUBLED + 2 * LANES  # x: its length
 _SUMS = UNIT_ROWS + LANES  # sums: its length
-_SHIFTS, _ROTATIONS = WORDS, 2 * WORDS  # words: of the offsets of 64 segments; of the rotations of up to 16 lanes
-_WORDS = 2 * WORDS + SMALL * LANES  # words: its length
+_SHIFTS = WORDS  # words: of those of the offsets of 64 segments
+_TURNS = 2 * WORDS  # words: of the turns of 64 segments of up to 16 rows; a register is read from any of them
+_LANES = 3 * WORDS + LANES  # words: of the two vectors of _make_lanes
+_WORDS = _LANES + 2 * LANES  # words: its length
 _LONGS = np.empty(0, np.int64)  # tells at_address the dtype of a table
 
 _jit = jit(philox, distribution_module, simd, cpu)
@@ -248,11 +253,29 @@ def _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, word
 
 
 @_inline
-def _make_rotations(total, by, words):
-    """Lane i of rotation s has (i + by s) mod total, for permutes; by: 1 or total - 1."""
-    for s in range(total):
-        for lane in range(LANES):
-            words[_ROTATIONS + LANES * s + lane] = (lane + by * s) % total
+def _make_turns(have, total, backwards, name, words):
+    """The offsets o of segments 64 have ... 64 have + 63, or, backwards, d - o."""
+    number, seed, stream, step = name
+    _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
+    for k in range(WORDS):
+        offset = np.uint32(np.uint64(words[_SHIFTS + k]) * np.uint64(total) >> np.uint64(32))
+        words[_TURNS + k] = np.uint32(total) - offset if backwards else offset
+
+
+@_inline
+def _make_lanes(total, words):
+    """For a register of 16 // d segments side by side: which segment a lane is in, and its place there."""
+    for lane in range(LANES):
+        words[_LANES + lane] = lane // total
+        words[_LANES + LANES + lane] = lane % total
+
+
+@_inline
+def _turn(words, k, total):
+    """The places of all lanes, turned by those of segments k, k + 1, ... of 64: (place + turn) mod d."""
+    turns = bits_of(permute(float_bits(load(words, _TURNS + k)), load(words, _LANES)))
+    place, d = load(words, _LANES + LANES) + turns, splat_u32(total)
+    return smaller(place, place - d)  # place - d wraps round to more than place where place < d
 
 
 @_inline
@@ -260,8 +283,9 @@ def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
     """sums (total,) = the segments q0 ... q1 - 1 of 2 ... 16 rows; lanes beyond them are not read."""
     number, seed, stream, step = name
     even = odd = load(sums, 0)
-    q, have, t = q0, -1, 0
-    _make_rotations(total, total - 1, words)
+    q, have, t, each = q0, -1, 0, LANES // total  # each: segments of a register
+    _make_lanes(total, words)
+    begins = load(words, _LANES) * splat_u32(total)  # the lane where a lane's segment begins
     last_column = min(q1 * total, high) - 1
     for chunk in range(q0 * total // CHUNK, last_column // CHUNK + 1):
         _make_words(SIGNS | (BLOCKS * chunk), 0, number, seed, stream, step, words)
@@ -275,16 +299,20 @@ def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
         while q < stop:
             if q >> 6 != have:
                 have = q >> 6
-                _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
+                _make_turns(have, total, True, name, words)
             count = min(stop, 64 * (have + 1)) - q
-            for i in range(count):  # not in the loop of the sums: LLVM would permute half of a float64 segment lane by lane
-                turn = load(words, _ROTATIONS + LANES * _offset(q + i, total, total, words))
-                segment = load(x, _FRONT + (q + i) * total - CHUNK * chunk)
-                store(x, _TABLE + LANES * i, permute(segment, turn))
-            for i in range(count):
+            registers = (count + each - 1) // each
+            for i in range(registers):  # apart from the sums: LLVM would permute half of a float64 register lane by lane
+                lanes = min(count - i * each, each) * total
+                segments = first_lanes(load(x, _FRONT + (q + i * each) * total - CHUNK * chunk), splat_u32(lanes))
+                turned = _turn(words, (q & 63) + i * each, total) + begins
+                store(x, _TABLE + LANES * i, permute(segments, turned))
+            for i in range(registers):
                 even, odd = odd, even + like(load(x, _TABLE + LANES * i), even)
             q += count
     store(sums, 0, even + odd)
+    for i in range(total, each * total):
+        sums[i % total] += sums[i]
 
 
 @_inline
@@ -403,17 +431,14 @@ def _fill_table(c, total, row, rows, x):
 
 @_inline
 def _gather_small(total, start, stop, column, name, have, words, x):
-    """x = unsigned entries of the columns start ... stop - 1, for 2 ... 16 rows."""
-    number, seed, stream, step = name
-    c = load(x, _TABLE)
-    q = start // total
+    """x = unsigned entries of the columns start ... stop - 1, for 2 ... 16 rows, and of some beyond them."""
+    c, q, each = load(x, _TABLE), start // total, LANES // total
     while q * total < stop:
         if q >> 6 != have:
             have = q >> 6
-            _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
-        turn = load(words, _ROTATIONS + LANES * _offset(q, total, total, words))
-        store(x, _FRONT + q * total - column, permute(c, turn))
-        q += 1
+            _make_turns(have, total, False, name, words)
+        store(x, _FRONT + q * total - column, permute(c, _turn(words, q & 63, total)))
+        q += min(each, 64 - (q & 63))  # the next register overwrites the lanes beyond
     return have
 
 
@@ -517,7 +542,7 @@ def _expand(units, first, last, c, seed, stream, step, row0, scales, targets, so
             if total <= DOUBLED:
                 _fill_table(pc, total, row, rows, px)
             if 1 < total <= SMALL:
-                _make_rotations(total, 1, pw)
+                _make_lanes(total, pw)
         scale, weight = x.dtype.type(factor[k]), x.dtype.type(alpha)
         for chunk in range(low // CHUNK, (high - 1) // CHUNK + 1):
             column = CHUNK * chunk

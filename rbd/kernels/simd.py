@@ -273,6 +273,16 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
+def smaller(typingctx, a, b):
+    """The smaller one of two u32 lanes."""
+
+    def generate(context, builder, sig, args):
+        return builder.select(builder.icmp_unsigned("<", *args), *args)
+
+    return a(a, b), generate
+
+
+@intrinsic
 def add_lanes(typingctx, x):
     """The sum of the 16 lanes, halves first: a fixed order."""
 
