@@ -356,8 +356,8 @@ class _Vectors:
         pieces = [x.split([p.numel() for p in params]) for x in (self.g, self.u)]
         self._gradients, self._updates = ([v.view(p.shape) for v, p in zip(cut, params)] for cut in pieces)
         self._narrow = wide and any(p.dtype == torch.float32 for p in params)
-        spec = BasisSpec(partition.compartments, distribution_of(group["distribution"]), group["seed"], 0, 0)
-        self._prepared = kernels.prepare(spec, [p.numel() for p in params], params[0].device)
+        self._spec = BasisSpec(partition.compartments, distribution_of(group["distribution"]), group["seed"], 0, 0)
+        self._prepared = kernels.prepare(self._spec, [p.numel() for p in params], params[0].device)
 
     def project_in_place(self, params: list[Tensor], step: int | Tensor) -> Tensor | None:
         """Φ g (d,) of gradients read where they are; None where the kernels cannot do that."""
@@ -368,11 +368,11 @@ class _Vectors:
 
     def add_in_place(self, c: Tensor, params: list[Tensor], alpha: float, step: int | Tensor) -> bool:
         """θ += alpha Φᵀ c, in one pass and with the bits of torch's add; whether the kernels can do that."""
-        return bool(self._prepared.add(c, params, alpha, step))
+        return self._prepared is not None and bool(self._prepared.add(c, params, alpha, step))
 
     def expand(self, c: Tensor, step: int | Tensor) -> Tensor:
         """Φᵀ c (D,)."""
-        return self._prepared.expand(c, self.u, step)
+        return kernels.expand(c, replace(self._spec, step=step), self.u)
 
     def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""

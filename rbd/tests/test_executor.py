@@ -254,6 +254,14 @@ def test_cost_on_cores_is_taken_from_runs_on_cores():
     assert (both(sgd), both(four)) == (pytest.approx(2 * cost.estimate(sgd)), pytest.approx(9 * cost.estimate(four)))
 
 
+@pytest.mark.parametrize("limit", [{"LOKY_MAX_CPU_COUNT": "1"}, {}])
+def test_cores_are_those_that_a_process_may_use(fresh_python, limit):
+    """By its affinity or by a limit; a container's quota is a limit too, but needs a container."""
+    alone = "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])" if not limit and hasattr(os, "sched_setaffinity") else ""
+    script = f"import os\n{alone}\nfrom rbd.suite import cost\nprint(cost.count_cores())"
+    assert int(fresh_python(script, **limit)) == (1 if limit or alone else os.cpu_count())
+
+
 def test_time_left_is_estimated_from_the_records_of_all_sweeps(tmp_path):
     other = replace(RUN, seed=9)
     record.save(made(other, seconds=7 * cost.estimate(other)), tmp_path / "runs" / "other")
