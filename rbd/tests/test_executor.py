@@ -257,8 +257,8 @@ def test_cost_on_cores_is_taken_from_runs_on_cores():
 @pytest.mark.parametrize("limit", [{"LOKY_MAX_CPU_COUNT": "1"}, {}])
 def test_cores_are_those_that_a_process_may_use(fresh_python, limit):
     """By its affinity or by a limit; a container's quota is a limit too, but needs a container."""
-    alone = "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])" if not limit and hasattr(os, "sched_setaffinity") else ""
-    script = f"import os\n{alone}\nfrom rbd.suite import cost\nprint(cost.count_cores())"
+    alone = not limit and hasattr(os, "sched_setaffinity") and "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    script = f"import os\n{alone or None}\nfrom rbd.suite import cost\nprint(cost.count_cores())"
     assert int(fresh_python(script, **limit)) == (1 if limit or alone else os.cpu_count())
 
 
