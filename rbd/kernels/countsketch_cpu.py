@@ -763,7 +763,7 @@ class Prepared:
 
     def add(self, c: torch.Tensor, params: Sequence[torch.Tensor], alpha: float, step: int | None = None) -> bool | None:
         """params += alpha times the vector with coordinates c, with the bits of torch's add: one pass. True if done."""
-        if not _is_add_fused() or is_watched() or _addresses((c,), (self._dim,), c.dtype) is None:
+        if is_watched() or _addresses((c,), (self._dim,), c.dtype) is None or not _is_add_fused(c.dtype):
             return None
         places = _addresses(params, self._sizes, c.dtype)
         if places is None or any(find_obstacle(p) for p in params):
@@ -791,11 +791,12 @@ class Prepared:
 
 
 @cache
-def _is_add_fused() -> bool:
-    """Whether torch.add(x, y, alpha=a) rounds x + a y once on this machine, also in the last elements of a vector."""
-    y = 1 + 2.0**-12  # y**2 = 1 + 2**-11 + 2**-24, whose last bit float32 has no room for
-    found = torch.full((45,), -1.0).add_(torch.full((45,), y), alpha=y)
-    return bool((found == 2.0**-11 + 2.0**-24).all())
+def _is_add_fused(dtype: torch.dtype) -> bool:
+    """Whether torch.add(x, y, alpha=a) rounds x + a y once on this machine: in vectors, in what is left, and alone."""
+    tiny = 2.0 ** (-27 if dtype == torch.float64 else -12)
+    y = 1 + tiny  # the last bit of y**2 = 1 + 2 tiny + tiny**2 has no room beside the first
+    sums = [torch.full((count,), -1.0, dtype=dtype).add_(torch.full((count,), y, dtype=dtype), alpha=y) for count in (1, 45)]
+    return all(bool((x == 2 * tiny + tiny**2).all()) for x in sums)
 
 
 def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> list[int] | None:
