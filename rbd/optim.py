@@ -359,6 +359,11 @@ class _Vectors:
         self._spec = BasisSpec(partition.compartments, distribution_of(group["distribution"]), group["seed"], 0, 0)
         self._prepared = kernels.prepare(self._spec, [p.numel() for p in params], params[0].device)
 
+    @property
+    def can_work_in_place(self) -> bool:
+        """Whether the kernels of this distribution and device read and write tensors where they are."""
+        return self._prepared is not None
+
     def project_in_place(self, params: list[Tensor], step: int | Tensor) -> Tensor | None:
         """Φ g (d,) of gradients read where they are; None where the kernels cannot do that."""
         grads = [p.grad for p in params]
@@ -514,6 +519,8 @@ class RBD(_RandomBases):
 
     def _step_in_place(self, kept: list[_Vectors]) -> bool:
         """The update, if all gradients can be read where they are and the coordinates are finite; whether it is made."""
+        if not all(v.can_work_in_place for v in kept):
+            return False
         steps = [self._basis_step(group) for group in self.param_groups]
         found = [v.project_in_place(group["params"], step) for group, v, step in zip(self.param_groups, kept, steps)]
         if any(c is None or not math.isfinite(float(c.sum())) for c in found):
