@@ -33,7 +33,7 @@ class Cluster:
         try:
             import ray
         except ImportError as error:
-            raise ValueError("Ray is not installed: run `pip install 'ray>=2.40'`") from error
+            raise ValueError("Ray is not installed: run `pip install 'ray>=2.54'`") from error
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         self.ray, self.refs = ray, set[Any]()
         self.task = ray.remote(remote).options(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)

@@ -990,7 +990,7 @@ def lines(ax) -> dict[str, list[list[float]]]:
     """Label -> points of everything drawn in a panel that has one."""
     bars = {c.get_label(): c.lines[0].get_xydata().tolist() for c in ax.containers if c.lines[0] is not None}
     drawn = bars | {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
-    return {label: xy for label, xy in drawn.items() if not str(label).startswith("_")}
+    return {label: xy for label, xy in drawn.items() if label and not label.startswith("_")}  # older matplotlib: None
 
 
 def test_workers_are_drawn_and_told_as_recorded(results, monkeypatch):

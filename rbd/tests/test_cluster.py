@@ -69,7 +69,7 @@ def test_without_ray_the_message_says_what_to_install(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     words = [sys.executable, "-m", "rbd", "sweep", "demo", "--sweeps-dir", ".", "--ray", "auto"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "rbd: error: Ray is not installed: run `pip install 'ray>=2.40'`" in done.stderr
+    assert done.returncode == 2 and "rbd: error: Ray is not installed: run `pip install 'ray>=2.54'`" in done.stderr
 
 
 def test_remote_uses_checkpoints_only_on_a_shared_disk(tmp_path, monkeypatch):
