@@ -795,7 +795,8 @@ def _is_add_fused(dtype: torch.dtype) -> bool:
     """Whether torch.add(x, y, alpha=a) rounds x + a y once on this machine: in vectors, in what is left, and alone."""
     tiny = 2.0 ** (-27 if dtype == torch.float64 else -12)
     y = 1 + tiny  # the last bit of y**2 = 1 + 2 tiny + tiny**2 has no room beside the first
-    sums = [torch.full((count,), -1.0, dtype=dtype).add_(torch.full((count,), y, dtype=dtype), alpha=y) for count in (1, 45)]
+    ones = [torch.ones(count, dtype=dtype, device="cpu") for count in (1, 45)]  # not on torch's default device
+    sums = [x.neg().add_(y * x, alpha=y) for x in ones]
     return all(bool((x == 2 * tiny + tiny**2).all()) for x in sums)
 
 

@@ -343,6 +343,8 @@ def test_prepared_products_are_the_general_ones():
     with torch.device("meta"):  # torch's default device does not matter
         assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
         assert same_bits(prepared.expand(c, step=9), u)
+        kernels.load("cpu", sparse=True)._is_add_fused.cache_clear()
+        prepared.add(c, [p.clone() for p in params], 1.0)
     zeros = torch._efficientzerotensor((100,))  # has no memory
     others = (params[0].t(), None), (params[0].double(), None), (params[0].to_sparse(), None), (params[0], zeros)
     others += (params[0], torch._neg_view(params[1])), (params[0], params[1][:99]), (params[0], None)
