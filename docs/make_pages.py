@@ -14,8 +14,11 @@ import math
 import os
 import re
 from pathlib import Path
+from statistics import mean
 
-from rbd.suite import config, looks
+import numpy as np
+
+from rbd.suite import config, experiment, looks, report
 from rbd.suite.cli import _parser
 
 PROFILES = {
@@ -129,16 +132,36 @@ def _name_column(table: str) -> str:
 
 def rates(results: Path) -> str:
     """A table of the learning rates that the searches chose for whole bases that are redrawn, beside the rule's."""
-    lines = ["| network, data | profile | d | η searched | η by the rule | octaves off |", "|---|---|---:|---:|---:|---:|"]
+    head = "| network, data | profile | d | η searched | η by the rule | octaves off | points lost |"
+    lines = [head, "|---|---|---:|---:|---:|---:|---:|"]
     for profile in ("quick", "paper"):
         found = json.loads((results / f"learning_rate-{profile}.json").read_text("utf-8"))["rates"]
+        tried = _accuracies(profile, results)
         for model, data, dim, lr in sorted(_searched(found)):
             sgd, size = found.get(f"{model} {data} sgd"), config.find_size(model, data)
             if sgd:
                 rule = sgd["lr"] * math.sqrt(size / dim)
                 name = f"{looks.title(model, data)} | {profile} | {dim:,}"
-                lines.append(f"| {name} | {lr:g} | {rule:.2g} | {math.log2(lr / rule):+.1f} |")
+                lost = max(tried[model, data, dim].values()) - interpolate(rule, tried[model, data, dim])
+                lines.append(f"| {name} | {lr:g} | {rule:.2g} | {math.log2(lr / rule):+.1f} | {lost:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def interpolate(lr: float, tried: dict[float, float]) -> float:
+    """The accuracy (%) expected at a rate, linear in log η between those tried; nan outside of them."""
+    known = sorted(tried)
+    accuracies = [tried[rate] for rate in known]
+    return float(np.interp(math.log2(lr), np.log2(known), accuracies, left=math.nan, right=math.nan))
+
+
+def _accuracies(profile: str, results: Path) -> dict[tuple[str, str, int], dict[float, float]]:
+    """(model, data, d) -> rate -> mean accuracy (%) of RBD in the search, with one basis, drawn anew at every step."""
+    made: dict[tuple[str, str, int], dict[float, list[float]]] = {}
+    for r in experiment.load("learning_rate").plan(profile, results).records(results):
+        c = r.config
+        if c.method == "rbd" and (c.partition, c.redraw) == ("whole", 1):
+            made.setdefault((c.model, c.data, c.dim), {}).setdefault(c.lr, []).append(report.final(r))
+    return {key: {lr: mean(values) for lr, values in of.items()} for key, of in made.items()}
 
 
 def _searched(found: dict) -> list[tuple[str, str, int, float]]:

@@ -276,8 +276,6 @@ def _train(given: argparse.Namespace) -> int:
     run = job.run_together if started > 1 else job.run
     there = experiment.find(wanted, directory, given.results_dir)
     done = "already done: " if there and there.outcome != "interrupted" else ""
-    if os.environ.get("RANK", "0") == "0":  # torchrun's
-        _warn_of_default_rates(given, wanted)
     with _show_log():
         made = run(wanted, directory, given.results_dir, **options, timeout=given.timeout)
     if made is None:  # worker 0 reports
@@ -286,14 +284,6 @@ def _train(given: argparse.Namespace) -> int:
     if made.outcome == "interrupted":
         raise KeyboardInterrupt
     return int(made.outcome == "diverged")
-
-
-def _warn_of_default_rates(given: argparse.Namespace, wanted: RunConfig) -> None:
-    """On stderr, where a rate was not given and the default one is for another d."""
-    parts = {"lr": wanted.at(0)} | ({} if wanted.switch is None else {"then_lr": wanted.at(wanted.switch)})
-    for field, part in parts.items():
-        if getattr(given, field) is None and (told := rates.explain_default(part)):
-            print(f"rbd: warning: --{field.replace('_', '-')}: {told}", file=sys.stderr)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """RunConfig: everything that determines a training run, as one frozen value with an id. No torch.
 
-The paper's learning rates (arXiv 2011.04720) hold for one compartment and directions scaled by 1/√D. With K > 1
+The paper's learning rates (arXiv 2011.04720) hold for one compartment, d = 250, and directions scaled by 1/√D. With K > 1
 compartments, each scaled by 1/√D_k, the best rate is another one: give `lr` then.
 """
 
@@ -11,6 +11,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from hashlib import sha256
+from math import sqrt
 from numbers import Real
 from sys import float_info
 from typing import Any
@@ -42,13 +43,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # method -> what several workers may s
 PARTS = ("none", "crop", "brightness", "mirror")  # of the augmentation; brightness is for grey images, mirror for colour
 SWITCH = {"sgd": "rbd", "rbd": "sgd"}  # method -> the one that takes over after `switch` epochs
 OPTIONAL = {name for used in DEFAULTS.values() for name in used} | {"workers", "variant", "switch", "then_lr", "augment"}
-ADAM_LR = 0.01  # of subspace-adam: ours, right for d about D/100; rates.choose_adam has the rule for every d
-OUR_LR = {  # model -> method -> learning rate on every data set: ours and not tuned yet, NOT from the paper (unknown there)
-    "resnet8": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156},
-    "resnet32": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0156},
-    "fc200": {"rbd": 1.0, "fpd": 1.0, "sgd": 0.125},
-    "lenet": {"rbd": 0.125, "fpd": 0.125, "sgd": 0.0625},
-}
+DIM = 250  # d that the paper's rates of rbd and fpd are for
+ADAM_LR = 0.001  # of Adam in all D parameters
+SGD_LR = {  # model -> SGD's rate, where the paper has none: ResNet-8's was searched, the others are guesses
+    "resnet8": 0.5, "resnet32": 0.5, "fc200": 0.125, "lenet": 0.0625,
+}  # fmt: skip
 SIZES = paper.SIZES | {  # D; the paper has no ResNets on grey images
     ("resnet8", 1): 78_042, ("resnet32", 1): 466_906,
     ("fc200", 3): 656_810, ("lenet", 3): 62_006, **{(model, 1): size for model, size in paper.LI_SIZES.items()},
@@ -92,7 +91,8 @@ class RunConfig:
         used |= _resolve_switch(given) | _resolve_augment(given)
         for name in sorted(OPTIONAL & given.keys() - used.keys()):
             raise ValueError(f"{name}={given[name]!r} does not apply to method {method!r}")
-        resolved = {"lr": default_lr(model, data, method, given.get("sigma"))} | used | given
+        dim = given.get("dim", DIM)
+        resolved = {"lr": default_lr(model, data, method, dim, given.get("sigma"))} | used | given
         if str(resolved.get("partition")).startswith("by_ratio"):  # d_k = max(⌈D_k/R⌉, 10)
             if "dim" in given:
                 raise ValueError(f"dim={self.dim} is not supported with partition={self.partition!r}, which decides it")
@@ -165,7 +165,8 @@ def _resolve_switch(given: dict[str, Any]) -> dict[str, Any]:
     then = SWITCH[given["method"]]
     if given["switch"] >= given["epochs"]:
         raise ValueError(f"switch: got {given['switch']}, allowed 1 ... {given['epochs'] - 1} (before the last epoch)")
-    return DEFAULTS[then] | {"switch": None, "then_lr": default_lr(given["model"], given["data"], then)}
+    then_lr = default_lr(given["model"], given["data"], then, given.get("dim", DIM))
+    return DEFAULTS[then] | {"switch": None, "then_lr": then_lr}
 
 
 def _resolve_augment(given: dict[str, Any]) -> dict[str, Any]:
@@ -176,20 +177,30 @@ def _resolve_augment(given: dict[str, Any]) -> dict[str, Any]:
     return {"augment": None} if "augment" in given else {}
 
 
-def default_lr(model: str, data: str, method: str, sigma: float | None = None) -> float:
-    """The paper's learning rate where it is known, else ours; an embedded subset takes the rate of its full set.
+def default_lr(model: str, data: str, method: str, dim: int = DIM, sigma: float | None = None) -> float:
+    """The learning rate of a run that names none; an embedded subset takes that of its full set.
 
-    A step of SGD in the coordinates moves the parameters as a step of FPD does, so it takes FPD's rate. NES and RBD-NES
-    take RBD's rate times σ/0.01, for perturbations of length σ: in the released configuration NES has RBD's rate, and
-    σ = 0.01.
+    The paper's where it has one: SGD's, and those of RBD and FPD at d = 250. Elsewhere theirs are SGD's times √(D/d): since
+    E ‖ΦᵀΦ g‖² = (d/D) ‖g‖², an update is then as long as SGD's. A step of SGD in the coordinates moves the parameters as a
+    step of FPD does, so it takes FPD's rate. A step of Adam moves each of d coordinates by about η, so θ by η √d: its rate
+    is 0.001 √(D/d), at which θ moves as far as by Adam at 0.001 in all D parameters. NES and RBD-NES take RBD's rate at
+    d = 250 times σ/0.01, for perturbations of length σ: in the released configuration NES has RBD's rate, and σ = 0.01.
     """
-    if method == "subspace-adam":
-        return ADAM_LR
+    size = find_size(model, data)
     if method in paper.SIGMA:
         return paper.scale_learning_rate(default_lr(model, data, "rbd"), sigma or default_sigma(model, data, method))
+    if method == "subspace-adam":
+        return _lengthen(ADAM_LR, size, dim)
     method = "fpd" if method == "subspace-sgd" else method
-    known = paper.find_learning_rate(model, data, method)
-    return OUR_LR[model][method] if known is None else known
+    known = paper.find_learning_rate(model, data, method) if method == "sgd" or dim == DIM else None
+    if known is not None:
+        return known
+    return SGD_LR[model] if method == "sgd" else _lengthen(default_lr(model, data, "sgd"), size, dim)
+
+
+def _lengthen(lr: float, size: int, dim: int) -> float:
+    """The rate in d directions at which an update is as long as at lr in all D parameters: lr √(D/d), three digits."""
+    return float(f"{lr * sqrt(size / dim):.3g}")
 
 
 def default_sigma(model: str, data: str, method: str) -> float:
@@ -270,7 +281,7 @@ def _default(f: Field[Any]) -> str:
     values = {method: used[f.name] for method, used in DEFAULTS.items() if f.name in used} or {"all": f.default}
     texts = [f"{value} for {method}" for method, value in values.items()]
     default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])
-    own = "the paper's, else ours, for d = 250"
+    own = "the paper's for d = 250, else SGD's √(D/d); see config.default_lr"
     return {"lr": own, "then_lr": own, "switch": "never", "augment": "all of it"}.get(f.name, default)
 
 

@@ -4,7 +4,6 @@ them."""
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,15 +12,12 @@ from statistics import mean
 from typing import Any
 
 from rbd.suite import store
-from rbd.suite.config import RunConfig, default_lr, find_size
+from rbd.suite.config import RunConfig
 from rbd.suite.record import Record
 from rbd.suite.report import final
 
 SHIPPED = Path(__file__).parent / "embedded"  # copies for a package without a results directory
 FULL = " full length"  # ends a key whose rate was chosen among runs as long as the reported ones
-ADAM = 0.001  # learning rate of Adam in all D parameters
-DIM = 250  # d of the default rates of rbd and fpd
-RULED = ("rbd", "fpd", "subspace-sgd", "subspace-adam")  # methods with a rule for every d
 SCALE = ("model", "data", "method", "dim", "partition", "redraw", "sigma")  # what the best rate depends on
 
 
@@ -40,38 +36,6 @@ def keys(config: RunConfig) -> dict[str, str]:
     """Field -> key of its rate: lr, and then_lr where another method takes over."""
     then = {} if config.switch is None else {"then_lr": key(config.at(config.switch))}
     return {"lr": key(config)} | then
-
-
-def choose_rbd(model: str, data: str, dim: int) -> float:
-    """A rate for rbd where none was searched: SGD's default times √(D/d), three digits.
-
-    E ‖ΦᵀΦ g‖² = (d/D) ‖g‖², so at that rate an update is as long as SGD's.
-    """
-    size = find_size(model, data)
-    return float(f"{default_lr(model, data, 'sgd') * math.sqrt(size / dim):.3g}")
-
-
-def choose_adam(model: str, data: str, dim: int) -> float:
-    """The rate of subspace-adam: 0.001 √(D/d), three digits; no search.
-
-    A step of Adam moves each of d coordinates by about η, so θ by η √d: as far as Adam at 0.001 moves all D parameters.
-    """
-    size = find_size(model, data)
-    return float(f"{ADAM * math.sqrt(size / dim):.3g}")
-
-
-def explain_default(config: RunConfig) -> str | None:
-    """That the default rate is for another d than the run's, and what the rule gives there; None where it is for this d.
-
-    Also None for NES and compartments by ratio, for which there is no rule.
-    """
-    adam, size = config.method == "subspace-adam", find_size(config.model, config.data)
-    own = round(size / 100) if adam else DIM
-    if config.method not in RULED or config.dim is None or config.dim == own or config.dim > size:
-        return None
-    rule = (choose_adam if adam else choose_rbd)(config.model, config.data, config.dim)
-    start = f"Adam's {ADAM:g}" if adam else "SGD's rate"
-    return f"the default, {config.lr:g}, is for d = {own}; for d = {config.dim}, {start} times √(D/d) is {rule:g}"
 
 
 def choose(records: Iterable[Record], ends: tuple[Any, ...] = (min, max)) -> dict[str, dict[str, Any]]:

@@ -210,39 +210,29 @@ def test_bad_input_as_typed(tmp_path):
     assert run.stderr == f"rbd: error: dim: got 101771, allowed 1 ... 101770 ({limits})\n"
 
 
-TOLD = "rbd: warning: --{}: the default, {}, is for d = {}; for d = {}, {} times √(D/d) is {}\n"
-
-
-@pytest.mark.parametrize(("words", "told"), [
-    ("--dim 101770", ("lr", 1, 250, 101770, "SGD's rate", 0.125)),
-    ("--dim 1017 --method fpd --data fmnist", ("lr", 0.5, 250, 1017, "SGD's rate", 2.5)),
-    ("--dim 9332 --model cnn --data mnist", ("lr", 0.0625, 250, 9332, "SGD's rate", 0.0988)),
-    ("--dim 10177 --method sgd --switch 1", ("then-lr", 1, 250, 10177, "SGD's rate", 0.395)),
-    ("--dim 10177 --method subspace-adam", ("lr", 0.01, 1018, 10177, "Adam's 0.001", 0.00316)),
-    ("--dim 101770 --lr 0.5", None), ("--dim 250", None), ("", None), ("--method sgd", None),
-    ("--dim 20 --method nes", None), ("--partition by_ratio:60", None),
-    ("--dim 9 --method sgd --switch 1 --then-lr 2", None),
+@pytest.mark.parametrize(("words", "rates"), [
+    ("", (1, None)), ("--dim 250", (1, None)), ("--method sgd", (0.125, None)), ("--dim 101770", (0.125, None)),
+    ("--dim 1017 --method fpd --data fmnist", (2.5, None)), ("--dim 1017 --method subspace-sgd --data fmnist", (2.5, None)),
+    ("--dim 9332 --model cnn --data mnist", (0.0988, None)), ("--model resnet8 --data cifar10 --method sgd", (0.5, None)),
+    ("--model resnet8 --data cifar10 --dim 7833", (1.58, None)), ("--dim 10177 --method sgd --switch 1", (0.125, 0.395)),
+    ("--dim 10177 --switch 1", (0.395, 0.125)), ("--dim 10177 --method subspace-adam", (0.00316, None)),
+    ("--dim 101770 --lr 0.5", (0.5, None)), ("--dim 20 --method nes", (319, None)), ("--partition by_ratio:60", (1, None)),
+    ("--dim 9 --method sgd --switch 1 --then-lr 2", (0.125, 2)),
 ])  # fmt: skip
-def test_train_without_a_rate_tells_where_the_default_is_for_another_d(words, told, here, capsys, monkeypatch):
-    """One line on stderr, from torchrun's worker 0 alone. √(101,770/1,017) is 10, √(93,322/9,332) = √10 = 3.16."""
-
-    def stop(*_, **__):
-        raise RuntimeError("stopped")
-
-    monkeypatch.setattr(job, "run", stop)
-    expected = (TOLD.format(*told) if told else "") + "rbd: error: stopped\n"
-    assert main(["train", *words.split()]) == 2 and capsys.readouterr().err == expected
-    monkeypatch.setenv("RANK", "1")
-    assert main(["train", *words.split()]) == 2 and capsys.readouterr().err == "rbd: error: stopped\n"
+def test_train_without_a_rate_takes_the_papers_or_sgds_times_the_root(words, rates, here, monkeypatch):
+    """√(101,770/1,017) is 10, √(93,322/9,332) = √(101,770/10,177) = 3.16."""
+    seen = []
+    monkeypatch.setattr(job, "run", lambda wanted, *_, **__: seen.append((wanted.lr, wanted.then_lr)))
+    assert main(["train", *words.split()]) == 0 and seen == [rates]
 
 
-def test_help_says_for_which_d_the_default_rates_are(here, capsys, monkeypatch):
+def test_help_says_what_the_default_rates_are(here, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if "-lr VALUE" in line]
     assert [name for name, *_ in lines] == ["--lr", "--then-lr"]
-    assert all(text.endswith("(default: the paper's, else ours, for d = 250)") for *_, text in lines)
+    assert all(text.endswith("(default: the paper's for d = 250, else SGD's √(D/d); see config.default_lr)") for *_, text in lines)
 
 
 def test_missing_data_is_named_with_the_command_that_mends_it(here, capsys):

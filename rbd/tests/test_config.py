@@ -192,7 +192,7 @@ def test_fields_that_came_later_change_no_id():
 def test_switch_takes_over_with_the_fields_of_both_methods():
     there = RunConfig(method="sgd", switch=30, dim=9)  # its rates: the defaults of both
     assert (there.partition, there.distribution, there.redraw) == ("whole", "rademacher", 1)
-    assert (there.lr, there.then_lr) == (0.125, 1.0)
+    assert (there.lr, there.then_lr) == (0.125, 13.3)  # 0.125 √(101,770/9)
     assert there.at(0) == there.at(29) == RunConfig(method="sgd")
     assert there.at(30) == there.at(100) == RunConfig(dim=9)
     back = RunConfig(switch=1, then_lr=0.25, partition="by_ratio:60")

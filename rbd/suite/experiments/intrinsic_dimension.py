@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from rbd.suite import paper, rates
+from rbd.suite import paper
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import SEEDS, Experiment
 
@@ -37,8 +37,8 @@ def runs(profile: str) -> Iterator[RunConfig]:
 
 
 def make(profile: str, model: str, distribution: str, dim: int, seed: int) -> RunConfig:
-    lr = rates.choose_adam(model, BUDGET[profile]["data"], dim)
-    return RunConfig(model, method="subspace-adam", dim=dim, distribution=distribution, lr=lr, seed=seed, **BUDGET[profile])
+    """At the default rate, 0.001 √(D/d)."""
+    return RunConfig(model, method="subspace-adam", dim=dim, distribution=distribution, seed=seed, **BUDGET[profile])
 
 
 EXPERIMENT = Experiment("intrinsic_dimension", __doc__, runs)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from rbd.suite.config import RunConfig, find_size
+from rbd.suite.config import DIM, RunConfig, find_size
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.experiments import settings
 from rbd.suite.paper import LEARNING_RATES
-from rbd.suite.rates import Request, choose_rbd, tuned
-
-DIM = 250
+from rbd.suite.rates import Request, tuned
 
 
 def runs(profile: str) -> Iterator[RunConfig | Request]:
@@ -24,8 +22,8 @@ def runs(profile: str) -> Iterator[RunConfig | Request]:
     yield from list_fixed()
     for seed in SEEDS:
         for (model, data), augment in product(LEARNING_RATES, (None, "none")):
-            for dim, lr in choose_rates(model, data).items():
-                yield RunConfig(model, data, "rbd", dim=dim, distribution="countsketch", lr=lr, seed=seed, augment=augment)
+            for dim in (DIM, round(find_size(model, data) / 10)):  # at the default rates: the paper's; at D/10 by length
+                yield RunConfig(model, data, "rbd", dim=dim, distribution="countsketch", seed=seed, augment=augment)
         for dim in (500, round(find_size("resnet8", "cifar10") / 10)):
             yield tuned(model="resnet8", data="cifar10", method="rbd", dim=dim, distribution="countsketch", seed=seed)
 
@@ -35,12 +33,6 @@ def list_fixed() -> Iterator[RunConfig]:
     pair = ("fc", "cifar10")
     for dim in settings.choose_dims(*pair):
         yield RunConfig(*pair, "fpd", dim=dim, distribution="countsketch", lr=LEARNING_RATES[pair]["fpd"])
-
-
-def choose_rates(model: str, data: str) -> dict[int, float]:
-    """d -> rate: the paper's for RBD at 250; at D/10, where it has none, that of `rates.choose_rbd`."""
-    dim = round(find_size(model, data) / 10)
-    return {DIM: LEARNING_RATES[model, data]["rbd"], dim: choose_rbd(model, data, dim)}
 
 
 EXPERIMENT = Experiment("sparse", __doc__, runs)
