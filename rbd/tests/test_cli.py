@@ -232,7 +232,8 @@ def test_help_says_what_the_default_rates_are(here, capsys, monkeypatch):
         main(["train", "--help"])
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if "-lr VALUE" in line]
     assert [name for name, *_ in lines] == ["--lr", "--then-lr"]
-    assert all(text.endswith("(default: the paper's for d = 250, else SGD's √(D/d); see config.default_lr)") for *_, text in lines)
+    default = "(default: the paper's for d = 250, else SGD's √(D/d); see config.default_lr)"
+    assert all(text.endswith(default) for *_, text in lines)
 
 
 def test_missing_data_is_named_with_the_command_that_mends_it(here, capsys):
