@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (reproduce, train, sweep):
         command.set_defaults(kept="the last full epoch")
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
-    for command, default in {reproduce: "its share of the cores", train: "torch's"}.items():
+    for command, default in {reproduce: 1, train: "torch's"}.items():
         command.add_argument("--threads", type=_parse_positive, help=f"CPU threads of a run (default: {default})")
 
     report = commands.add_parser("report", help="print table 1 and draw the learning curves, from the records")

@@ -36,13 +36,13 @@ PATIENCE = 5.0  # s that a worker waits for a run that another process is doing,
 
 @dataclass(frozen=True)
 class Resources:
-    """What runs may use. None for jobs and threads: what the cores here, or the places of the cluster, allow.
+    """What runs may use. None for jobs: as many as the cores here, or the places of the cluster, allow.
 
     Attributes:
         data_dir: root of the full data sets, see rbd.suite.datasets.data_dir.
         device: where tensors live, "cpu" or "cuda".
         jobs: runs at a time.
-        threads: CPU threads of a run.
+        threads: CPU threads of a run, one if None: convolutions add up by thread, so with two a run has other bits.
         ray: address of the Ray cluster to which runs are sent; None: they are done here.
         gpus: GPUs of a run there, a fraction below 1; None: a quarter with "cuda", else 0.
         lanes: runs at a time that take turns in this process, see streams; None: each has a process of its own.
@@ -81,7 +81,7 @@ def perform_all(profile: str, results: Path, resources: Resources, seeds: Iterab
             wanted = experiment.load(name, folder)
             if not (seeds and (wanted.conclude or wanted.measure)):
                 yield from perform(wanted, profile, results, resources, seeds, dry)
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
+        except Exception as error:  # whatever a script may raise
             yield f"failed: {name}: {error}"
 
 
@@ -137,7 +137,7 @@ def conclude(wanted: Experiment, profile: str, plan: Plan, results: Path) -> Non
     """Let an experiment conclude from its own runs, if it does; warnings on stderr."""
     if wanted.conclude:
         records, _ = plan.look(results)
-        for line in wanted.conclude(profile, plan.configs, records, results):
+        for line in wanted.call("conclude", profile, plan.configs, records, results):
             print(f"rbd: warning: {line}", file=sys.stderr)
 
 
@@ -152,9 +152,9 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
     if dry:
         return f"{path}: to be measured"
     with store.lock(store.lock_path(name, results), f"{path}: another process is measuring it", wait=0):
-        about = f", about {cost.format_duration(wanted.cost(profile))}" if wanted.cost else ""
+        about = f", about {cost.format_duration(wanted.call('cost', profile))}" if wanted.cost else ""
         print(f"{name}: measuring{about}", flush=True)
-        began, values = perf_counter(), wanted.measure(profile, data_dir)
+        began, values = perf_counter(), record.encode(wanted.call("measure", profile, data_dir))
         content = {"name": name, "question": wanted.question, "values": values, "environment": record.environment()}
         store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
     return f"{path}: measured in {cost.format_duration(perf_counter() - began)}"
@@ -228,20 +228,19 @@ class Crew:
 
 def hire(resources: Resources, missing: int, alone: bool = False) -> Crew:
     """Workers for a number of runs, here or on the cluster. Raises as cluster.Cluster does."""
+    threads = resources.threads or 1
     if resources.lanes:
         from rbd.suite.streams import Streams
 
         streams = Streams(resources.lanes, resources.deadline)
-        return Crew(streams, resources.lanes, resources.threads or cost.count_cores())
+        return Crew(streams, resources.lanes, threads)
     if resources.ray:
         from rbd.suite.cluster import Cluster
 
         gpus = resources.gpus if resources.gpus is not None else 0.25 if resources.device == "cuda" else 0.0
-        cluster = Cluster(resources.ray, resources.threads or 1, gpus)
-        return Crew(cluster, resources.jobs or cluster.places, resources.threads or 1)
-    cores = cost.count_cores()
-    jobs = resources.jobs or (1 if alone else max(1, cores // (resources.threads or 1)))
-    threads = resources.threads or max(1, cores // jobs)  # however few runs are missing: convolutions add up by thread
+        cluster = Cluster(resources.ray, threads, gpus)
+        return Crew(cluster, resources.jobs or cluster.places, threads)
+    jobs = resources.jobs or (1 if alone else max(1, cost.count_cores() // threads))
     return Crew(Processes(), min(jobs, missing), threads)
 
 

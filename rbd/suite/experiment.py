@@ -68,17 +68,33 @@ class Experiment:
         """Its runs in a profile, at the learning rates that have been chosen so far; none if it measures.
 
         Raises:
-            ValueError: an unknown profile, the file of the learning rates is damaged (it is named), or runs raises.
+            ValueError: an unknown profile, the file of the learning rates is damaged (it is named), or runs raises or yields
+            something else.
         """
         _check(profile)
-        try:
-            wanted = list(self.runs(profile)) if self.runs else []
-        except ValueError:
-            raise
-        except Exception as error:  # whatever a script may raise
-            raise ValueError(f"experiment {self.name}: {type(error).__name__}: {error}") from error
+        wanted = self.call("_list", profile) if self.runs else []
+        for run in wanted:
+            if not isinstance(run, (RunConfig, Request)):
+                raise ValueError(f"experiment {self.name}: runs: got {run!r}, allowed RunConfig(...) and tuned(...)")
         found = rates.resolve(wanted, rates.load(profile, results))
         return Plan(f"{self.name}-{profile}", found.configs, self.question, found.waiting, found.untuned)
+
+    def _list(self, profile: str) -> list[RunConfig | Request]:
+        assert self.runs
+        return list(self.runs(profile))
+
+    def call(self, name: str, *arguments) -> Any:
+        """What a function of the script returns. Whatever it raises becomes a ValueError or OSError.
+
+        Args:
+            name: of the attribute, such as "measure".
+        """
+        try:
+            return getattr(self, name)(*arguments)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            raise ValueError(f"experiment {self.name}: {type(error).__name__}: {error}") from error
 
 
 def _read_docstring(function: Callable | None) -> str | None:
@@ -114,9 +130,12 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Experiment:
     """The EXPERIMENT of the script <folder>/<name>.py, which is executed.
 
     Raises:
-        ValueError: there is no such script, it raises, or it does not define an Experiment of that name.
+        ValueError: there is no such script, it raises, it does not define an Experiment of that name, or the package has
+            another of that name, whose list of runs would be overwritten.
     """
     path = Path(folder or PACKAGED) / f"{_find_name(name, folder)}.py"
+    if path.parent.resolve() != PACKAGED.resolve() and (PACKAGED / path.name).exists():
+        raise ValueError(f"{path}: rbd has an experiment {name!r} of its own: rename this one")
     try:
         found = vars(_execute(path)).get("EXPERIMENT")
     except (Exception, SystemExit) as error:  # whatever a script may raise
@@ -223,13 +242,26 @@ def find(config: RunConfig, directory: str | os.PathLike[str], results: str | os
     """The record of a run: one that has ended, in the directory or in any <results>/runs/*/; else the directory's own.
 
     Raises:
-        ValueError: a record is damaged (the file is named).
+        ValueError: a record is damaged, or of other bases (the file is named).
     """
     own, *others = store.record_paths(config, directory, results)
     found = record.find(config, own.parent)
     if found and found.outcome != "interrupted":
-        return found
-    return next((other for other in map(record.load, others) if other.outcome != "interrupted"), found)
+        return _check_stream(found, own)
+    for path in others:
+        if (other := record.load(path)).outcome != "interrupted":
+            return _check_stream(other, path)
+    return found
+
+
+def _check_stream(found: Record, path: Path) -> Record:
+    """The record, of a run in the bases of today. Raises ValueError naming the file if they have changed since."""
+    from rbd.philox import STREAM_VERSION  # here, as NumPy takes a while to load
+
+    if (version := found.environment.get("stream_version", STREAM_VERSION)) != STREAM_VERSION:
+        raise ValueError(f"{path}: made with bases of stream version {version}, now {STREAM_VERSION}: not comparable; "
+                         "use another --results-dir")  # fmt: skip
+    return found
 
 
 def place(found: Record, directory: str | os.PathLike[str], results: str | os.PathLike[str]) -> Path:
@@ -278,7 +310,7 @@ def count(experiment: Experiment, profile: str, results: str | os.PathLike[str],
     """
     if experiment.measure:
         done = store.measurement_path(f"{experiment.name}-{profile}", results).exists()
-        wall = experiment.cost(profile) if experiment.cost and not done else None
+        wall = experiment.call("cost", profile) if experiment.cost and not done else None
         return {"measures": True, "runs": 1, "done": int(done), "missing": int(not done), "seconds": wall}
     plan, cores = experiment.plan(profile, results), cost.count_cores()
     records, damaged = plan.look(results)

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -177,10 +178,15 @@ def load(profile: str, results: str | os.PathLike[str]) -> dict[str, float]:
 def _choices(file: Path, profile: str) -> dict[str, dict[str, Any]]:
     """Key -> what has been chosen; nothing where there is no file."""
     try:
-        found = json.loads(file.read_text("utf-8"))["rates"]
-        return {name: chosen | {"lr": float(chosen["lr"])} for name, chosen in found.items()}
+        found = json.loads(file.read_text("utf-8"))
+        if (other := found.get("profile", profile)) != profile:
+            raise ValueError(f"profile: got {other!r}, allowed {profile!r}")
+        for name, chosen in found["rates"].items():
+            if type(chosen["lr"]) not in (int, float) or not 0 < chosen["lr"] < math.inf:
+                raise ValueError(f"{name}: lr: got {chosen['lr']!r}, allowed 0 < lr < infinity")
+        return {name: chosen | {"lr": float(chosen["lr"])} for name, chosen in found["rates"].items()}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: not a choice of learning rates: {error!r}; "
-                         f"run `rbd sweep learning_rate --profile {profile}`") from error  # fmt: skip
+        raise ValueError(f"{file}: not a choice of learning rates, file not touched: {error!r}; remove it, then run "
+                         f"`rbd sweep learning_rate --profile {profile}`, which chooses anew") from error  # fmt: skip

@@ -49,6 +49,8 @@ class Point:
         for name in ("loss", "accuracy", "cosine"):
             if (value := getattr(self, name)) is not None or name != "cosine":
                 object.__setattr__(self, name, _number(name, value))
+        if not 0 <= self.accuracy <= 100:
+            raise ValueError(f"accuracy: got {self.accuracy!r}, allowed 0 ... 100 (%)")
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,31 @@ class Record:
         n = len(self.curve)
         if len(self.seconds) != n or not all(0 <= s < math.inf for s in self.seconds):
             raise ValueError(f"seconds: got {self.seconds}, allowed {n} finite numbers >= 0, one per point")
+        self._check_epochs([point.epoch for point in self.curve])
         for name, value in self.environment.items():
             if type(value) not in (str, int, bool, type(None)):  # JSON keeps these types
                 raise ValueError(f"environment: got {name} = {value!r}, allowed str, int, bool, None")
+
+    def _check_epochs(self, epochs: list[int]) -> None:
+        """Points in order; NES, whose step may take more than an epoch, has none after some epochs."""
+        last = self.config.epochs
+        if epochs != sorted(set(epochs)) or not all(1 <= epoch <= last for epoch in epochs):
+            raise ValueError(f"curve: got epochs {epochs}, allowed 1 ... {last} in order, each once")
+        if self.outcome == "finished" and epochs[-1:] != [last]:
+            raise ValueError(f"curve: got {epochs[-1] if epochs else 0} epochs of a finished run, allowed {last}")
+
+
+def encode(value: Any) -> Any:
+    """A value for JSON: NumPy's and torch's become numbers and lists, NaN and infinity text, what JSON lacks its repr."""
+    if isinstance(value, dict):
+        return {str(key): encode(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(v) for v in value]
+    if hasattr(value, "tolist"):
+        return encode(value.tolist())
+    if isinstance(value, float):
+        return _encode(value)
+    return value if isinstance(value, (str, int, type(None))) else repr(value)
 
 
 def _number(name: str, value: Any) -> float:
@@ -113,7 +137,10 @@ def final(record: Record) -> float:
 def load(path: str | os.PathLike[str]) -> Record:
     """The record in the file `path`. Raises ValueError naming file and cause if it is no valid record."""
     path = Path(path)
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a directory, where a record is expected") from None
     try:
         record = _decode(json.loads(data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_refuse_duplicates))
         if path.name != f"{record.config.id}.json":

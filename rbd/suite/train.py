@@ -31,6 +31,7 @@ from rbd.suite.replay import Eager, Ready, reproducible, schedule
 
 Turns = Generator[Ready, None, Record]  # pauses between chunks of steps, so that other runs can go on
 
+MOST_THREADS = 1024  # more than any machine of ours has cores; torch keeps the number in 32 bits
 SAMPLE = 50  # steps between two cosines of update and gradient: often enough for a mean, too rare to cost anything
 
 
@@ -145,12 +146,12 @@ def interrupt(turns: Turns) -> Record:
 
 
 def check_place(device: str, threads: int | None) -> None:
-    """Raise ValueError if there is no such device, or threads is not a positive integer."""
+    """Raise ValueError if there is no such device, or threads is out of its range."""
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         there = "cpu, cuda" if torch.cuda.is_available() else "cpu (no GPU is available)"
         raise ValueError(f"device: got {device!r}, allowed {there}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: got {threads}, allowed an integer >= 1")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads: got {threads}, allowed 1 ... {MOST_THREADS}")
 
 
 @contextmanager

@@ -1336,7 +1336,8 @@ def test_effective_rate_tells_what_it_predicted_for_table_1(tmp_path, notes):
             lr = 1.0 if method == "rbd" else 250 / 101_770
             config = dict(model="fc", data="mnist", augment=augment, method=method, lr=lr)
             wanted.append(config)
-            made = Record(RunConfig(**config), "finished", (Point(1, 1, 32, 1, 1.0, accuracy, None),), (1.0,), made_up.WHERE)
+            curve = (Point(100, 1, 32, 1, 1.0, accuracy, None),)
+            made = Record(RunConfig(**config), "finished", curve, (1.0,), made_up.WHERE)
             record.save(made, tmp_path / "runs" / "effective_rate-paper")
     made_up.manifest(tmp_path, "effective_rate", "paper", wanted)
     execute("effective_rate", tmp_path, "paper")

@@ -76,7 +76,7 @@ def refused(arguments: list[str], capsys) -> str:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--help"], ["reproduce", "train", "report", "data", "--version"]),
-    (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "its share of the cores"]),
+    (["reproduce", "--help"], ["--profile NAME", "default: quick", "--results-dir", "--data-dir", "(default: 1)"]),
     (["report", "--help"], ["--profile NAME", "quick, paper", "--into README", "default: results"]),
     (["sweep", "--help"], ["or all", "--jobs", "--seeds", "figures do not use such runs", "--dry-run", "--ray ADDRESS"]),
     (["dimension", "--help"], ["SCRIPT:FUNCTION", "--dims D", "default: 0 1 2", "--jobs", "--baseline VALUE", "90 %"]),
@@ -397,7 +397,7 @@ def test_train_is_the_same_in_this_process(here, few, capsys):
     first = capsys.readouterr()
     (path,) = Path("mine/runs/train").iterdir()
     assert first.err == "" and first.out.startswith(f"{path}: finished after 1 epoch: ")
-    assert record.load(path).config == RunConfig(dim=9, epochs=1)
+    assert record.load(path).config == RunConfig(dim=9, lr=1.0, epochs=1)
     assert main(arguments) == 0
     assert capsys.readouterr().out == first.out.replace(": finished", ": already done: finished")
     assert not Path("results").exists()
@@ -617,11 +617,12 @@ def test_threads_of_reproduce_leave_cores_to_as_many_runs(monkeypatch):
 
 @pytest.mark.parametrize("missing", [1, 3, 50])
 def test_threads_of_a_run_do_not_depend_on_how_many_are_missing(missing, monkeypatch):
-    """Convolutions add up by thread, so a sweep that was interrupted would give other bits."""
+    """Nor on jobs and lanes: convolutions add up by thread, so a run would have other bits."""
     monkeypatch.setattr(cost, "count_cores", lambda: 8)
-    for given, alone, each in (({}, False, 1), ({"jobs": 2}, False, 4), ({"threads": 2}, False, 2), ({}, True, 8)):
+    for given, alone, each in (({}, False, 1), ({"jobs": 2}, False, 1), ({"threads": 2}, False, 2), ({}, True, 1),
+                               ({"lanes": 3}, False, 1)):  # fmt: skip
         crew = executor.hire(executor.Resources(**given), missing, alone)
-        assert crew.threads == each and 1 <= crew.jobs <= missing
+        assert crew.threads == each and 1 <= crew.jobs <= max(missing, given.get("lanes", 1))
 
 
 def test_a_device_that_is_not_there_is_told_once(scripts, capsys, monkeypatch):
@@ -799,7 +800,7 @@ def scripts(here, monkeypatch) -> Path:
 
 
 def test_sweep_list_counts_what_is_done_and_missing(scripts, capsys):
-    record.save(record.Record(replace(RUN, seed=0), "finished", (), (), {}), "results/runs/elsewhere")
+    done(replace(RUN, seed=0))
     assert main(["sweep", "--list"]) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
@@ -814,7 +815,7 @@ def test_sweep_list_counts_what_is_done_and_missing(scripts, capsys):
 
 
 def test_sweep_list_as_json_says_the_same(scripts, capsys):
-    record.save(record.Record(replace(RUN, seed=0), "finished", (), (), {}), "results/runs/elsewhere")
+    done(replace(RUN, seed=0))
     job.Failure(replace(RUN, seed=1), "ValueError: no").save("results")
     assert main(["sweep", "--list", "--json"]) == 0
     demo, depth = json.loads(capsys.readouterr().out)
@@ -840,7 +841,7 @@ def test_sweep_list_names_what_is_damaged_and_counts_what_failed(scripts, capsys
 def done(*configs: RunConfig) -> None:
     """Their records are there, the larger the rate the better."""
     for c in configs:
-        points = (record.Point(1, 1, 1, 1, 2.0, 50.0 + c.lr, None),)
+        points = (record.Point(c.epochs, 1, 1, 1, 2.0, 50.0 + c.lr, None),)
         record.save(record.Record(c, "finished", points, (1.0,), {}), "results/runs/elsewhere")
 
 
@@ -1019,8 +1020,6 @@ def test_bad_input_of_sweep_is_refused(arguments, message, scripts, capsys):
 def test_reproduce_counts_records_of_other_sweeps(here, tiny, capsys, monkeypatch):
     """And prints each run only when it is news."""
     monkeypatch.setattr("rbd.suite.train.train", lambda *args, **kwargs: pytest.fail("it trained"))
-    point = record.Point(1, 1, 1, 1, 2.0, 50.0, None)
-    for c in tiny.configs:
-        record.save(record.Record(c, "finished", (point,), (1.0,), {}), "results/runs/other")
+    done(*tiny.configs)
     assert main(["reproduce"]) == 0
     assert "3 runs, 0 to do" in (out := capsys.readouterr().out) and "[1/3]" not in out

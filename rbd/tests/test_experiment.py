@@ -127,6 +127,39 @@ def test_script_that_is_not_there_or_not_whole_is_named(tmp_path):
         experiment.load("empty", tmp_path)
 
 
+def test_a_script_of_your_own_does_not_take_the_place_of_one_of_the_package(tmp_path):
+    """Its list of runs would be overwritten."""
+    (tmp_path / "table1.py").write_text("1/0")
+    with pytest.raises(ValueError, match="table1.py: rbd has an experiment 'table1' of its own: rename this one"):
+        experiment.load("table1", tmp_path)
+    (tmp_path / "packaged").symlink_to(experiment.PACKAGED)
+    assert experiment.load("table1", tmp_path / "packaged").name == "table1"
+
+
+@pytest.mark.parametrize("name", ["runs", "measure", "conclude", "cost"])
+def test_whatever_a_function_of_a_script_raises_names_the_experiment(name, tmp_path):
+    def broken(*_):
+        raise KeyError("lr")
+
+    functions = {"runs": broken} if name == "runs" else {"measure": max, "conclude": max, "cost": max, name: broken}
+    wanted = Experiment("x", "Why?", **functions)
+    with pytest.raises(ValueError, match="^experiment x: KeyError: 'lr'$"):
+        wanted.plan("quick", tmp_path) if name == "runs" else wanted.call(name, "quick")
+
+
+@pytest.mark.parametrize("run", [{"model": "fc"}, None, (RUN,)])
+def test_what_is_no_run_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match=r"experiment x: runs: got .*, allowed RunConfig\(...\) and tuned\(...\)"):
+        Experiment("x", "Why?", lambda profile: [run]).plan("quick", tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["mine", "elsewhere"])
+def test_a_record_of_other_bases_is_refused_and_named(folder, tmp_path):
+    path = record.save(replace(MADE, environment={"stream_version": 0}), tmp_path / "runs" / folder)
+    with pytest.raises(ValueError, match=f"{path.name}: made with bases of stream version 0, now 1: .* another --resul"):
+        experiment.find(RUN, tmp_path / "runs" / "mine", tmp_path)
+
+
 def test_an_experiment_asks_and_either_runs_or_measures():
     for fields in ({}, {"runs": list, "measure": max}):
         with pytest.raises(ValueError, match="experiment x: it needs either runs or measure"):

@@ -19,7 +19,7 @@ SGD = RunConfig(method="sgd", epochs=1)
 
 
 def made(lr: float, accuracy: float, seed: int = 100, outcome: str = "finished", config: RunConfig = SGD) -> Record:
-    curve = (Point(1, 1, 1, 1, 2.0, accuracy, None),)
+    curve = (Point(config.epochs, 1, 1, 1, 2.0, accuracy, None),)
     return Record(replace(config, lr=lr, seed=seed), outcome, curve, (1.0,), {})
 
 
@@ -129,10 +129,14 @@ def test_rates_of_the_results_directory_go_before_those_of_the_package(tmp_path)
     assert rates.load("quick", tmp_path) == shipped | {"fc mnist-embedded sgd": 7.0}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rates": {"a": {}}}', '{"rates": {"a": {"lr": "x"}}}'])
+@pytest.mark.parametrize("content", [
+    "", "[]", "{}", '{"rates": {"a": {}}}', '{"profile": "paper", "rates": {}}',
+    *(f'{{"rates": {{"a": {{"lr": {lr}}}}}}}' for lr in ('"x"', '"0.1"', "true", "-1", "0", "NaN", "Infinity", "null")),
+])  # fmt: skip
 def test_damaged_choice_is_named(content, tmp_path):
+    """With what can be done: the search alone reads the file too, and would stop."""
     rates.path("quick", tmp_path).write_text(content)
-    with pytest.raises(ValueError, match="learning_rate-quick.json: not a choice .* run `rbd sweep learning_rate"):
+    with pytest.raises(ValueError, match="learning_rate-quick.json: not a choice .* remove it, then run `rbd sweep lea"):
         rates.load("quick", tmp_path)
 
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_up import load_all
@@ -68,7 +69,7 @@ def test_a_line_per_quantity_however_long_the_run(tmp_path):
 
 def test_format_1_is_read_and_saved_as_format_2(tmp_path):
     path = tmp_path / f"{FINISHED.config.id}.json"
-    points = [POINT | {"loss": "nan", "accuracy": 93.28, "cosine": 0.0497}, POINT | {"loss": "-inf"}]
+    points = [POINT | {"loss": "nan", "accuracy": 93.28, "cosine": 0.0497}, POINT | {"loss": "-inf", "epoch": 2}]
     path.write_text(text_of(curve=points))
     old = load(path)
     assert [repr(p.loss) for p in old.curve] == ["nan", "-inf"] and [p.cosine for p in old.curve] == [0.0497, None]
@@ -99,6 +100,22 @@ def test_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, functi
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_directory_in_the_place_of_a_record_is_named(tmp_path):
+    path = tmp_path / f"{FINISHED.config.id}.json"
+    path.mkdir()
+    with pytest.raises(ValueError, match=f"{path.name}: a directory, where a record is expected"):
+        find(FINISHED.config, tmp_path)
+
+
+def test_what_json_lacks_is_kept():
+    class Mine:
+        __repr__ = lambda self: "mine"  # noqa: E731
+
+    odd = {1: np.float32(0.5), "a": (np.arange(2), torch.ones(())), "b": [math.nan, -math.inf, None, True], "c": Mine()}
+    same = {"1": 0.5, "a": [[0, 1], 1.0], "b": ["nan", "-inf", None, True], "c": "mine"}
+    assert record.encode(odd) == same and json.dumps(same, allow_nan=False)
+
+
 def test_two_writers_use_different_temporary_files(tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(os, "fsync", lambda _: names.extend(p.name for p in tmp_path.glob(".*.tmp")))
@@ -126,13 +143,14 @@ def test_impossible_directories_are_named(tmp_path, monkeypatch):
 
 def text_of(**changes) -> str:
     """The file of FINISHED with top-level keys replaced, or removed where the new value is ...."""
+    points = [POINT, {**POINT, "epoch": 2}]
     raw = json.loads(json.dumps({"format": 1, "outcome": "finished", "seconds": [1.25, 2.5], "environment": {},
-                                 "config": json.loads(FINISHED.config.canonical()), "curve": [POINT, POINT]}))
+                                 "config": json.loads(FINISHED.config.canonical()), "curve": points}))
     return json.dumps({k: v for k, v in {**raw, **changes}.items() if v is not ...})
 
 
 POINT = {"epoch": 1, "step": 2, "images": 64, "forward_passes": 2, "loss": 2.3, "accuracy": 10.0, "cosine": None}
-COLUMNS = {name: [value, value] for name, value in POINT.items()}
+COLUMNS = {name: [value, value] for name, value in POINT.items()} | {"epoch": [1, 2]}
 CONFIG = json.loads(FINISHED.config.canonical())
 
 
@@ -177,6 +195,15 @@ DAMAGE = {
     "step true": (text_of(curve=[{**POINT, "step": True}] * 2), "step: got True"),
     "step negative": (text_of(curve=[{**POINT, "step": -1}] * 2), "step: got -1"),
     "epoch nan": (text_of(curve=[{**POINT, "epoch": "nan"}] * 2), "epoch: got nan"),
+    "epoch 0": (columns_of(epoch=[0, 1]), "epochs [0, 1], allowed 1 ... 2 in order, each once"),
+    "epochs beyond the end": (columns_of(epoch=[2, 3]), "epochs [2, 3], allowed 1 ... 2 in order, each once"),
+    "epochs backwards": (columns_of(epoch=[2, 1]), "epochs [2, 1], allowed 1 ... 2 in order, each once"),
+    "an epoch twice": (columns_of(epoch=[2, 2]), "epochs [2, 2], allowed 1 ... 2 in order, each once"),
+    "finished, cut short": (text_of(curve=[POINT], seconds=[1.0]), "got 1 epochs of a finished run, allowed 2"),
+    "finished, empty": (text_of(curve=[], seconds=[]), "got 0 epochs of a finished run, allowed 2"),
+    "accuracy above 100": (columns_of(accuracy=[10.0, 8095]), "accuracy: got 8095.0, allowed 0 ... 100 (%)"),
+    "accuracy below 0": (columns_of(accuracy=[-1, 10.0]), "accuracy: got -1.0, allowed 0 ... 100 (%)"),
+    "accuracy nan": (columns_of(accuracy=["nan", 10.0]), "accuracy: got nan, allowed 0 ... 100 (%)"),
     "loss null": (text_of(curve=[{**POINT, "loss": None}] * 2), "loss: got None, allowed a number"),
     "loss text": (text_of(curve=[{**POINT, "loss": "low"}] * 2), "loss: got 'low'"),
     "loss a list": (text_of(curve=[{**POINT, "loss": []}] * 2), "loss: got []"),
@@ -197,7 +224,7 @@ def test_undamaged_text_loads(tmp_path):
     path = tmp_path / f"{FINISHED.config.id}.json"
     for text in (text_of(), columns_of()):
         path.write_text(text)
-        assert load(path).curve == (Point(**POINT),) * 2
+        assert load(path).curve == (Point(**POINT), Point(**{**POINT, "epoch": 2}))
 
 
 @pytest.mark.parametrize("text, cause", DAMAGE.values(), ids=DAMAGE)
