@@ -230,8 +230,10 @@ class _RandomBases(torch.optim.Optimizer):
 
     def state_dict(self) -> dict:
         """The groups' settings and step numbers, without tensors that later steps change."""
+        for group in self.param_groups:
+            group["size"] = [p.numel() for p in group["params"]]  # one may have been given other data
         state = super().state_dict()
-        for group in state["param_groups"]:
+        for group in state.get("param_groups", ()):  # a hook may have put them elsewhere
             group |= {name: value.detach().clone() for name, value in group.items() if isinstance(value, Tensor)}
         return state
 
@@ -263,7 +265,7 @@ class _RandomBases(torch.optim.Optimizer):
         own = self.defaults.keys() - {"differentiable"} | {"size"}  # torch adds "differentiable" when it loads a state
         if lacking := own - saved.keys():
             raise ValueError(f"state_dict has a group without {', '.join(sorted(lacking))}: another optimizer saved it")
-        sizes, theirs = group["size"], saved["size"]
+        sizes, theirs = [p.numel() for p in group["params"]], saved["size"]
         values = theirs if isinstance(theirs, int) else sum(theirs)  # rbd 0.1 saved the sum alone
         if values != sum(sizes):
             raise ValueError(f"state_dict has {values} parameters in a group, this optimizer {sum(sizes)}")
@@ -312,6 +314,8 @@ def _as_named(params: list) -> list[tuple[str, Tensor]]:
     for p in params:
         if not isinstance(tensor := p[1] if isinstance(p, tuple) else p, Tensor):
             raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {type(tensor).__name__}")
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError("params: got a parameter of a lazy module that has no shape yet: run the model once before")
     return [p if isinstance(p, tuple) else (f"one of shape {tuple(p.shape)}", p) for p in params]
 
 
@@ -415,7 +419,7 @@ class RBD(_RandomBases):
     Args:
         params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
         lr: η, for directions of unit expected norm; Φᵀ Φ g is some √(d / D) times as long as g, so η is larger than SGD's.
-        dim: total number of random directions d, 1 ... D, apportioned to the compartments by their sizes.
+        dim: number of random directions d of a parameter group, 1 ... D, apportioned to its compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
         distribution: of the entries, "normal", "uniform" or "rademacher" (dense; signs cost least, and are no less
             accurate), or "countsketch" (sparse, one nonzero in every column: a step costs the same for every dim).
@@ -710,7 +714,8 @@ class _Trial:
 class NES(_RandomBases):
     """Natural evolution strategies in a random basis: θ ← θ - η / (σ d) Φᵀ c, without gradients.
 
-    c_i is the centred rank of the loss at θ + σ φ_i, compared in float64. Each of the d rows φ_i has unit expected norm and
+    c_i is the centred rank of the loss at θ + σ φ_i, compared in float64; equal losses are ranked by their row, so where all
+    are equal a step is random. Each of the d rows φ_i has unit expected norm and
     is regenerated for its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES
     (arXiv 2011.04720).
     Parameters that are frozen after it was made stay where they are.
@@ -886,8 +891,9 @@ def _as_loss(value: Tensor | float, device: torch.device) -> Tensor:
     Raises:
         TypeError: it is not a number, or has more than one value.
     """
-    dtype = torch.float64 if type(value) is float else None  # whatever torch's default dtype is
-    loss = torch.as_tensor(value, dtype=dtype, device=device) if hasattr(value, "__float__") else None  # as arrays have too
+    if hasattr(value, "__float__") and not hasattr(value, "shape"):  # a number, such as a float or Fraction
+        value = torch.tensor(float(value), dtype=torch.float64, device=device)  # whatever torch's default dtype is
+    loss = torch.as_tensor(value, device=device) if hasattr(value, "shape") else None  # also arrays, NumPy's numbers
     if loss is not None and loss.numel() == 1 and not loss.is_complex():
         return loss.detach().reshape(())
     got = repr(value) if loss is None else f"{loss.dtype} of shape {tuple(loss.shape)}"

@@ -150,9 +150,12 @@ def partition(form: str, layout: Layout, dim: int | None) -> Partition:
         form: one of FORMS; dim: total number of directions, not used (None) by by_ratio:R, whose R gives it.
 
     Raises:
-        ValueError: the form is unknown, dim does not fit, or a compartment has more than 2**32 - 1 values.
+        ValueError: the form is unknown, dim does not fit, there is nothing to cut, or a compartment has more than 2**32 - 1
+            values.
     """
     name, number = parse(form)
+    if not any(n for _, n in layout):
+        raise ValueError("params: got no values, allowed at least one in a parameter group")
     if name == "by_ratio":
         return by_ratio(layout, number)
     if dim is None:

@@ -9,6 +9,8 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -1152,6 +1154,41 @@ def test_options_that_would_be_ignored_or_obeyed_by_chance(optimizer_class, opti
 # NES
 
 
+@pytest.mark.parametrize("make", [RBD, FPD, NES])
+def test_a_lazy_parameter_is_refused(make):
+    with pytest.raises(ValueError, match="^params: got a parameter of a lazy module that has no shape yet: run the model"):
+        make(torch.nn.LazyLinear(3).parameters(), lr=0.1, dim=3)
+
+
+@pytest.mark.parametrize("partition", ["whole", "by_layer", "by_tensor", "even:1", "by_ratio:3"])
+def test_a_group_without_values_is_refused(partition):
+    with pytest.raises(ValueError, match="^params: got no values, allowed at least one in a parameter group$"):
+        RBD([("a.w", parameter(torch.ones(0)))], lr=0.1, dim=None if ":3" in partition else 1, partition=partition)
+
+
+def test_a_state_after_a_parameter_was_given_other_data_fits_the_new_one():
+    p, q = parameter(torch.ones(10)), parameter(torch.ones(6))
+    optimizer, other = RBD([p], lr=0.1, dim=3), RBD([q], lr=0.1, dim=3)
+    p.data = torch.ones(6)
+    for _ in range(2):
+        p.grad = torch.arange(6.0)
+        optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    p.grad, q.data, q.grad = torch.arange(6.0), p.data.clone(), torch.arange(6.0)
+    optimizer.step(), other.step()
+    assert torch.equal(p, q)
+    with pytest.raises(ValueError, match="state_dict has 6 parameters in a group, this optimizer 10"):
+        RBD([parameter(torch.ones(10))], lr=0.1, dim=3).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("hook", [lambda _, state: {"optimizer": state}, lambda _, state: None])
+def test_a_hook_may_return_another_state(hook):
+    optimizer = RBD([parameter(torch.ones(6))], lr=0.1, dim=3)
+    plain = optimizer.state_dict()
+    optimizer.register_state_dict_post_hook(hook)
+    assert optimizer.state_dict() in (plain, {"optimizer": plain})
+
+
 def test_centred_ranks_by_hand():
     ranks = lambda *losses: centred_ranks(torch.tensor(losses)).tolist()  # noqa: E731
     assert ranks(3.0, 1.0, 2.0) == [0.5, -0.5, 0.0]
@@ -1227,6 +1264,15 @@ def test_nes_takes_losses_of_any_shape_of_one_value(of):
     returned = NES([p], lr=0.1, dim=12).step(lambda: bowl(p))
     assert torch.equal(NES([q], lr=0.1, dim=12).step(lambda: of(bowl(q).detach())), returned)
     assert torch.equal(p, q) and returned.shape == ()
+
+
+@pytest.mark.parametrize("of", [lambda x: x, Fraction, Decimal, lambda x: round(x * 2**20) * 10**20])
+def test_nes_takes_any_real_number(of):
+    """Of any size: the last are integers beyond 64 bits. All in float64, as the losses are kept."""
+    p, q = parameter(normal(30)), parameter(normal(30))
+    NES([p], lr=0.1, dim=12).step(lambda: float(bowl(p)))
+    NES([q], lr=0.1, dim=12).step(lambda: of(float(bowl(q))))
+    assert torch.equal(p, q)
 
 
 @pytest.mark.parametrize(("bad", "got"), [(None, "None"), ("1", "'1'"), ([1.0], r"\[1.0\]"), (1j, "1j"),
