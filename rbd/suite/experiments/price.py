@@ -20,6 +20,8 @@ def runs(profile: str) -> Iterator[Request]:
     cnn: dict[str, Any] = {"model": "cnn", **({"data": "mnist-embedded", "epochs": 10} if quick else {"data": "cifar10"})}
     for seed in SEEDS:
         yield from list_points(fc, DENSE if quick else (250,), (*SPARSE, paper.SIZES["fc", 1]), seed)
+        for distribution in ("uniform", "normal") if quick else ():
+            yield tuned(**fc, method="rbd", dim=250, distribution=distribution, seed=seed)
         if seed in SEEDS[:2]:
             yield from list_points(cnn, (250,), (250, 2500, 10_000), seed)
 
