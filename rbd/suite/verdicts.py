@@ -83,11 +83,15 @@ class Beside:
     Attributes:
         rate: another learning rate at which ours agrees with augmentation; None if there is none.
         dim: D/400, where it is more than a tenth away from the d of our runs and was not run; else None.
+        other_dim: another d at which ours agrees; None if there is none.
+        other_bare: whether it agrees there without augmentation only.
         rise: accuracy gained over the last two fifths of the epochs, with augmentation (points); NaN if not run.
     """
 
     rate: float | None = None
     dim: int | None = None
+    other_dim: int | None = None
+    other_bare: bool = False
     rise: float = math.nan
 
 
@@ -96,6 +100,8 @@ def explain(method: str, theirs: float, ours: Runs | None, bare: Runs | None, ve
     if verdict == REPRODUCED:
         return "Agrees in the setting that the paper describes."
     elsewhere = [f"with augmentation, agrees at η = {beside.rate:g}"] if beside.rate is not None else []
+    if beside.other_dim is not None:
+        elsewhere.append(f"agrees at d = {beside.other_dim} {'without' if beside.other_bare else 'with'} augmentation")
     unrun = [f"D/{RATIO} = {beside.dim} not run"] if beside.dim is not None else []
     if verdict == WITHOUT:
         return _join(["agrees without augmentation", *elsewhere, *unrun])

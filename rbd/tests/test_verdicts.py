@@ -85,6 +85,9 @@ RATE, DIM, RISE = Beside(rate=0.5), Beside(dim=987), Beside(rise=4.0)
     ("rbd", 90.0, 99.0, Beside(), "The paper's number lies between ours with and without augmentation."),
     ("rbd", 80.0, 90.0, DIM, "Both settings are below the paper; D/400 = 987 not run."),
     ("rbd", 97.0, 99.0, Beside(), "Both settings are above the paper."),
+    ("fpd", 97.0, 99.0, Beside(other_dim=250, other_bare=True),
+     "Agrees at d = 250 without augmentation; both settings are above the paper."),
+    ("fpd", 97.0, 94.0, Beside(other_dim=250), "Agrees without augmentation; agrees at d = 250 with augmentation."),
 ])  # fmt: skip
 def test_every_cause_is_one_sentence(method, ours, bare, beside, words):
     runs = [None if value is None else Runs(value, ALONE, 1) for value in (ours, bare)]
@@ -203,6 +206,12 @@ def test_d_is_that_of_the_table_where_it_was_run(tmp_path):
     assert (fpd["d"], fpd["ours"], fpd["bare"], fpd["verdict"]) == ("250", "30.0", "20.5", WITHOUT)
     (claim,) = [row for row in read(tmp_path, "claims-paper") if row[0].startswith("1:")]
     assert claim[2:4] == ["RBD − FPD, paper's rates, mean of 1 rows", "+9.6 points"]  # both at 250
+    for augment, accuracy in ((None, 26.7), ("none", 31.2)):
+        put(tmp_path, (accuracy,), **cifar | {"augment": augment}, method="fpd", dim=987, lr=0.25)
+    execute("verdicts", tmp_path, "paper")
+    fpd = find(tmp_path, "FC, CIFAR-10", "FPD")
+    assert (fpd["d"], fpd["ours"], fpd["bare"], fpd["verdict"]) == ("987", "26.7", "31.2", NOT_REPRODUCED)
+    assert fpd["cause"].startswith("Agrees at d = 250 without augmentation; both settings are above the paper")
 
 
 def test_differences_of_figure_1(tmp_path):
