@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import ast
+import glob
 import inspect
 import json
 import math
 import os
 import random
 import sys
+import sysconfig
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from hashlib import sha256
 from numbers import Real
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from tqdm import tqdm
 
 from rbd.suite import cost, looks, record, store, tables
-from rbd.suite.bootstrap import check, summary
+from rbd.suite.bootstrap import summary
 from rbd.suite.executor import Processes
 from rbd.suite.intrinsic import SHARE, Dimension, find_dimension
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Modules = tuple[tuple[str, str], ...]  # path below the script's folder, hash of the file
 FORMAT = 1
+MAIN = ("__main__", "__mp_main__")  # the command itself
+OTHERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), Path(__file__).parents[1])  # Python and rbd
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,26 @@ class Target:
     """A function in a script, and the folder of its records.
 
     Attributes:
-        text: of the script. The folder's name depends on it, so that a table never mixes runs of different versions.
-        folder: <results>/dimension/<script>-<function>-<8 hex digits of place, function and text>.
+        text: of the script.
+        modules: those that the script loads from below its own folder when it is imported.
     """
 
     script: Path
     function: str
     text: str
-    folder: Path
+    results: Path
+    modules: Modules = ()
+
+    @cached_property
+    def folder(self) -> Path:
+        """<results>/dimension/<script>-<function>-<8 hex digits of place, function, text and modules>.
+
+        So a table never mixes runs of different versions, save for modules that are first imported during a call.
+        """
+        where = store.relate(self.script.resolve(), self.results.resolve())  # stays when both move
+        version = [where, self.function, self.text, *[self.modules] * bool(self.modules)]
+        key = sha256(json.dumps(version).encode()).hexdigest()[:8]
+        return self.results / "dimension" / f"{self.script.stem}-{self.function}-{key}"
 
     def path(self, run: Run) -> Path:
         """Of the record."""
@@ -91,11 +108,26 @@ class Target:
 
 
 def find_target(name: str, results: Path) -> Target:
-    """The function that "script.py:function" names; the script is read and not executed.
+    """The function that "script.py:function" names; a worker loads the script, to see which modules it imports.
 
     Raises:
-        ValueError: the name has another form, or the script no such function. FileNotFoundError: there is no script.
+        ValueError: the name has another form, the script has no such function, or it cannot be loaded.
+        FileNotFoundError: there is no script.
     """
+    target = _read_script(name, results)
+    workers = Processes(attempt)
+    try:
+        found = _get(workers.submit(target, None, None))
+    finally:
+        workers.stop()
+    if isinstance(found, Failure):
+        raise ValueError(f"{target.script}: {found.message}\n{found.traceback}".rstrip())
+    assert isinstance(found, tuple)
+    return replace(target, modules=found)
+
+
+def _read_script(name: str, results: Path) -> Target:
+    """The target, whose modules are not known yet. Raises ValueError and FileNotFoundError as `find_target` does."""
     place, _, function = name.rpartition(":")
     script = Path(place)
     if script.suffix != ".py" or not function.isidentifier():
@@ -110,9 +142,7 @@ def find_target(name: str, results: Path) -> Target:
     if not {function, "*"} & _list_names(tree):
         functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
         raise ValueError(f"{script}: got no function {function!r}, allowed {', '.join(functions) or 'none: it has none'}")
-    where = store.relate(script.resolve(), results.resolve())  # stays when both move
-    key = sha256(json.dumps([where, function, text]).encode()).hexdigest()[:8]
-    return Target(script, function, text, results / "dimension" / f"{script.stem}-{function}-{key}")
+    return Target(script, function, text, results)
 
 
 def _list_names(tree: ast.Module) -> set[str]:
@@ -124,11 +154,15 @@ def _list_names(tree: ast.Module) -> set[str]:
     return defined | assigned | {alias.asname or alias.name for alias in aliases}
 
 
-def attempt(target: Target, threads: int | None, run: Run | None) -> Outcome | Failure | None:
-    """In a worker: call the function; or without a run only load the script, and give None where that went well."""
+def attempt(target: Target, threads: int | None, run: Run | None) -> Outcome | Failure | Modules:
+    """In a worker: call the function; or without a run only load the script, and list the modules that it has loaded."""
     try:
-        call = _load(target, threads)
-        return None if run is None else _measure(call, run)
+        call, modules = _load(target, threads)
+        if run is None:
+            return modules
+        if changed := sorted({name for name, _ in {*modules} ^ {*target.modules}}):
+            raise RuntimeError(f"{', '.join(changed)}: changed since the command began; run the same command again")
+        return _measure(call, run)
     except (Exception, SystemExit) as error:
         return Failure(f"{type(error).__name__}: {error}", _format_traceback(error))
 
@@ -142,8 +176,8 @@ def _format_traceback(error: BaseException) -> str:
 
 
 @cache
-def _load(target: Target, threads: int | None) -> Callable:
-    """The function, of the script's text that the sweep began with; it finds the modules beside the script.
+def _load(target: Target, threads: int | None) -> tuple[Callable, Modules]:
+    """The function, of the script's text that the sweep began with, and the modules that it has found below its folder.
 
     Raises:
         Exception, SystemExit: what the script raises. TypeError: it is no function of (dim, seed).
@@ -162,7 +196,24 @@ def _load(target: Target, threads: int | None) -> Callable:
         inspect.signature(found).bind(1, 0)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{target.function}: {error}; allowed a function of (dim, seed)") from None
-    return found
+    return found, _list_modules(path)
+
+
+def _list_modules(script: Path) -> Modules:
+    """What has been loaded from below the folder of a script, except itself, installed packages, Python and rbd."""
+    files = [getattr(module, "__dict__", {}).get("__file__") for name, module in [*sys.modules.items()] if name not in MAIN]
+    found = {}
+    for file in filter(None, files):
+        for path in (Path(file).absolute(), Path(file).resolve()):  # a link there, or a folder that a link leads to
+            if path.is_relative_to(script.parent) and path != script and path.is_file() and not _is_installed(path, script):
+                found[path.relative_to(script.parent).as_posix()] = sha256(path.read_bytes()).hexdigest()
+                break
+    return tuple(sorted(found.items()))
+
+
+def _is_installed(path: Path, script: Path) -> bool:
+    parts = path.relative_to(script.parent).parts
+    return not {"site-packages", "dist-packages"}.isdisjoint(parts) or any(path.is_relative_to(other) for other in OTHERS)
 
 
 def _measure(call: Callable, run: Run) -> Outcome:
@@ -172,11 +223,15 @@ def _measure(call: Callable, run: Run) -> Outcome:
     returned = call(run.dim, run.seed)
     seconds = perf_counter() - began
     value = returned.item() if hasattr(returned, "item") and getattr(returned, "ndim", 1) == 0 else returned
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if not _is_number(value):
         raise TypeError(f"the function returned {returned!r}, allowed a number: the metric, larger where better")
     if not math.isfinite(value):
         raise ValueError(f"the function returned {float(value)}, allowed a finite number")
     return Outcome(float(value), seconds)
+
+
+def _is_number(value: object) -> TypeGuard[Real]:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _seed_generators(seed: int) -> None:
@@ -198,12 +253,17 @@ def load(target: Target, run: Run) -> Outcome | None:
         content = json.loads(path.read_text("utf-8"))
         if (content["format"], content["dim"], content["seed"]) != (FORMAT, run.dim, run.seed):
             raise ValueError(f"got format, dim, seed = {content['format']}, {content['dim']}, {content['seed']}")
-        (metric,), seconds = check([content["metric"]]), float(content["seconds"])
-        return Outcome(float(metric), seconds)
+        return Outcome(_check_number("metric", content["metric"]), _check_number("seconds", content["seconds"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: damaged: {error}; remove it, and the run is done again") from error
+
+
+def _check_number(name: str, value: object) -> float:
+    if not _is_number(value) or not math.isfinite(value):
+        raise ValueError(f"{name}: got {value!r}, allowed a finite number")
+    return float(value)
 
 
 def save(target: Target, run: Run, outcome: Outcome, environment: Mapping[str, str | int | bool | None]) -> None:
@@ -216,8 +276,9 @@ def save(target: Target, run: Run, outcome: Outcome, environment: Mapping[str, s
 
 
 def count_earlier(target: Target) -> int:
-    """Records of the same function in another version of the script, which are not used."""
-    folders = target.folder.parent.glob(f"{target.script.stem}-{target.function}-{'[0-9a-f]' * 8}")
+    """Records of the same function in another version of the script or its modules, which are not used."""
+    begin = glob.escape(f"{target.script.stem}-{target.function}-")
+    folders = target.folder.parent.glob(begin + "[0-9a-f]" * 8)
     return sum(len(list(folder.glob("dim*-seed*.json"))) for folder in folders if folder != target.folder)
 
 
@@ -231,7 +292,7 @@ def perform(target: Target, dims: Sequence[int], seeds: Sequence[int], results: 
         A line for every run that failed.
 
     Raises:
-        ValueError: a record is damaged, or the script cannot be loaded. store.Busy: another process is doing these runs.
+        ValueError: a record is damaged. store.Busy: another process is doing these runs.
     """
     runs = [Run(dim, seed) for seed in seeds for dim in dims]
     missing = [run for run in runs if load(target, run) is None]
@@ -239,7 +300,7 @@ def perform(target: Target, dims: Sequence[int], seeds: Sequence[int], results: 
     print(f"{name}: {looks.count(len(runs), 'run')}, {len(missing)} to do, records in {target.folder}", flush=True)
     if earlier := count_earlier(target):
         made = looks.count(earlier, "run")
-        print(f"the script has changed: not used: {made} of other versions of it, see {target.folder.parent}")
+        print(f"the script or its modules have changed: not used: {made} of other versions, see {target.folder.parent}")
     if not missing:
         return []
     store.check_writable(target.folder)
@@ -255,8 +316,6 @@ def perform(target: Target, dims: Sequence[int], seeds: Sequence[int], results: 
 
 def _run_missing(target: Target, missing: list[Run], jobs: int, workers: Processes) -> Iterator[str]:
     threads = max(1, cost.count_cores() // jobs) if jobs > 1 else None
-    if isinstance(failed := _get(workers.submit(target, threads, None)), Failure):
-        raise ValueError(f"{target.script}: {failed.message}\n{failed.traceback}".rstrip())
     environment, todo = record.environment(), deque(missing)
     running: dict[Future, Run] = {}
     with _show_progress(len(missing)) as tell:
@@ -271,13 +330,13 @@ def _run_missing(target: Target, missing: list[Run], jobs: int, workers: Process
                     save(target, run, ended, environment)
                     tell(f"{run}: {ended.metric:g}, {cost.format_duration(ended.seconds)}")
                     continue
-                assert ended
+                assert isinstance(ended, Failure)
                 path = store.write(target.error_path(run), ended.traceback or ended.message)
                 tell(f"{run}: failed: {ended.message}")
                 yield f"failed: {run}: {ended.message} ({path})"
 
 
-def _get(future: Future) -> Outcome | Failure | None:
+def _get(future: Future) -> Outcome | Failure | Modules:
     error = future.exception()  # of the worker, not of the function
     if error is None:
         return future.result()
@@ -314,10 +373,17 @@ def read(target: Target, dims: Iterable[int], seeds: Iterable[int]) -> dict[int,
 
 def format_table(runs: Mapping[int, list[float]]) -> str:
     """Markdown: mean, standard deviation, n and interval at every d."""
-    digits = 1 if max(abs(v) for metrics in runs.values() for v in metrics) >= 10 else 3
+    digits = _count_digits(max(abs(v) for metrics in runs.values() for v in metrics))
     made = {dim: summary(metrics) for dim, metrics in runs.items()}
     rows = [[f"{dim:,}", tables.number(s, digits=digits), tables.interval(s, digits)] for dim, s in made.items()]
     return tables.markdown(["d", "metric", "95 % interval"], rows).removesuffix("\n")
+
+
+def _count_digits(largest: float) -> int:
+    """After the point: three significant ones of the largest metric where that is small."""
+    if largest >= 10:
+        return 1
+    return 3 if largest >= 0.01 or largest == 0 else 2 - math.floor(math.log10(largest))
 
 
 def conclude(runs: Mapping[int, list[float]], dims: Iterable[int], baseline: float | None) -> tuple[str, Dimension | None]:

@@ -6,17 +6,23 @@ outputs are not kept: what it writes into the results directory is the product.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rbd.suite import findings, report, store, tables
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
 
 ANALYSIS = Path(__file__).resolve().parents[2] / "analysis"
 NEEDED = ("nbclient", "nbformat", "ipykernel", "pandas", "scipy", "seaborn")
@@ -87,7 +93,10 @@ def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing
     except (CellControlSignal, DeadKernelError, RuntimeError, ValueError, OSError) as error:
         state, message = "failed", f"{type(error).__name__}: {error}"
     if state != "drawn":
-        _mark_stale(Path(results) / "tables" / f"{name_files(name, profile)}.json")
+        try:
+            _mark_stale(Path(results) / "tables" / f"{name_files(name, profile)}.json")
+        except (ValueError, OSError) as error:
+            state, message = "failed", f"{message}; {error}"
     return Drawn(name, state, time.perf_counter() - start, message)
 
 
@@ -116,8 +125,42 @@ def _execute(path: Path, parameters: dict[str, Any]) -> None:
         raise ValueError(f"{path}: got {len(cells)} cells tagged 'parameters', allowed exactly one")
     cells[0].source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
     where = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(book, kernel_manager_class=ThisInterpreter, timeout=TIMEOUT, resources=where)
-    client.execute(env={**os.environ, "MPLBACKEND": "agg"})
+    client = NotebookClient(book, ThisInterpreter(), timeout=TIMEOUT, resources=where)
+    _run(client)
+
+
+def _run(client: NotebookClient) -> None:
+    """As client.execute does, in a thread: in the main one it takes SIGINT and SIGTERM for itself, and then fails itself."""
+    loop = asyncio.new_event_loop()
+    cells = loop.create_task(_run_cells(client))
+    with closing(loop), ThreadPoolExecutor(1) as pool:
+        try:
+            ended = pool.submit(loop.run_until_complete, cells)
+            while not wait([ended], timeout=1).done:  # a signal that comes just before it waits does not wake it up
+                pass
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(cells.cancel)
+            raise
+        ended.result()
+
+
+async def _run_cells(client: NotebookClient) -> None:
+    """Whatever happens, no kernel is left behind."""
+    assert client.km
+    try:
+        await client.async_start_new_kernel(env={**os.environ, "MPLBACKEND": "agg"})
+        await client.async_start_new_kernel_client()
+        for index, cell in enumerate(client.nb.cells):
+            await client.async_execute_cell(cell, index)
+        await client.km.shutdown_kernel()
+    finally:
+        await client.km.shutdown_kernel(now=True)  # at once, where it has not ended
+        if client.kc:
+            client.kc.stop_channels()
+        left = asyncio.all_tasks() - {asyncio.current_task()}  # of nbclient: it does not end them all
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 # ---------------------------------------------------------------- index

@@ -54,7 +54,7 @@ def number(summary: Summary | None, unit: str = "", digits: int = 1) -> str:
 
 
 def interval(summary: Summary, digits: int = 1) -> str:
-    """ "[79.6, 82.0]", or "no interval" where there is no second run to resample."""
+    """ "[79.6, 82.0]", or "no interval" where the spread of the runs is not known."""
     if math.isnan(summary.low):
         return "no interval"
     return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]"

@@ -2,7 +2,7 @@
 
 A number agrees where ours is at most POINTS from it, or at most two standard deviations of the difference of both means,
 √(s²/n + s'²/n'), where s is the paper's s' for a single run of ours. A lead (one method above another) holds where the
-lower end of its 95 % interval is above 0; without an interval (where a mean holds a single run) where it is above POINTS.
+lower end of its 95 % interval is above 0; without an interval (of single or equal runs) where it is above POINTS.
 
     reproduced                       so with the augmentation that the paper describes
     reproduced without augmentation  not so with it, or not run with it, but so without

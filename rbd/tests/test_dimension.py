@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import matplotlib
 import pytest
 
 import rbd
-from rbd.suite import dimension
+from rbd.suite import dimension, looks
 from rbd.suite.cli import main
 
 ROOT = Path(rbd.__file__).parents[1]
@@ -125,17 +128,100 @@ def test_a_changed_script_runs_anew_and_says_so(here, capsys):
     capsys.readouterr()
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "the script has changed: not used: 1 run of other versions of it, see results/dimension" in said
+    assert "the script or its modules have changed: not used: 1 run of other versions, see results/dimension" in said
     assert "1 run, 1 to do" in said and "| 10 | 0.750 (n = 1) | no interval |" in said
     Path("mine.py").write_text(SCRIPT)  # and back: the first one counts again
     assert main(words) == 0
     assert "1 run, 0 to do" in capsys.readouterr().out and len(calls(here)) == 2
 
 
+def test_a_changed_module_below_the_folder_runs_anew_and_says_so(here, capsys):
+    """However it is imported: beside the script, from a package, by another module, by name."""
+    (here / "pack").mkdir()
+    for name in ("pack/__init__.py", "deep.py", "named.py"):
+        (here / name).write_text("X = 1\n")
+    (here / "pack" / "part.py").write_text("import deep\n")
+    begin = "import importlib\nimport pack.part\nimportlib.import_module('named')\n"
+    Path("mine.py").write_text(begin + SCRIPT)
+    words = ["dimension", "mine.py:accuracy", "--dims", "10", "--seeds", "0"]
+    assert main(words) == 0 and main(words) == 0
+    assert "1 run, 0 to do" in capsys.readouterr().out
+    for number, name in enumerate(("helper.py", "pack/__init__.py", "pack/part.py", "deep.py", "named.py"), 1):
+        path, made = here / name, looks.count(number, "run")
+        path.write_text(path.read_text() + "# changed\n")
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert "1 run, 1 to do" in said
+        assert f"the script or its modules have changed: not used: {made} of other versions" in said, name
+    (here / "unused.py").write_text("X = 1\n")  # nor is what else lies there a module of the script
+    assert main(words) == 0
+    assert "1 run, 0 to do" in capsys.readouterr().out
+
+
+def test_a_module_counts_through_links_too(here):
+    """A folder that a link leads to, and a module that is a link to elsewhere."""
+    (here / "link").symlink_to(here, target_is_directory=True)
+    (here / "away").mkdir()
+    (here / "helper.py").rename(here / "away" / "far.py")
+    (here / "helper.py").symlink_to(here / "away" / "far.py")
+    found = [dimension.find_target(f"{name}:accuracy", here / "results") for name in ("mine.py", "link/mine.py")]
+    assert found[0].folder == found[1].folder and [name for name, _ in found[0].modules] == ["helper.py"]
+
+
+def test_a_script_alone_keeps_the_folder_that_it_had(here):
+    """Installed packages, Python and rbd do not count where they lie below the script's folder; nor do lazy imports."""
+    site = here / "env" / "lib" / "python3" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "installed.py").write_text("X = 1\n")
+    text = f"import sys\nsys.path.append({str(site)!r})\nimport installed, json\ndef f(dim, seed):\n    import helper\n"
+    (here / "alone.py").write_text(text)
+    key = sha256(json.dumps(["../alone.py", "f", text]).encode()).hexdigest()[:8]
+    assert dimension.find_target("alone.py:f", here / "results").folder == here / "results" / "dimension" / f"alone-f-{key}"
+
+
+def test_python_and_rbd_are_no_modules_of_a_script_above_them():
+    """As of a script in a home directory, or in a clone of this repository."""
+    for package in (rbd, json):
+        above = Path(package.__file__).parents[1]
+        inner = [name for name, _ in dimension._list_modules(above / "script.py") if name.startswith(package.__name__)]
+        assert inner == []
+
+
+def test_a_module_that_changes_while_the_runs_are_made_is_a_failure(here):
+    target = dimension.find_target("mine.py:accuracy", here / "results")
+    (here / "helper.py").write_text("def level(dim):\n    return 0.25\n")
+    (said,) = dimension.perform(target, [10], [0], here / "results")
+    assert "helper.py: changed since the command began; run the same command again" in said and calls(here) == []
+
+
+def test_any_name_of_a_script_is_taken_as_it_is(here, capsys):
+    """Brackets and stars are no patterns of other names."""
+    for name in ("ta[sk].py", "t*.py", "tas.py"):
+        Path(name).write_text("def f(dim, seed):\n    return 1.0\n")
+        assert main(["dimension", f"{name}:f", "--dims", "10", "--seeds", "0"]) == 0
+        assert "have changed" not in capsys.readouterr().out
+        Path(name).write_text("def f(dim, seed):\n    return 2.0\n")
+        assert main(["dimension", f"{name}:f", "--dims", "10", "--seeds", "0"]) == 0
+        assert "not used: 1 run of other versions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("metrics", "row"), [
+    ([88.0, 90.0], "89.0 ± 1.4 (n = 2) | [88.0, 90.0]"),
+    ([0.5, 0.51], "0.505 ± 0.007 (n = 2) | [0.500, 0.510]"),
+    ([0.01, 0.02], "0.015 ± 0.007 (n = 2) | [0.010, 0.020]"),
+    ([0.0012, 0.0034], "0.00230 ± 0.00156 (n = 2) | [0.00120, 0.00340]"),
+    ([1e-7, 2e-7], "0.000000150 ± 0.000000071 (n = 2) | [0.000000100, 0.000000200]"),
+    ([0.0, 0.0], "0.000 ± 0.000 (n = 2) | [0.000, 0.000]"),
+])  # fmt: skip
+def test_metrics_of_any_size_are_printed_with_three_digits(metrics, row):
+    assert dimension.format_table({10: metrics}).splitlines()[-1] == f"| 10 | {row} |"
+
+
 def test_a_script_on_another_drive_of_windows_has_a_folder_too(here, monkeypatch):
     """The same one at each call, and another one than that of a script elsewhere with equal text."""
     (here / "other").mkdir()
-    (here / "other" / "mine.py").write_text(SCRIPT)
+    for name in ("mine.py", "helper.py"):
+        shutil.copy(name, here / "other" / name)
 
     def refuse(*_):
         raise ValueError("path is on mount 'C:', start on mount 'D:'")
@@ -155,7 +241,6 @@ def test_what_fails_is_named_and_the_others_go_on(here, capsys):
     trace = Path(where).read_text()
     assert 'mine.py", line' in trace and "dimension.py" not in trace
     assert "| 10 |" in said.out and "| 7 |" not in said.out and "d90 = " in said.out
-    Path("helper.py").write_text("def level(dim):\n    return 0.5\n")  # not of the script: what is there stays
     assert main(words) == 1 and calls(here)[-1] == "7 0" and len(calls(here)) == 4
     capsys.readouterr()
     assert main([*words[:3], "10", "7", "--seeds", "0"]) == 1
@@ -208,7 +293,9 @@ def test_a_damaged_record_is_named_and_left(here, capsys):
     words = ["dimension", "mine.py:accuracy", "--dims", "10", "--seeds", "0"]
     assert main(words) == 0
     path = folder(here) / "dim10-seed0.json"
-    for text in ("{", '{"format": 1, "dim": 11, "seed": 0, "metric": 1, "seconds": 1}', '{"format": 1}'):
+    whole = {"format": 1, "dim": 10, "seed": 0, "metric": 1, "seconds": 1}
+    bad = [whole | {name: value} for name in ("metric", "seconds") for value in ("3", True, None, [3], math.nan, 10**400)]
+    for text in ("{", "3", '{"format": 1}', *map(json.dumps, [whole | {"dim": 11}, *bad])):
         path.write_text(text)
         assert main(words) == 2
         assert f"{path.relative_to(here)}: damaged: " in capsys.readouterr().err and path.read_text() == text

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from itertools import product
 from math import nan
 from pathlib import Path
 
 import made_up
 import numpy as np
+import psutil
 import pytest
 import stats
 import style
@@ -92,6 +99,57 @@ def test_a_damaged_record_fails_though_runs_may_be_missing(tmp_path, capfd):
     assert main(["figures", "curves", "--allow-missing", "--results-dir", str(tmp_path)]) == 1
     assert f"FAILED: Damaged: {damaged}: not a valid record, file not touched" in capfd.readouterr().out
     assert damaged.read_text() == "{"
+
+
+@pytest.mark.parametrize(("text", "given"), [("{", []), ("[]", ["--allow-missing"])])
+def test_damaged_evidence_is_a_failure_of_its_notebook_alone(text, given, tmp_path, capfd):
+    """It cannot be marked as stale; the others are drawn, and the index, which needs it, names it at the end."""
+    damaged = put(tmp_path, "redraw-quick")
+    damaged.write_text(text)
+    assert main(["figures", "redraw", "schematic", *given, "--results-dir", str(tmp_path)]) == 2
+    said = capfd.readouterr()
+    first, second = said.out.splitlines()
+    assert first.startswith("[1/2] redraw, profile quick: FAILED: ") and "`rbd sweep redraw --profile quick`" in first
+    assert f"; {damaged}: not the evidence of a notebook: " in first and second.startswith("[2/2] schematic")
+    assert f"{damaged}: not the evidence of a notebook: " in said.err and damaged.read_text() == text
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def has_reader(fifo: Path) -> bool:
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("names", "place"), [
+    (["curves"], "start"), (["curves"], "cell"), (["schematic", "curves"], "cell"),
+])  # fmt: skip
+@pytest.mark.parametrize(("number", "status", "word"), [
+    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
+])  # fmt: skip
+def test_interrupted_it_says_so_and_leaves_no_kernel(number, status, word, names, place, tmp_path):
+    """While a kernel starts, and in a cell (which reads a record that never comes); in a later notebook, too."""
+    fifo = made_up.experiment(tmp_path, "curves")[0]
+    fifo.unlink()
+    os.mkfifo(fifo)
+    words = [sys.executable, "-m", "rbd", "figures", *names, "--results-dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = psutil.Process(run.pid)
+    wait_for((lambda: has_reader(fifo)) if place == "cell" else (lambda: bool(process.children())))
+    kernels = process.children(recursive=True)
+    run.send_signal(number)
+    said = run.communicate(timeout=60)
+    assert (run.returncode, said[1]) == (status, f"\nrbd: {word}\n")
+    assert kernels and not any(kernel.is_running() for kernel in kernels)
 
 
 def test_a_notebook_without_parameters_is_told_about(tmp_path):
