@@ -34,7 +34,6 @@ from rbd.partition import parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
-OUTSIDE = -1  # what torch._C._current_graph_task_id() gives outside of a backward pass
 METADATA = "rbd.Subspace"  # key in the header of a file
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}  # names that safetensors gives them
 _CHANGED = ("{}: got {}, allowed {}: the model was changed without the Subspace; move both by sub.to(...), shard both by "
@@ -115,17 +114,10 @@ class Subspace(nn.Module):
         if not self._compared:
             self._compare()
         swap = _swap_of(self._modules["model"])
-        with swap.lock:
-            outer = swap.active if torch._C._current_graph_task_id() != OUTSIDE else None  # in a checkpoint that reruns this
-            swap.swap_out()
+        with _Level(swap) as level:
             moved = self._move_weights()
-            swap.swap_in(moved)
-            try:
-                out = self._modules["model"](*args, **kwargs)
-            finally:
-                swap.swap_out()
-                if outer is not None:
-                    swap.swap_in(outer)
+            level.put(moved)
+            out = self._modules["model"](*args, **kwargs)
         _watch_backward(out, swap, moved)
         return out
 
@@ -199,9 +191,15 @@ class Subspace(nn.Module):
     def _sum_up(self) -> str:
         """Checksum, 16 hexadecimal digits, of all parameters and of which of them are moved."""
         moved = {names[0] for names in self._names}
-        named = self.model.named_parameters()
-        facts = [(name, name in moved, tuple(p.shape), str(p.dtype), digest([p])) for name, p in named]
+        facts = [(name, name in moved, tuple(p.shape), str(p.dtype), digest([p])) for name, p in self._list_weights()]
         return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+    def _list_weights(self) -> list[tuple[str, Tensor]]:
+        """Names and values of all parameters, θ0 also while a pass has θ in its place."""
+        swap = _swap_of(self.model)
+        with swap.lock:
+            start = {} if swap.active is None else dict(zip(map(id, swap.active.theta), swap.active.base.start))
+            return [(name, start.get(id(p), p)) for name, p in self.model.named_parameters()]
 
     def check(self) -> None:
         """Raise unless the model's parameters equal those at construction (or after ``merge`` or a change of dtype).
@@ -212,8 +210,7 @@ class Subspace(nn.Module):
         Raises:
             RuntimeError: a parameter has changed.
         """
-        _swap_of(self.model).swap_out()
-        if any(map(is_sharded, self.model.parameters())):
+        if any(is_sharded(p) for _, p in self._list_weights()):
             return
         if self._sum_up() != self._checksum:
             raise RuntimeError("the model's weights θ0 have changed since the Subspace was made, so the coordinates do not "
@@ -230,13 +227,14 @@ class Subspace(nn.Module):
         """
         if hasattr(self, "unshard"):
             raise RuntimeError("merge is not supported under fully_shard: save the coordinates, and load them elsewhere")
-        self.check()
-        _, start = self._walk()
-        for p, moved in zip(start, kernels.shift(self.coordinates, self._spec, start)):
-            p.copy_(moved)
-        forget_casts(start[0].device)
-        self.coordinates.zero_()
-        self._set_checksum()
+        with _Level(_swap_of(self.model)):
+            self.check()
+            _, start = self._walk()
+            for p, moved in zip(start, kernels.shift(self.coordinates, self._spec, start)):
+                p.copy_(moved)
+            forget_casts(start[0].device)
+            self.coordinates.zero_()
+            self._set_checksum()
         return self.model
 
     def _set_checksum(self) -> None:
@@ -319,7 +317,11 @@ class Subspace(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         """Called by ``to``, ``half`` and others. Coordinates stay in float32 where the model gets a shorter dtype."""
-        _swap_of(self.model).swap_out()
+        with _Level(_swap_of(self.model)):
+            self._convert(fn, recurse)
+        return self
+
+    def _convert(self, fn, recurse: bool) -> None:
         before, c = {p.dtype for p in self.model.parameters()}, self.coordinates.detach()
         super()._apply(fn, recurse)
         if self.coordinates.dtype != (wanted := sum_dtype(self.coordinates.dtype)):
@@ -327,7 +329,6 @@ class Subspace(nn.Module):
             self.coordinates.data = c.to(self.coordinates.device, wanted)
         if {p.dtype for p in self.model.parameters()} != before:
             self._set_checksum()
-        return self
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_base": None}  # copies have a model of their own
@@ -459,68 +460,100 @@ class _MovedWeights:
 
 
 class _ParameterSwap:
-    """Swaps a model's parameters between θ0 and θ."""
+    """Swaps a model's parameters between θ0 and θ.
+
+    A pass may begin during another one: in a hook, in a checkpoint that reruns the model, or in another thread. So what the
+    passes need is a stack of levels: the model has the parameters of the last one, and of the one before when that ends.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # held while the model runs: forward passes in several threads take turns
+        self.levels: list[_Level] = []
         self.active: _MovedWeights | None = None  # what the model has as its parameters; None: θ0
-        self.task = OUTSIDE  # the backward pass in which it was swapped in
 
-    def swap_in(self, moved: _MovedWeights) -> None:
-        """Put θ in the place of θ0."""
-        self.swap_out()
-        moved.base.swap(moved.base.start, moved.theta)
-        self.active, self.task = moved, torch._C._current_graph_task_id()
+    def show_last(self) -> None:
+        """Put the parameters of the last level into the model."""
+        before, after = self.active, self.levels[-1].moved if self.levels else None
+        if before is after:
+            return
+        if before is not None:
+            before.base.swap(before.theta, before.base.start)
+        if after is not None:
+            after.base.swap(after.base.start, after.theta)
+        self.active = after
 
-    def swap_out(self) -> None:
-        """Put θ0 back."""
-        if (moved := self.active) is not None:
-            moved.base.swap(moved.theta, moved.base.start)
-            self.active = None
 
-    def begin_backward(self, moved: _MovedWeights, grad: Tensor) -> None:
-        """Called when a backward pass starts: puts θ in, for gradient checkpoints that rerun the model.
+class _Level:
+    """What a pass needs as the model's parameters; as a context, θ0 at first, and no other thread runs the model.
 
-        If the pass involves two different θ that clash, puts in meta tensors instead, so that a rerun fails rather than uses
-        the wrong θ.
-        """
-        task = torch._C._current_graph_task_id()
-        running = _RUNNING.setdefault(task, [])
-        found = [(swap, swap.active) for swap in running if swap.active is not None and swap.task == task]
-        clashing = [(swap, active) for swap, active in found if active.is_clashing(moved)]
-        for swap, active in clashing:
-            swap.put(active.without_values())
-        self.put(moved.without_values() if clashing else moved)
-        running.append(self)
-        torch.autograd.Variable._execution_engine.queue_callback(_EndOfBackward(self, task))
+    Attributes:
+        moved: θ; None: θ0.
+    """
+
+    __slots__ = ("moved", "swap")
+
+    def __init__(self, swap: _ParameterSwap):
+        self.swap = swap
+        self.moved: _MovedWeights | None = None
+
+    def __enter__(self) -> _Level:
+        self.swap.lock.acquire()
+        self.swap.levels.append(self)
+        if self.swap.active is not None:
+            self.swap.show_last()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.swap.levels.remove(self)
+        try:
+            self.swap.show_last()
+        finally:
+            self.swap.lock.release()
 
     def put(self, moved: _MovedWeights) -> None:
-        """``swap_in``, when no other thread runs the model."""
-        with self.lock:
-            self.swap_in(moved)
-
-    def end_backward(self, task: int) -> None:
-        """Called when a backward pass has ended or failed: puts θ0 back."""
-        _RUNNING.pop(task, None)
-        with self.lock:
-            if self.task == task:
-                self.swap_out()
+        """Have the model compute with θ, if no level comes after this one."""
+        with self.swap.lock:
+            self.moved = moved
+            self.swap.show_last()
 
 
-_RUNNING: dict[int, list[_ParameterSwap]] = {}  # by number, the backward passes under way, and what they have swapped
+_RUNNING: dict[int, dict[_ParameterSwap, _Level]] = {}  # by number, the backward passes under way, and what they need
+
+
+def _begin_backward(swap: _ParameterSwap, moved: _MovedWeights, grad: Tensor) -> None:
+    """Called when a backward pass starts: puts θ in, for gradient checkpoints that rerun the model.
+
+    If the pass involves two different θ that clash, puts in meta tensors instead, so that a rerun fails rather than uses the
+    wrong θ.
+    """
+    task = torch._C._current_graph_task_id()
+    if task not in _RUNNING:
+        torch.autograd.Variable._execution_engine.queue_callback(_EndOfBackward(task))
+    levels = _RUNNING.setdefault(task, {})
+    clashing = [(level, level.moved) for level in levels.values() if level.moved and level.moved.is_clashing(moved)]
+    for level, other in clashing:
+        level.put(other.without_values())
+    with swap.lock:
+        if swap not in levels:
+            levels[swap] = _Level(swap)
+            swap.levels.append(levels[swap])
+        levels[swap].put(moved.without_values() if clashing else moved)
 
 
 class _EndOfBackward:
     """Puts θ0 back after a backward pass: torch calls it at the end, and if the pass raises, deletes it without a call."""
 
-    def __init__(self, swap: _ParameterSwap, task: int):
-        self.swap, self.task = swap, task
+    def __init__(self, task: int):
+        self.task = task
 
     def __call__(self) -> None:
-        self.swap.end_backward(self.task)
+        for swap, level in _RUNNING.pop(self.task, {}).items():
+            with swap.lock:
+                swap.levels.remove(level)
+                swap.show_last()
 
     def __del__(self) -> None:
-        self.swap.end_backward(self.task)
+        self()
 
 
 def _swap_of(model: nn.Module) -> _ParameterSwap:
@@ -543,7 +576,7 @@ def _watch_backward(out: Any, swap: _ParameterSwap, moved: _MovedWeights) -> Non
     if moved.theta[0].requires_grad:
         for t in tensors if len(tensors) == len(leaves) else _look_into(leaves):
             if t.grad_fn is not None:
-                t.register_hook(partial(swap.begin_backward, moved))
+                t.register_hook(partial(_begin_backward, swap, moved))
 
 
 def _check_model(model: nn.Module) -> None:

@@ -499,6 +499,119 @@ def test_threads_take_turns():
     assert all(all(of) for of in results.values()) and len(results) == 4
 
 
+MEANWHILE = {
+    "state_dict": lambda sub, path: sub.state_dict(),
+    "check": lambda sub, path: sub.check(),
+    "save": lambda sub, path: sub.save(path),
+    "to": lambda sub, path: sub.to("cpu"),
+    "evaluate": lambda sub, path: torch.no_grad()(sub)(X),
+    "train": lambda sub, path: train_on(sub),
+}
+
+
+@torch.enable_grad()
+def train_on(sub):
+    before, x = sub.coordinates.grad, X.clone().requires_grad_()
+    assert gradient(sub, x, sub.coordinates).any()
+    sub.coordinates.grad = before
+
+
+def once(call):
+    """A hook that calls once, however often it is called itself."""
+    calls = [call]
+
+    def hook(*_):
+        if calls:
+            calls.pop()()
+
+    return hook
+
+
+def in_a_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE.values(), ids=list(MEANWHILE))
+def test_a_hook_of_a_forward_pass_leaves_it_alone(meanwhile, tmp_path):
+    sub = make()
+    wanted = gradient(sub, X, sub.coordinates).clone()
+    start, out, done = [p.clone() for p in sub.model.parameters()], sub(X), []
+    sub.model.first.register_forward_hook(once(lambda: done.append(meanwhile(sub, tmp_path / "a"))))
+    assert torch.equal(sub(X), out) and len(done) == 1
+    sub.model.first.register_forward_hook(once(lambda: done.append(meanwhile(sub, tmp_path / "a"))))
+    assert torch.equal(gradient(sub, X, sub.coordinates), wanted) and len(done) == 2
+    assert is_put_back(sub, start)
+
+
+def test_another_subspace_in_a_hook_of_a_forward_pass():
+    sub = make()
+    other, out = make(sub.model, seed=5), sub(X)
+    wanted, found = other(X), []
+    sub.model.first.register_forward_hook(once(lambda: found.append(other(X))))
+    assert torch.equal(sub(X), out) and torch.equal(found[0], wanted)
+
+
+def test_merge_in_a_hook_of_a_forward_pass():
+    sub = make()
+    out = sub(X)
+    sub.model.first.register_forward_hook(once(sub.merge))
+    for _ in range(2):
+        assert torch.equal(sub(X), out)
+    assert isinstance(sub.model.first.weight, nn.Parameter) and not sub.coordinates.any()
+
+
+@pytest.mark.parametrize("of", [lambda sub: sub.state_dict(), lambda sub: sub.check()])
+def test_a_thread_that_saves_leaves_passes_alone(of):
+    sub, stop, errors = make(Net(True)), threading.Event(), []
+    wanted, grad = sub(X), gradient(sub, X, sub.coordinates).clone()
+
+    def save():
+        try:
+            while not stop.is_set():
+                of(sub)
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+        same = [torch.equal(sub(X), wanted) and torch.equal(gradient(sub, X, sub.coordinates), grad) for _ in range(100)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(same) and not errors
+
+
+class Twice(nn.Module):
+    """Two checkpoints, and a hook between them that a backward pass calls after the rerun of the second."""
+
+    def __init__(self, reentrant, hook):
+        super().__init__()
+        self.net, self.head, self.reentrant, self.hook = Net(seed=3), nn.Linear(3, 8), reentrant, hook
+
+    def forward(self, x):
+        x = checkpoint(self.net, x, use_reentrant=self.reentrant)
+        if x.requires_grad:
+            x.register_hook(self.hook)
+        return checkpoint(self.head, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("run", [in_a_thread, lambda call: call()], ids=["thread", "hook"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", MEANWHILE)
+def test_a_hook_of_a_backward_pass_leaves_it_alone(name, reentrant, run, tmp_path):
+    """Also in another thread, while the pass waits."""
+    hooks = [lambda: None]
+    sub = make(Twice(reentrant, lambda grad: hooks[-1]()))
+    x, start, done = X.clone().requires_grad_(), [p.clone() for p in sub.model.parameters()], []
+    wanted = gradient(sub, x, sub.coordinates).clone()
+    hooks.append(once(lambda: run(lambda: done.append(MEANWHILE[name](sub, tmp_path / "a")))))
+    assert torch.equal(gradient(sub, x, sub.coordinates), wanted) and len(done) == 1
+    assert is_put_back(sub, start) and not _RUNNING and not _swap_of(sub.model).levels
+
+
 def test_an_error_in_the_model_puts_the_weights_back():
     sub = make()
     start = [p.clone() for p in sub.model.parameters()]
