@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from hashlib import blake2b
+from io import IOBase
+from logging import Logger
 from numbers import Number
 from pathlib import Path
 from secrets import token_hex
-from types import ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,7 +110,8 @@ class Subspace(nn.Module):
             RuntimeError: the model's parameters were replaced, moved or sharded without the Subspace, or, in the first call,
                 another worker of DistributedDataParallel has other weights θ0.
             ValueError: the model returns a parameter, or a view of one.
-            TypeError: the model returns objects in which it finds no tensor with a gradient.
+            TypeError: the model returns what can run its modules later, such as a generator, or objects in which it finds no
+                tensor with a gradient.
         """
         if torch.compiler.is_compiling():
             return self._forward_compiled(args, kwargs)
@@ -132,7 +136,10 @@ class Subspace(nn.Module):
         u = kernels.differentiable_expand(self.coordinates, self._spec)  # (D,)
         moves = [v.view(p.shape) for p, v in zip(start, u.split([p.numel() for p in start]))]
         theta = {n: (p + v).to(p.dtype) for names, p, v in zip(self._choose_names(), start, moves) for n in names}
-        return torch.func.functional_call(self.model, theta, args, kwargs, tie_weights=False)
+        out = torch.func.functional_call(self.model, theta, args, kwargs, tie_weights=False)
+        if any(map(_is_lazy, tree_leaves(out))):  # after an error torch.compile runs the uncompiled pass, which looks closer
+            raise TypeError("the model returns a module, a function or an iterator: return tensors")
+        return out
 
     def _choose_names(self) -> list[list[str]]:
         """Names of every moved parameter, one for each module that holds it.
@@ -568,13 +575,15 @@ def _watch_backward(out: Any, swap: _ParameterSwap, moved: _MovedWeights) -> Non
 
     Raises:
         ValueError: that has a parameter of the model, or a view of one.
-        TypeError: no tensor with a gradient is found in it.
+        TypeError: it can run a module whose parameters are moved, or no tensor with a gradient is found in it.
     """
     leaves = [out] if isinstance(out, Tensor) else tree_leaves(out)
     tensors = [t for t in leaves if isinstance(t, Tensor)]
     _refuse_parameters(tensors, moved.theta)
+    if len(tensors) < len(leaves):
+        tensors = _look_into(leaves, moved)
     if moved.theta[0].requires_grad:
-        for t in tensors if len(tensors) == len(leaves) else _look_into(leaves):
+        for t in tensors:
             if t.grad_fn is not None:
                 t.register_hook(partial(_begin_backward, swap, moved))
 
@@ -644,49 +653,58 @@ def _refuse_parameters(found: list[Tensor], theta: Sequence[Tensor]) -> None:
                          "pass: return a clone() of it")  # fmt: skip
 
 
-def _look_into(leaves: Iterable[Any]) -> list[Tensor]:
-    """Tensors that a model returns, also in objects that are not pytrees: in their items, attributes and slots.
+def _look_into(leaves: Iterable[Any], moved: _MovedWeights) -> list[Tensor]:
+    """Tensors that a model returns, also in objects that are not pytrees, and in what functions and generators refer to.
 
     Raises:
-        TypeError: none of them has a graph, and there is an object that cannot be searched.
+        TypeError: there is a module whose parameters are moved; or θ needs a gradient, none of the tensors has a graph, and
+            there is an object that cannot be searched.
     """
-    tensors, closed, todo = [], [], list(leaves)
+    tensors, closed, todo = [], [], [(leaf, leaf) for leaf in leaves]
     seen: dict[int, Any] = {}  # by id; holds the objects, so that no id is used again
     while todo:
-        one = todo.pop()
-        if id(one) in seen or isinstance(one, _PLAIN):
+        one, leaf = todo.pop()
+        kind = type(one)
+        if id(one) in seen or issubclass(kind, _PLAIN):
             continue
         seen[id(one)] = one
-        if isinstance(one, Tensor):
+        if issubclass(kind, Tensor):
             tensors.append(one)
+        elif issubclass(kind, nn.Module) and not moved.base.movers.isdisjoint(one.modules()):
+            raise TypeError(f"the model returns something ({type(leaf).__name__}) that can run its module {kind.__name__} "
+                            "after the forward pass, with θ0 and not with θ: run it in forward, and return tensors")
         elif (inside := _inside(one)) is not None:
-            todo += inside
+            todo += [(part, leaf) for part in inside]
         else:
-            closed.append(type(one).__name__)
-    if closed and not any(t.grad_fn is not None for t in tensors):
+            closed.append(kind.__name__)
+    if closed and moved.theta[0].requires_grad and not any(t.grad_fn is not None for t in tensors):
         raise TypeError(f"the model returns {', '.join(sorted(set(closed)))}, in which a Subspace finds no tensor with a "
                         f"gradient: return tensors, or register the class with torch.utils._pytree")  # fmt: skip
     return tensors
 
 
-_PLAIN = (type(None), str, bytes, range, Number, np.generic, np.ndarray, torch.dtype, torch.device, type, ModuleType)
+_ENDLESS = (ModuleType, TracebackType, Logger, IOBase)  # lead to much of the process, and so to the model
+_PLAIN = (type(None), str, bytes, type, CodeType, np.ndarray, np.generic, torch.dtype, torch.device, Number, *_ENDLESS)
 
 
 def _inside(one: Any) -> list[Any] | None:
-    """What an object holds; None for a module, and for an object without items, attributes or slots."""
+    """What an object refers to; None for a module, and for an object that hides it.
+
+    Not the globals of functions and frames, which lead to much of the process.
+    """
     if isinstance(one, nn.Module):
         return None
-    held = list(getattr(one, "__dict__", {}).values())
-    slots = [name for kind in type(one).__mro__ for name in _slots(kind)]
-    held += [getattr(one, name) for name in slots if hasattr(one, name)]
-    if isinstance(one, Mapping):
-        return [*held, *one.values()]
-    return [*held, *one] if isinstance(one, Collection) else held or None
+    if isinstance(one, FunctionType):
+        return [one.__closure__, one.__defaults__, one.__kwdefaults__, one.__dict__]
+    if isinstance(one, FrameType):  # of a generator, in Python 3.10
+        return list(one.f_locals.values())
+    held = [part for part in gc.get_referents(one) if not isinstance(part, type)]
+    return held or ([] if isinstance(one, Collection) else None)
 
 
-def _slots(kind: type) -> list[str]:
-    names = kind.__dict__.get("__slots__", ())
-    return [names] if isinstance(names, str) else [name for name in names if name not in ("__dict__", "__weakref__")]
+def _is_lazy(one: Any) -> bool:
+    """Whether it may run later; of what torch.compile can trace."""
+    return callable(one) or isinstance(one, Iterator)
 
 
 def _describe(p: Tensor | None) -> str:
