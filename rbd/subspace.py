@@ -162,7 +162,8 @@ class Subspace(nn.Module):
 
     def _list_links(self, owners: list[_Owner], start: list[Tensor]) -> list[_Link]:
         links = [_Link(self._modules, "model", self.model)]
-        links += [_Link(m._modules, name, child) for m in self.model.modules() for name, child in m._modules.items()]
+        own = [m for m in self.model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # of which none is moved
+        links += [_Link(m._modules, name, child) for m in own for name, child in m._modules.items()]
         return links + [_Link(owner.parameters, owner.name, start[owner.number]) for owner in owners]
 
     def _walk(self) -> tuple[list[_Owner], list[Tensor]]:
@@ -636,6 +637,10 @@ def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...
         raise TypeError(f"params: got {', '.join(bad)}, allowed real floating-point parameters")
     if bad := [f"{names[0]} ({p.dtype})" for p, names in chosen if torch.finfo(p.dtype).bits < 16]:
         raise TypeError(f"params: got {', '.join(bad)}, allowed dtypes of 16 to 64 bits: choose others by params")
+    scripted = tuple(f"{path}." for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule))
+    if bad := [name for _, names in chosen for name in names if name.startswith(scripted)]:
+        raise TypeError(f"model: {bad[0]} is in a torch.jit module, whose parameters cannot be moved: give the model "
+                        f"without torch.jit, or choose other parameters by params")  # fmt: skip
     if len(devices := {str(p.device) for p, _ in chosen}) > 1:
         raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device")
     return [tuple(names) for _, names in chosen]

@@ -1059,6 +1059,20 @@ class Opaque(torch.Tensor):
         return function(*(x.values if isinstance(x, cls) else x for x in args), **(kwargs or {}))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("to_jit", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3))])
+def test_parameters_in_a_scripted_part_are_refused_unless_others_are_chosen(to_jit):
+    model = nn.Sequential(to_jit(nn.Sequential(nn.Linear(3, 3))), nn.ReLU(), nn.Linear(3, 3))
+    for given in ({}, {"params": ["0.*.bias", "2.*"]}):
+        with pytest.raises(TypeError, match=r"^model: 0.0.(weight|bias) is in a torch.jit module, whose "):
+            Subspace(model, 3, **given)
+    assert all(p.requires_grad for p in model.parameters())
+    sub = make(model, 3, params="2.*")
+    out = sub(torch.ones(2, 3))
+    assert torch.equal(sub(torch.ones(2, 3)), out) and gradient(sub, torch.ones(2, 3), sub.coordinates).any()
+    assert torch.equal(sub.merge()(torch.ones(2, 3)), out)
+
+
 @pytest.mark.parametrize("params", [None, "first.*"])
 def test_a_model_that_is_refused_stays_as_it_was(params):
     """Also where only other parameters are moved: all are in the checksum."""
