@@ -191,6 +191,8 @@ class Subspace(nn.Module):
 
     def _compare(self) -> None:
         """Raise RuntimeError unless θ0 equals that of worker 0, whose checksum DistributedDataParallel has broadcast."""
+        if self._of_first.is_meta:  # for which there are no kernels, as the next error says
+            return
         words = self._of_first.tolist()  # a Subspace pickled by rbd 0.2 has two, of 32 bits
         if "".join(f"{round(word):0{16 // len(words)}x}" for word in words) != self._checksum:
             raise RuntimeError("the weights θ0 differ from those of worker 0: give all workers the same, then wrap them")
@@ -199,7 +201,8 @@ class Subspace(nn.Module):
     def _sum_up(self) -> str:
         """Checksum, 16 hexadecimal digits, of all parameters and of which of them are moved."""
         moved = {names[0] for names in self._names}
-        facts = [(name, name in moved, tuple(p.shape), str(p.dtype), digest([p])) for name, p in self._list_weights()]
+        facts = [(name, name in moved, tuple(p.shape), str(p.dtype), digest([] if p.is_meta else [p]))
+                 for name, p in self._list_weights()]  # fmt: skip
         return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
     def _list_weights(self) -> list[tuple[str, Tensor]]:
@@ -335,6 +338,7 @@ class Subspace(nn.Module):
         if self.coordinates.dtype != (wanted := sum_dtype(self.coordinates.dtype)):
             self.coordinates.grad = None
             self.coordinates.data = c.to(self.coordinates.device, wanted)
+        self._of_first = _words(self._checksum, self.coordinates.device)  # to_empty leaves it without values
         if {p.dtype for p in self.model.parameters()} != before:
             self._set_checksum()
 

@@ -799,6 +799,41 @@ def test_to_half_keeps_the_coordinates_in_float32():
     assert sub.double().coordinates.dtype == torch.float64
 
 
+@pytest.mark.parametrize("over_meta", [False, True])
+def test_weights_are_loaded_after_to_empty(over_meta):
+    sub = make()
+    out, weights, state = sub(X), copy.deepcopy(sub.model.state_dict()), copy.deepcopy(sub.state_dict())
+    if over_meta:
+        sub.to("meta")
+    sub.to_empty(device="cpu")
+    with torch.no_grad():
+        for p in (*sub.model.parameters(), sub.coordinates):
+            p.fill_(3)
+    with pytest.raises(RuntimeError, match=r"^the model's weights θ0 have changed .*: restore the weights, or make"):
+        sub.load_state_dict(state)
+    sub.model.load_state_dict(weights)
+    sub.load_state_dict(state)
+    sub._compared = False  # as in a process that has run nothing yet
+    assert torch.equal(sub(X), out)
+    sub.check()
+
+
+def test_on_the_meta_device_it_says_what_is_wrong():
+    for run_before in (False, True):
+        sub = make()
+        if run_before:
+            sub(X)
+        sub.to("meta")
+        with pytest.raises(RuntimeError, match="^device: no kernels for 'meta', allowed 'cpu', 'cuda'$"):
+            sub(X.to("meta"))
+        with pytest.raises(RuntimeError, match="^the model's weights θ0 have changed .*: restore the weights"):
+            sub.state_dict()
+    sub = make()
+    sub.model.to("meta")
+    with pytest.raises(RuntimeError, match="^the model's weights θ0 have changed .*: restore the weights"):
+        sub.check()
+
+
 def test_coordinates_keep_their_dtype_whatever_is_loaded():
     """Their values too, with assign=True, which takes tensors as they are."""
     sub, nested = make(), nn.ModuleDict({"sub": make()})
