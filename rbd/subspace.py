@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from hashlib import blake2b
+from io import IOBase
+from logging import Logger
 from numbers import Number
 from pathlib import Path
 from secrets import token_hex
-from types import ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +37,6 @@ from rbd.partition import parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
 
-OUTSIDE = -1  # what torch._C._current_graph_task_id() gives outside of a backward pass
 METADATA = "rbd.Subspace"  # key in the header of a file
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}  # names that safetensors gives them
 _CHANGED = ("{}: got {}, allowed {}: the model was changed without the Subspace; move both by sub.to(...), shard both by "
@@ -108,24 +110,18 @@ class Subspace(nn.Module):
             RuntimeError: the model's parameters were replaced, moved or sharded without the Subspace, or, in the first call,
                 another worker of DistributedDataParallel has other weights θ0.
             ValueError: the model returns a parameter, or a view of one.
-            TypeError: the model returns objects in which it finds no tensor with a gradient.
+            TypeError: the model returns what can run its modules later, such as a generator, or objects in which it finds no
+                tensor with a gradient.
         """
         if torch.compiler.is_compiling():
             return self._forward_compiled(args, kwargs)
         if not self._compared:
             self._compare()
         swap = _swap_of(self._modules["model"])
-        with swap.lock:
-            outer = swap.active if torch._C._current_graph_task_id() != OUTSIDE else None  # in a checkpoint that reruns this
-            swap.swap_out()
+        with _Level(swap) as level:
             moved = self._move_weights()
-            swap.swap_in(moved)
-            try:
-                out = self._modules["model"](*args, **kwargs)
-            finally:
-                swap.swap_out()
-                if outer is not None:
-                    swap.swap_in(outer)
+            level.put(moved)
+            out = self._modules["model"](*args, **kwargs)
         _watch_backward(out, swap, moved)
         return out
 
@@ -140,7 +136,10 @@ class Subspace(nn.Module):
         u = kernels.differentiable_expand(self.coordinates, self._spec)  # (D,)
         moves = [v.view(p.shape) for p, v in zip(start, u.split([p.numel() for p in start]))]
         theta = {n: (p + v).to(p.dtype) for names, p, v in zip(self._choose_names(), start, moves) for n in names}
-        return torch.func.functional_call(self.model, theta, args, kwargs, tie_weights=False)
+        out = torch.func.functional_call(self.model, theta, args, kwargs, tie_weights=False)
+        if any(map(_is_lazy, tree_leaves(out))):  # after an error torch.compile runs the uncompiled pass, which looks closer
+            raise TypeError("the model returns a module, a function or an iterator: return tensors")
+        return out
 
     def _choose_names(self) -> list[list[str]]:
         """Names of every moved parameter, one for each module that holds it.
@@ -163,7 +162,8 @@ class Subspace(nn.Module):
 
     def _list_links(self, owners: list[_Owner], start: list[Tensor]) -> list[_Link]:
         links = [_Link(self._modules, "model", self.model)]
-        links += [_Link(m._modules, name, child) for m in self.model.modules() for name, child in m._modules.items()]
+        own = [m for m in self.model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # of which none is moved
+        links += [_Link(m._modules, name, child) for m in own for name, child in m._modules.items()]
         return links + [_Link(owner.parameters, owner.name, start[owner.number]) for owner in owners]
 
     def _walk(self) -> tuple[list[_Owner], list[Tensor]]:
@@ -191,6 +191,8 @@ class Subspace(nn.Module):
 
     def _compare(self) -> None:
         """Raise RuntimeError unless θ0 equals that of worker 0, whose checksum DistributedDataParallel has broadcast."""
+        if self._of_first.is_meta:  # for which there are no kernels, as the next error says
+            return
         words = self._of_first.tolist()  # a Subspace pickled by rbd 0.2 has two, of 32 bits
         if "".join(f"{round(word):0{16 // len(words)}x}" for word in words) != self._checksum:
             raise RuntimeError("the weights θ0 differ from those of worker 0: give all workers the same, then wrap them")
@@ -199,9 +201,16 @@ class Subspace(nn.Module):
     def _sum_up(self) -> str:
         """Checksum, 16 hexadecimal digits, of all parameters and of which of them are moved."""
         moved = {names[0] for names in self._names}
-        named = self.model.named_parameters()
-        facts = [(name, name in moved, tuple(p.shape), str(p.dtype), digest([p])) for name, p in named]
+        facts = [(name, name in moved, tuple(p.shape), str(p.dtype), digest([] if p.is_meta else [p]))
+                 for name, p in self._list_weights()]  # fmt: skip
         return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+    def _list_weights(self) -> list[tuple[str, Tensor]]:
+        """Names and values of all parameters, θ0 also while a pass has θ in its place."""
+        swap = _swap_of(self.model)
+        with swap.lock:
+            start = {} if swap.active is None else dict(zip(map(id, swap.active.theta), swap.active.base.start))
+            return [(name, start.get(id(p), p)) for name, p in self.model.named_parameters()]
 
     def check(self) -> None:
         """Raise unless the model's parameters equal those at construction (or after ``merge`` or a change of dtype).
@@ -212,8 +221,7 @@ class Subspace(nn.Module):
         Raises:
             RuntimeError: a parameter has changed.
         """
-        _swap_of(self.model).swap_out()
-        if any(map(is_sharded, self.model.parameters())):
+        if any(is_sharded(p) for _, p in self._list_weights()):
             return
         if self._sum_up() != self._checksum:
             raise RuntimeError("the model's weights θ0 have changed since the Subspace was made, so the coordinates do not "
@@ -230,13 +238,14 @@ class Subspace(nn.Module):
         """
         if hasattr(self, "unshard"):
             raise RuntimeError("merge is not supported under fully_shard: save the coordinates, and load them elsewhere")
-        self.check()
-        _, start = self._walk()
-        for p, moved in zip(start, kernels.shift(self.coordinates, self._spec, start)):
-            p.copy_(moved)
-        forget_casts(start[0].device)
-        self.coordinates.zero_()
-        self._set_checksum()
+        with _Level(_swap_of(self.model)):
+            self.check()
+            _, start = self._walk()
+            for p, moved in zip(start, kernels.shift(self.coordinates, self._spec, start)):
+                p.copy_(moved)
+            forget_casts(start[0].device)
+            self.coordinates.zero_()
+            self._set_checksum()
         return self.model
 
     def _set_checksum(self) -> None:
@@ -319,15 +328,19 @@ class Subspace(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         """Called by ``to``, ``half`` and others. Coordinates stay in float32 where the model gets a shorter dtype."""
-        _swap_of(self.model).swap_out()
+        with _Level(_swap_of(self.model)):
+            self._convert(fn, recurse)
+        return self
+
+    def _convert(self, fn, recurse: bool) -> None:
         before, c = {p.dtype for p in self.model.parameters()}, self.coordinates.detach()
         super()._apply(fn, recurse)
         if self.coordinates.dtype != (wanted := sum_dtype(self.coordinates.dtype)):
             self.coordinates.grad = None
             self.coordinates.data = c.to(self.coordinates.device, wanted)
+        self._of_first = _words(self._checksum, self.coordinates.device)  # to_empty leaves it without values
         if {p.dtype for p in self.model.parameters()} != before:
             self._set_checksum()
-        return self
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_base": None}  # copies have a model of their own
@@ -459,68 +472,100 @@ class _MovedWeights:
 
 
 class _ParameterSwap:
-    """Swaps a model's parameters between θ0 and θ."""
+    """Swaps a model's parameters between θ0 and θ.
+
+    A pass may begin during another one: in a hook, in a checkpoint that reruns the model, or in another thread. So what the
+    passes need is a stack of levels: the model has the parameters of the last one, and of the one before when that ends.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # held while the model runs: forward passes in several threads take turns
+        self.levels: list[_Level] = []
         self.active: _MovedWeights | None = None  # what the model has as its parameters; None: θ0
-        self.task = OUTSIDE  # the backward pass in which it was swapped in
 
-    def swap_in(self, moved: _MovedWeights) -> None:
-        """Put θ in the place of θ0."""
-        self.swap_out()
-        moved.base.swap(moved.base.start, moved.theta)
-        self.active, self.task = moved, torch._C._current_graph_task_id()
+    def show_last(self) -> None:
+        """Put the parameters of the last level into the model."""
+        before, after = self.active, self.levels[-1].moved if self.levels else None
+        if before is after:
+            return
+        if before is not None:
+            before.base.swap(before.theta, before.base.start)
+        if after is not None:
+            after.base.swap(after.base.start, after.theta)
+        self.active = after
 
-    def swap_out(self) -> None:
-        """Put θ0 back."""
-        if (moved := self.active) is not None:
-            moved.base.swap(moved.theta, moved.base.start)
-            self.active = None
 
-    def begin_backward(self, moved: _MovedWeights, grad: Tensor) -> None:
-        """Called when a backward pass starts: puts θ in, for gradient checkpoints that rerun the model.
+class _Level:
+    """What a pass needs as the model's parameters; as a context, θ0 at first, and no other thread runs the model.
 
-        If the pass involves two different θ that clash, puts in meta tensors instead, so that a rerun fails rather than uses
-        the wrong θ.
-        """
-        task = torch._C._current_graph_task_id()
-        running = _RUNNING.setdefault(task, [])
-        found = [(swap, swap.active) for swap in running if swap.active is not None and swap.task == task]
-        clashing = [(swap, active) for swap, active in found if active.is_clashing(moved)]
-        for swap, active in clashing:
-            swap.put(active.without_values())
-        self.put(moved.without_values() if clashing else moved)
-        running.append(self)
-        torch.autograd.Variable._execution_engine.queue_callback(_EndOfBackward(self, task))
+    Attributes:
+        moved: θ; None: θ0.
+    """
+
+    __slots__ = ("moved", "swap")
+
+    def __init__(self, swap: _ParameterSwap):
+        self.swap = swap
+        self.moved: _MovedWeights | None = None
+
+    def __enter__(self) -> _Level:
+        self.swap.lock.acquire()
+        self.swap.levels.append(self)
+        if self.swap.active is not None:
+            self.swap.show_last()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.swap.levels.remove(self)
+        try:
+            self.swap.show_last()
+        finally:
+            self.swap.lock.release()
 
     def put(self, moved: _MovedWeights) -> None:
-        """``swap_in``, when no other thread runs the model."""
-        with self.lock:
-            self.swap_in(moved)
-
-    def end_backward(self, task: int) -> None:
-        """Called when a backward pass has ended or failed: puts θ0 back."""
-        _RUNNING.pop(task, None)
-        with self.lock:
-            if self.task == task:
-                self.swap_out()
+        """Have the model compute with θ, if no level comes after this one."""
+        with self.swap.lock:
+            self.moved = moved
+            self.swap.show_last()
 
 
-_RUNNING: dict[int, list[_ParameterSwap]] = {}  # by number, the backward passes under way, and what they have swapped
+_RUNNING: dict[int, dict[_ParameterSwap, _Level]] = {}  # by number, the backward passes under way, and what they need
+
+
+def _begin_backward(swap: _ParameterSwap, moved: _MovedWeights, grad: Tensor) -> None:
+    """Called when a backward pass starts: puts θ in, for gradient checkpoints that rerun the model.
+
+    If the pass involves two different θ that clash, puts in meta tensors instead, so that a rerun fails rather than uses the
+    wrong θ.
+    """
+    task = torch._C._current_graph_task_id()
+    if task not in _RUNNING:
+        torch.autograd.Variable._execution_engine.queue_callback(_EndOfBackward(task))
+    levels = _RUNNING.setdefault(task, {})
+    clashing = [(level, level.moved) for level in levels.values() if level.moved and level.moved.is_clashing(moved)]
+    for level, other in clashing:
+        level.put(other.without_values())
+    with swap.lock:
+        if swap not in levels:
+            levels[swap] = _Level(swap)
+            swap.levels.append(levels[swap])
+        levels[swap].put(moved.without_values() if clashing else moved)
 
 
 class _EndOfBackward:
     """Puts θ0 back after a backward pass: torch calls it at the end, and if the pass raises, deletes it without a call."""
 
-    def __init__(self, swap: _ParameterSwap, task: int):
-        self.swap, self.task = swap, task
+    def __init__(self, task: int):
+        self.task = task
 
     def __call__(self) -> None:
-        self.swap.end_backward(self.task)
+        for swap, level in _RUNNING.pop(self.task, {}).items():
+            with swap.lock:
+                swap.levels.remove(level)
+                swap.show_last()
 
     def __del__(self) -> None:
-        self.swap.end_backward(self.task)
+        self()
 
 
 def _swap_of(model: nn.Module) -> _ParameterSwap:
@@ -535,15 +580,17 @@ def _watch_backward(out: Any, swap: _ParameterSwap, moved: _MovedWeights) -> Non
 
     Raises:
         ValueError: that has a parameter of the model, or a view of one.
-        TypeError: no tensor with a gradient is found in it.
+        TypeError: it can run a module whose parameters are moved, or no tensor with a gradient is found in it.
     """
     leaves = [out] if isinstance(out, Tensor) else tree_leaves(out)
     tensors = [t for t in leaves if isinstance(t, Tensor)]
     _refuse_parameters(tensors, moved.theta)
+    if len(tensors) < len(leaves):
+        tensors = _look_into(leaves, moved)
     if moved.theta[0].requires_grad:
-        for t in tensors if len(tensors) == len(leaves) else _look_into(leaves):
+        for t in tensors:
             if t.grad_fn is not None:
-                t.register_hook(partial(swap.begin_backward, moved))
+                t.register_hook(partial(_begin_backward, swap, moved))
 
 
 def _check_model(model: nn.Module) -> None:
@@ -594,6 +641,10 @@ def _choose(model: nn.Module, patterns: list[str] | None) -> list[tuple[str, ...
         raise TypeError(f"params: got {', '.join(bad)}, allowed real floating-point parameters")
     if bad := [f"{names[0]} ({p.dtype})" for p, names in chosen if torch.finfo(p.dtype).bits < 16]:
         raise TypeError(f"params: got {', '.join(bad)}, allowed dtypes of 16 to 64 bits: choose others by params")
+    scripted = tuple(f"{path}." for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule))
+    if bad := [name for _, names in chosen for name in names if name.startswith(scripted)]:
+        raise TypeError(f"model: {bad[0]} is in a torch.jit module, whose parameters cannot be moved: give the model "
+                        f"without torch.jit, or choose other parameters by params")  # fmt: skip
     if len(devices := {str(p.device) for p, _ in chosen}) > 1:
         raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device")
     return [tuple(names) for _, names in chosen]
@@ -611,49 +662,58 @@ def _refuse_parameters(found: list[Tensor], theta: Sequence[Tensor]) -> None:
                          "pass: return a clone() of it")  # fmt: skip
 
 
-def _look_into(leaves: Iterable[Any]) -> list[Tensor]:
-    """Tensors that a model returns, also in objects that are not pytrees: in their items, attributes and slots.
+def _look_into(leaves: Iterable[Any], moved: _MovedWeights) -> list[Tensor]:
+    """Tensors that a model returns, also in objects that are not pytrees, and in what functions and generators refer to.
 
     Raises:
-        TypeError: none of them has a graph, and there is an object that cannot be searched.
+        TypeError: there is a module whose parameters are moved; or θ needs a gradient, none of the tensors has a graph, and
+            there is an object that cannot be searched.
     """
-    tensors, closed, todo = [], [], list(leaves)
+    tensors, closed, todo = [], [], [(leaf, leaf) for leaf in leaves]
     seen: dict[int, Any] = {}  # by id; holds the objects, so that no id is used again
     while todo:
-        one = todo.pop()
-        if id(one) in seen or isinstance(one, _PLAIN):
+        one, leaf = todo.pop()
+        kind = type(one)
+        if id(one) in seen or issubclass(kind, _PLAIN):
             continue
         seen[id(one)] = one
-        if isinstance(one, Tensor):
+        if issubclass(kind, Tensor):
             tensors.append(one)
+        elif issubclass(kind, nn.Module) and not moved.base.movers.isdisjoint(one.modules()):
+            raise TypeError(f"the model returns something ({type(leaf).__name__}) that can run its module {kind.__name__} "
+                            "after the forward pass, with θ0 and not with θ: run it in forward, and return tensors")
         elif (inside := _inside(one)) is not None:
-            todo += inside
+            todo += [(part, leaf) for part in inside]
         else:
-            closed.append(type(one).__name__)
-    if closed and not any(t.grad_fn is not None for t in tensors):
+            closed.append(kind.__name__)
+    if closed and moved.theta[0].requires_grad and not any(t.grad_fn is not None for t in tensors):
         raise TypeError(f"the model returns {', '.join(sorted(set(closed)))}, in which a Subspace finds no tensor with a "
                         f"gradient: return tensors, or register the class with torch.utils._pytree")  # fmt: skip
     return tensors
 
 
-_PLAIN = (type(None), str, bytes, range, Number, np.generic, np.ndarray, torch.dtype, torch.device, type, ModuleType)
+_ENDLESS = (ModuleType, TracebackType, Logger, IOBase)  # lead to much of the process, and so to the model
+_PLAIN = (type(None), str, bytes, type, CodeType, np.ndarray, np.generic, torch.dtype, torch.device, Number, *_ENDLESS)
 
 
 def _inside(one: Any) -> list[Any] | None:
-    """What an object holds; None for a module, and for an object without items, attributes or slots."""
+    """What an object refers to; None for a module, and for an object that hides it.
+
+    Not the globals of functions and frames, which lead to much of the process.
+    """
     if isinstance(one, nn.Module):
         return None
-    held = list(getattr(one, "__dict__", {}).values())
-    slots = [name for kind in type(one).__mro__ for name in _slots(kind)]
-    held += [getattr(one, name) for name in slots if hasattr(one, name)]
-    if isinstance(one, Mapping):
-        return [*held, *one.values()]
-    return [*held, *one] if isinstance(one, Collection) else held or None
+    if isinstance(one, FunctionType):
+        return [one.__closure__, one.__defaults__, one.__kwdefaults__, one.__dict__]
+    if isinstance(one, FrameType):  # of a generator, in Python 3.10
+        return list(one.f_locals.values())
+    held = [part for part in gc.get_referents(one) if not isinstance(part, type)]
+    return held or ([] if isinstance(one, Collection) else None)
 
 
-def _slots(kind: type) -> list[str]:
-    names = kind.__dict__.get("__slots__", ())
-    return [names] if isinstance(names, str) else [name for name in names if name not in ("__dict__", "__weakref__")]
+def _is_lazy(one: Any) -> bool:
+    """Whether it may run later; of what torch.compile can trace."""
+    return callable(one) or isinstance(one, Iterator)
 
 
 def _describe(p: Tensor | None) -> str:

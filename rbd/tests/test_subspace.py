@@ -12,6 +12,9 @@ import sys
 import threading
 import weakref
 from dataclasses import dataclass
+from enum import Enum
+from functools import cache, partial
+from logging import getLogger
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -319,22 +322,161 @@ def test_checkpoints_see_the_moved_parameters_whatever_holds_the_output(wrap, lo
 
 
 def test_outputs_that_hide_their_tensors_are_refused():
-    """If nothing else needs a gradient; without gradients anything may be returned."""
-    for of, name in ((lambda t: (lambda: t), "function"), (lambda t: (x for x in [t]), "generator"),
-                     (lambda t: {"of": [lambda: t], "n": t.detach()}, "function")):  # fmt: skip
+    """If nothing else needs a gradient; without gradients they may be returned."""
+    for of in (lambda t: t.grad_fn, lambda t: {"of": [t.grad_fn], "n": t.detach()}):
         sub = make(Wraps(of, False))
         start = [p.clone() for p in sub.model.parameters()]
-        with pytest.raises(TypeError, match=f"^the model returns {name}, in which a Subspace finds no tensor with a"):
+        with pytest.raises(TypeError, match="^the model returns SumBackward0, in which a Subspace finds no tensor with a"):
             sub(X)
         assert is_put_back(sub, start)
-        with torch.no_grad():
-            sub(X)
+    with torch.no_grad():
+        make(Wraps(lambda t: object(), False))(X)
     for of in (lambda t: None, lambda t: t.item(), lambda t: SimpleNamespace(best=t.detach(), name="a"), lambda t: [],
-               lambda t: {"loss": t, "of": lambda: 1}):  # fmt: skip
+               lambda t: {"loss": t, "of": object()}):  # fmt: skip
         make(Wraps(of, False))(X)
     loop = SimpleNamespace()
     loop.itself = loop
     make(Wraps(lambda t: (t, loop), False))(X)
+
+
+class Two(nn.Module):
+    """Returns the output of its encoder, and what a function of the module and of that output gives."""
+
+    def __init__(self, also):
+        super().__init__()
+        self.enc, self.dec, self.act, self.also = nn.Linear(8, 8), nn.Linear(8, 3), nn.Tanh(), also
+
+    def forward(self, x):
+        h = self.enc(x)
+        return h, self.also(self, h)
+
+    def decode(self, h):
+        return self.dec(h)
+
+    def stream(self, h):
+        yield h
+        yield self.dec(h)
+
+    async def wait(self, h):
+        return self.dec(h)
+
+    async def wait_for_more(self, h):
+        yield self.dec(h)
+
+
+def begin(stream):
+    next(stream)
+    return stream
+
+
+LATER = {
+    "generator": lambda m, h: m.stream(h),
+    "generator that has begun": lambda m, h: begin(m.stream(h)),
+    "generator expression": lambda m, h: (layer(h) for layer in [m.dec]),
+    "coroutine": lambda m, h: m.wait(h),
+    "asynchronous generator": lambda m, h: m.wait_for_more(h),
+    "map": lambda m, h: map(m.dec, [h]),
+    "zip": lambda m, h: zip("ab", m.stream(h)),
+    "module": lambda m, h: m.dec,
+    "list of modules": lambda m, h: [m.act, {"dec": m.dec}],
+    "set of modules": lambda m, h: {m.dec},
+    "view of modules": lambda m, h: m._modules.values(),
+    "new module": lambda m, h: nn.Sequential(m.act, m.dec),
+    "method": lambda m, h: m.decode,
+    "method of a container": lambda m, h: m._modules.get,
+    "closure": lambda m, h: lambda: m.dec(h),
+    "default": lambda m, h: lambda dec=m.dec: dec(h),
+    "partial": lambda m, h: partial(m.decode, h),
+    "partial of a function": lambda m, h: partial(Two.decode, m, h),
+    "cache": lambda m, h: cache(m.decode),
+    "parameters": lambda m, h: m.parameters(),
+    "attribute": lambda m, h: SimpleNamespace(h=h, of=[m.dec]),
+    "slot": lambda m, h: Slotted(m.decode),
+}
+AT_ONCE = {
+    "list": lambda m, h: list(m.stream(h)),
+    "distribution": lambda m, h: torch.distributions.Normal(m.dec(h), 1.0),
+    "iterator": lambda m, h: iter([m.dec(h)]),
+    "zip": lambda m, h: zip("ab", m.stream(h).__next__().unbind()),
+    "generator of tensors": lambda m, h: (t for t in [m.dec(h)]),
+    "closure over tensors": lambda m, h: lambda: h,
+    "method of a tensor": lambda m, h: h.sum().backward,
+    "module without parameters": lambda m, h: m.act,
+    "loss": lambda m, h: nn.MSELoss(),
+    "class": lambda m, h: nn.Linear,
+    "function": lambda m, h: nn.functional.max_pool2d,
+    "operator": lambda m, h: torch.relu,
+    "member of an enum": lambda m, h: Colour.RED,
+    "torch": lambda m, h: torch,
+    "logger": lambda m, h: SimpleNamespace(log=LOGGER),
+    "error": lambda m, h: caught(m),
+    "plain values": lambda m, h: {"a": 1, "b": None, "c": h.shape, "d": h.dtype, "e": {1}, "f": np.ones(2), "g": range(2)},
+}
+
+
+class Colour(Enum):
+    RED = 1
+
+
+LOGGER = getLogger(__name__)
+
+
+def caught(m):
+    try:
+        m.dec(None)
+    except TypeError as error:  # whose traceback leads to the module
+        return error
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("also", LATER.values(), ids=list(LATER))
+def test_what_would_run_a_module_after_the_pass_is_refused(also, grad):
+    """It would run with θ0."""
+    sub = make(Two(also))
+    start = [p.clone() for p in sub.model.parameters()]
+    with torch.set_grad_enabled(grad), pytest.raises(TypeError, match=r"^the model returns something \(\w+\) that can"):
+        sub(X)
+    assert is_put_back(sub, start) and _swap_of(sub.model).active is None
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("also", AT_ONCE.values(), ids=list(AT_ONCE))
+def test_what_runs_no_module_later_may_be_returned(also, grad, monkeypatch):
+    sub = make(Two(also))
+    monkeypatch.setattr(LOGGER, "of", sub.model, raising=False)
+    with torch.set_grad_enabled(grad):
+        assert torch.equal(sub(X)[0], copy.deepcopy(sub).merge()(X)[0])
+
+
+def test_a_module_that_is_not_moved_may_be_returned():
+    sub = make(Two(lambda m, h: (m.dec(h), m.enc, partial(m.enc, h))), 10, params="dec.*")
+    _, (_, enc, run) = sub(X)
+    assert enc is sub.model.enc and torch.equal(run(), enc(enc(X)))
+    with pytest.raises(TypeError, match=r"^the model returns something \(Two\) that can run its module Two after"):
+        make(Two(lambda m, h: m), 10, params="dec.*")(X)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.*Dynamo:UserWarning")
+@pytest.mark.parametrize("name", ["generator", "map", "module", "method", "closure", "partial"])
+def test_compile_does_not_run_a_module_later(name, fresh_dynamo):
+    sub = make(Two(LATER[name]))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(sub, backend="eager", fullgraph=True)(X)
+    try:  # dynamo may run a generator to its end, inside the pass
+        _, stream = torch.compile(sub, backend="eager")(X)
+    except TypeError as error:
+        assert str(error).startswith("the model returns")
+    else:
+        merged = copy.deepcopy(sub).merge()
+        torch.testing.assert_close(list(stream)[-1], merged.dec(merged.enc(X)))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -499,6 +641,119 @@ def test_threads_take_turns():
     assert all(all(of) for of in results.values()) and len(results) == 4
 
 
+MEANWHILE = {
+    "state_dict": lambda sub, path: sub.state_dict(),
+    "check": lambda sub, path: sub.check(),
+    "save": lambda sub, path: sub.save(path),
+    "to": lambda sub, path: sub.to("cpu"),
+    "evaluate": lambda sub, path: torch.no_grad()(sub)(X),
+    "train": lambda sub, path: train_on(sub),
+}
+
+
+@torch.enable_grad()
+def train_on(sub):
+    before, x = sub.coordinates.grad, X.clone().requires_grad_()
+    assert gradient(sub, x, sub.coordinates).any()
+    sub.coordinates.grad = before
+
+
+def once(call):
+    """A hook that calls once, however often it is called itself."""
+    calls = [call]
+
+    def hook(*_):
+        if calls:
+            calls.pop()()
+
+    return hook
+
+
+def in_a_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE.values(), ids=list(MEANWHILE))
+def test_a_hook_of_a_forward_pass_leaves_it_alone(meanwhile, tmp_path):
+    sub = make()
+    wanted = gradient(sub, X, sub.coordinates).clone()
+    start, out, done = [p.clone() for p in sub.model.parameters()], sub(X), []
+    sub.model.first.register_forward_hook(once(lambda: done.append(meanwhile(sub, tmp_path / "a"))))
+    assert torch.equal(sub(X), out) and len(done) == 1
+    sub.model.first.register_forward_hook(once(lambda: done.append(meanwhile(sub, tmp_path / "a"))))
+    assert torch.equal(gradient(sub, X, sub.coordinates), wanted) and len(done) == 2
+    assert is_put_back(sub, start)
+
+
+def test_another_subspace_in_a_hook_of_a_forward_pass():
+    sub = make()
+    other, out = make(sub.model, seed=5), sub(X)
+    wanted, found = other(X), []
+    sub.model.first.register_forward_hook(once(lambda: found.append(other(X))))
+    assert torch.equal(sub(X), out) and torch.equal(found[0], wanted)
+
+
+def test_merge_in_a_hook_of_a_forward_pass():
+    sub = make()
+    out = sub(X)
+    sub.model.first.register_forward_hook(once(sub.merge))
+    for _ in range(2):
+        assert torch.equal(sub(X), out)
+    assert isinstance(sub.model.first.weight, nn.Parameter) and not sub.coordinates.any()
+
+
+@pytest.mark.parametrize("of", [lambda sub: sub.state_dict(), lambda sub: sub.check()])
+def test_a_thread_that_saves_leaves_passes_alone(of):
+    sub, stop, errors = make(Net(True)), threading.Event(), []
+    wanted, grad = sub(X), gradient(sub, X, sub.coordinates).clone()
+
+    def save():
+        try:
+            while not stop.is_set():
+                of(sub)
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+        same = [torch.equal(sub(X), wanted) and torch.equal(gradient(sub, X, sub.coordinates), grad) for _ in range(100)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(same) and not errors
+
+
+class Twice(nn.Module):
+    """Two checkpoints, and a hook between them that a backward pass calls after the rerun of the second."""
+
+    def __init__(self, reentrant, hook):
+        super().__init__()
+        self.net, self.head, self.reentrant, self.hook = Net(seed=3), nn.Linear(3, 8), reentrant, hook
+
+    def forward(self, x):
+        x = checkpoint(self.net, x, use_reentrant=self.reentrant)
+        if x.requires_grad:
+            x.register_hook(self.hook)
+        return checkpoint(self.head, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("run", [in_a_thread, lambda call: call()], ids=["thread", "hook"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", MEANWHILE)
+def test_a_hook_of_a_backward_pass_leaves_it_alone(name, reentrant, run, tmp_path):
+    """Also in another thread, while the pass waits."""
+    hooks = [lambda: None]
+    sub = make(Twice(reentrant, lambda grad: hooks[-1]()))
+    x, start, done = X.clone().requires_grad_(), [p.clone() for p in sub.model.parameters()], []
+    wanted = gradient(sub, x, sub.coordinates).clone()
+    hooks.append(once(lambda: run(lambda: done.append(MEANWHILE[name](sub, tmp_path / "a")))))
+    assert torch.equal(gradient(sub, x, sub.coordinates), wanted) and len(done) == 1
+    assert is_put_back(sub, start) and not _RUNNING and not _swap_of(sub.model).levels
+
+
 def test_an_error_in_the_model_puts_the_weights_back():
     sub = make()
     start = [p.clone() for p in sub.model.parameters()]
@@ -542,6 +797,41 @@ def test_to_half_keeps_the_coordinates_in_float32():
     assert torch.equal(sub.coordinates, before) and sub.model.first.weight.dtype == torch.float16
     sub.check()
     assert sub.double().coordinates.dtype == torch.float64
+
+
+@pytest.mark.parametrize("over_meta", [False, True])
+def test_weights_are_loaded_after_to_empty(over_meta):
+    sub = make()
+    out, weights, state = sub(X), copy.deepcopy(sub.model.state_dict()), copy.deepcopy(sub.state_dict())
+    if over_meta:
+        sub.to("meta")
+    sub.to_empty(device="cpu")
+    with torch.no_grad():
+        for p in (*sub.model.parameters(), sub.coordinates):
+            p.fill_(3)
+    with pytest.raises(RuntimeError, match=r"^the model's weights θ0 have changed .*: restore the weights, or make"):
+        sub.load_state_dict(state)
+    sub.model.load_state_dict(weights)
+    sub.load_state_dict(state)
+    sub._compared = False  # as in a process that has run nothing yet
+    assert torch.equal(sub(X), out)
+    sub.check()
+
+
+def test_on_the_meta_device_it_says_what_is_wrong():
+    for run_before in (False, True):
+        sub = make()
+        if run_before:
+            sub(X)
+        sub.to("meta")
+        with pytest.raises(RuntimeError, match="^device: no kernels for 'meta', allowed 'cpu', 'cuda'$"):
+            sub(X.to("meta"))
+        with pytest.raises(RuntimeError, match="^the model's weights θ0 have changed .*: restore the weights"):
+            sub.state_dict()
+    sub = make()
+    sub.model.to("meta")
+    with pytest.raises(RuntimeError, match="^the model's weights θ0 have changed .*: restore the weights"):
+        sub.check()
 
 
 def test_coordinates_keep_their_dtype_whatever_is_loaded():
@@ -802,6 +1092,20 @@ class Opaque(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return function(*(x.values if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("to_jit", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3))])
+def test_parameters_in_a_scripted_part_are_refused_unless_others_are_chosen(to_jit):
+    model = nn.Sequential(to_jit(nn.Sequential(nn.Linear(3, 3))), nn.ReLU(), nn.Linear(3, 3))
+    for given in ({}, {"params": ["0.*.bias", "2.*"]}):
+        with pytest.raises(TypeError, match=r"^model: 0.0.(weight|bias) is in a torch.jit module, whose "):
+            Subspace(model, 3, **given)
+    assert all(p.requires_grad for p in model.parameters())
+    sub = make(model, 3, params="2.*")
+    out = sub(torch.ones(2, 3))
+    assert torch.equal(sub(torch.ones(2, 3)), out) and gradient(sub, torch.ones(2, 3), sub.coordinates).any()
+    assert torch.equal(sub.merge()(torch.ones(2, 3)), out)
 
 
 @pytest.mark.parametrize("params", [None, "first.*"])
