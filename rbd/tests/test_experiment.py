@@ -220,7 +220,7 @@ def test_scripts_keep_to_their_profile(name):
     assert {c.data for c in small} <= {"mnist-embedded", "fmnist-embedded"}
     assert not {c.data for c in whole(name, "paper")} & {"mnist-embedded", "fmnist-embedded"}
     assert all(c.epochs <= 20 for c in small) and not {c.model for c in small} & {"resnet32"}
-    if name not in ("distributions", "intrinsic_dimension"):
+    if name not in ("distributions", "intrinsic_dimension", "price"):
         assert {c.distribution for c in small} <= {None, "rademacher", *({"countsketch"} if name in SPARSE else ())}
         assert all(c.distribution == "rademacher" for c in small if 0 < (c.dim or 0) <= 2500 and name == "learning_rate")
     seeds = {c.seed for profile in experiment.PROFILES for c in whole(name, profile)}
