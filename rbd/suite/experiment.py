@@ -69,7 +69,7 @@ class Experiment:
 
         Raises:
             ValueError: an unknown profile, the file of the learning rates is damaged (it is named), or runs raises or yields
-            something else.
+                something else.
         """
         _check(profile)
         wanted = self.call("_list", profile) if self.runs else []
