@@ -14,7 +14,7 @@ import sysconfig
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from rbd.suite import cost, looks, record, store, tables
 from rbd.suite.bootstrap import summary
-from rbd.suite.executor import Processes
+from rbd.suite.executor import Processes, wait_for_one
 from rbd.suite.intrinsic import SHARE, Dimension, find_dimension
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def _run_missing(target: Target, missing: list[Run], jobs: int, workers: Process
             while todo and len(running) < jobs:
                 run = todo.popleft()
                 running[workers.submit(target, threads, run)] = run
-            done = wait(running, return_when=FIRST_COMPLETED).done
+            done = wait_for_one(running)
             for future in [future for future in running if future in done]:  # in the order in which they began
                 run, ended = running.pop(future), _get(future)
                 if isinstance(ended, Outcome):

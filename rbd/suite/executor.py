@@ -371,7 +371,7 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
             if config not in busy:
                 begin(config)
             running[workers.submit(config, directory, results, patience, options)] = config
-        done = wait(running, return_when=FIRST_COMPLETED).done if running else set()
+        done = wait_for_one(running) if running else set()
         for future in [future for future in running if future in done]:  # in the order in which they began
             config, ended = running.pop(future), _get(future)
             if ended is None:
@@ -385,6 +385,17 @@ def run_all(configs: Iterable[RunConfig], directory: Path, results: Path, jobs: 
                 failures.append(ended)
             tell(config, ended)
     return failures
+
+
+def wait_for_one(running: Iterable[Future]) -> set[Future]:
+    """Wait until a future is done, or a signal ends the process; returns all that are done.
+
+    It looks every second: a signal that another thread gets, as after SIGCONT, or that comes just before the wait, does not
+    wake this thread up, in which Python handles it.
+    """
+    while not (done := wait(running, timeout=1, return_when=FIRST_COMPLETED).done):
+        pass
+    return done
 
 
 def _get(future: Future) -> Ended | str:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbd.suite import findings, report, store, tables
+from rbd.suite.executor import wait_for_one
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -136,8 +137,7 @@ def _run(client: NotebookClient) -> None:
     with closing(loop), ThreadPoolExecutor(1) as pool:
         try:
             ended = pool.submit(loop.run_until_complete, cells)
-            while not wait([ended], timeout=1).done:  # a signal that comes just before it waits does not wake it up
-                pass
+            wait_for_one([ended])
         except KeyboardInterrupt:
             loop.call_soon_threadsafe(cells.cancel)
             raise

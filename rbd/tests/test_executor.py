@@ -420,6 +420,27 @@ def alive(pid: int) -> bool:
 LINUX = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
 
 
+def test_a_signal_that_another_thread_gets_ends_the_wait(fresh_python):
+    """As when a sweep was suspended: after SIGCONT the main thread may not be the one that gets it."""
+    script = """
+import signal, threading, time
+from concurrent.futures import Future
+from rbd.suite import executor
+
+def send():
+    time.sleep(1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    time.sleep(60)
+
+threading.Thread(target=send, daemon=True).start()
+try:
+    executor.wait_for_one([Future()])
+except KeyboardInterrupt:
+    print("ended")
+"""
+    assert fresh_python(script) == "ended\n"
+
+
 def test_sweep_runs_in_processes_and_a_failure_does_not_stop_it(demo):
     here = demo(3, more=" + [RunConfig(dim=101771, epochs=1)]")
     first = start(here, "--jobs", "2")
