@@ -31,10 +31,10 @@ LAYERS = {  # modules may import from their own layer or a lower one, lazily or 
     "rbd.suite.tables": 8, "rbd.suite.findings": 9,
     "rbd.suite.replay": 7, "rbd.suite.train": 8, "rbd.suite.checkpoint": 8, "rbd.suite.report": 8,
     "rbd.suite.intrinsic": 8,
-    "rbd.suite.rates": 9, "rbd.suite.cost": 9, "rbd.suite.experiment": 9, "rbd.suite.figures": 9,
+    "rbd.suite.rates": 9, "rbd.suite.cost": 9, "rbd.suite.experiment": 9,
     "rbd.suite.job": 10, "rbd.suite.cluster": 10, "rbd.suite.streams": 10, "rbd.suite.executor": 10,
     "rbd.suite.experiments": 10,
-    "rbd.suite.dimension": 11, "rbd.suite.cli": 11, "rbd.__main__": 11,
+    "rbd.suite.dimension": 11, "rbd.suite.figures": 11, "rbd.suite.cli": 11, "rbd.__main__": 11,
 }  # fmt: skip
 LIBRARY = {name for name, layer in LAYERS.items() if layer <= 6}
 EXPERIMENTS = sorted(f"rbd.suite.experiments.{path.stem}" for path in (ROOT / "rbd/suite/experiments").glob("[!_]*.py"))
