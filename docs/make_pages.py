@@ -142,12 +142,13 @@ def rates(results: Path) -> str:
             if sgd:
                 rule = sgd["lr"] * math.sqrt(size / dim)
                 name = f"{looks.title(model, data)} | {profile} | {dim:,}"
-                lost = max(tried[model, data, dim].values()) - interpolate(rule, tried[model, data, dim])
+                accuracies = tried[model, data, dim]
+                lost = max(accuracies.values()) - _interpolate(rule, accuracies)
                 lines.append(f"| {name} | {lr:g} | {rule:.2g} | {math.log2(lr / rule):+.1f} | {lost:.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def interpolate(lr: float, tried: dict[float, float]) -> float:
+def _interpolate(lr: float, tried: dict[float, float]) -> float:
     """The accuracy (%) expected at a rate, linear in log η between those tried; nan outside of them."""
     known = sorted(tried)
     accuracies = [tried[rate] for rate in known]

@@ -714,11 +714,10 @@ class _Trial:
 class NES(_RandomBases):
     """Natural evolution strategies in a random basis: θ ← θ - η / (σ d) Φᵀ c, without gradients.
 
-    c_i is the centred rank of the loss at θ + σ φ_i, compared in float64; equal losses are ranked by their row, so where all
-    are equal a step is random. Each of the d rows φ_i has unit expected norm and
-    is regenerated for its own evaluation. Where every evaluation sees the same mini-batch this is the paper's RBD-NES
-    (arXiv 2011.04720).
-    Parameters that are frozen after it was made stay where they are.
+    c_i is the centred rank of the loss at θ + σ φ_i, compared in float64. Equal losses are ranked by their row, so where all
+    are equal a step is random. Each of the d rows φ_i has unit expected norm and is regenerated for its own evaluation.
+    Where every evaluation sees the same mini-batch this is the paper's RBD-NES (arXiv 2011.04720). Parameters that are
+    frozen after it was made stay where they are.
 
     The optimizer knows parameters only. Whatever else an evaluation changes is changed d times a step: in training mode,
     BatchNorm's running statistics then follow d perturbed networks. To leave them alone, evaluate the model on copies of its

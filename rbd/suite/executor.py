@@ -137,7 +137,7 @@ def conclude(wanted: Experiment, profile: str, plan: Plan, results: Path) -> Non
     """Let an experiment conclude from its own runs, if it does; warnings on stderr."""
     if wanted.conclude:
         records, _ = plan.look(results)
-        for line in wanted.call("conclude", profile, plan.configs, records, results):
+        for line in wanted.call(wanted.conclude, profile, plan.configs, records, results):
             print(f"rbd: warning: {line}", file=sys.stderr)
 
 
@@ -152,9 +152,9 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
     if dry:
         return f"{path}: to be measured"
     with store.lock(store.lock_path(name, results), f"{path}: another process is measuring it", wait=0):
-        about = f", about {cost.format_duration(wanted.call('cost', profile))}" if wanted.cost else ""
+        about = f", about {cost.format_duration(wanted.call(wanted.cost, profile))}" if wanted.cost else ""
         print(f"{name}: measuring{about}", flush=True)
-        began, values = perf_counter(), record.encode(wanted.call("measure", profile, data_dir))
+        began, values = perf_counter(), record.encode(wanted.call(wanted.measure, profile, data_dir))
         content = {"name": name, "question": wanted.question, "values": values, "environment": record.environment()}
         store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
     return f"{path}: measured in {cost.format_duration(perf_counter() - began)}"

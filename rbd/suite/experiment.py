@@ -72,25 +72,22 @@ class Experiment:
                 something else.
         """
         _check(profile)
-        wanted = self.call("_list", profile) if self.runs else []
+        runs = self.runs
+        wanted = self.call(lambda: list(runs(profile))) if runs else []
         for run in wanted:
             if not isinstance(run, (RunConfig, Request)):
                 raise ValueError(f"experiment {self.name}: runs: got {run!r}, allowed RunConfig(...) and tuned(...)")
         found = rates.resolve(wanted, rates.load(profile, results))
         return Plan(f"{self.name}-{profile}", found.configs, self.question, found.waiting, found.untuned)
 
-    def _list(self, profile: str) -> list[RunConfig | Request]:
-        assert self.runs
-        return list(self.runs(profile))
+    def call(self, function: Callable, *arguments) -> Any:
+        """What a function of the script returns.
 
-    def call(self, name: str, *arguments) -> Any:
-        """What a function of the script returns. Whatever it raises becomes a ValueError or OSError.
-
-        Args:
-            name: of the attribute, such as "measure".
+        Raises:
+            ValueError, OSError: as it raises them; anything else becomes a ValueError that names the experiment.
         """
         try:
-            return getattr(self, name)(*arguments)
+            return function(*arguments)
         except (ValueError, OSError):
             raise
         except Exception as error:
@@ -310,7 +307,7 @@ def count(experiment: Experiment, profile: str, results: str | os.PathLike[str],
     """
     if experiment.measure:
         done = store.measurement_path(f"{experiment.name}-{profile}", results).exists()
-        wall = experiment.call("cost", profile) if experiment.cost and not done else None
+        wall = experiment.call(experiment.cost, profile) if experiment.cost and not done else None
         return {"measures": True, "runs": 1, "done": int(done), "missing": int(not done), "seconds": wall}
     plan, cores = experiment.plan(profile, results), cost.count_cores()
     records, damaged = plan.look(results)

@@ -144,7 +144,7 @@ def test_whatever_a_function_of_a_script_raises_names_the_experiment(name, tmp_p
     functions = {"runs": broken} if name == "runs" else {"measure": max, "conclude": max, "cost": max, name: broken}
     wanted = Experiment("x", "Why?", **functions)
     with pytest.raises(ValueError, match="^experiment x: KeyError: 'lr'$"):
-        wanted.plan("quick", tmp_path) if name == "runs" else wanted.call(name, "quick")
+        wanted.plan("quick", tmp_path) if name == "runs" else wanted.call(broken, "quick")
 
 
 @pytest.mark.parametrize("run", [{"model": "fc"}, None, (RUN,)])
