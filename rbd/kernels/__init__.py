@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
-from typing import Protocol
 
 import torch
 
 from rbd.compartment import BasisSpec
 from rbd.kernels import compiled, memory
 from rbd.kernels.compiled import sum_dtype
+from rbd.kernels.in_place import Prepared
 
 BACKENDS = ("reference", "cpu", "gpu")
 _OF_DEVICE = {"cpu": "cpu", "cuda": "gpu"}
@@ -141,27 +141,6 @@ def shift(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor],
     wide = (v.view(p.shape).to(torch.promote_types(v.dtype, p.dtype)) for p, v in zip(params, parts))
     sums = (v.add_(p) if direct else v + p for p, v in zip(params, wide))  # a wrapper may add each of its parts
     return [torch.empty_like(p).copy_(total) for p, total in zip(params, sums)]
-
-
-class Prepared(Protocol):
-    """Products with the bases of one spec, for a vector that is cut into tensors of the same sizes every time.
-
-    Each method returns None for tensors that cannot be read or written in place: use this module's function of the same
-    name then. step: of the basis, by default the spec's.
-    """
-
-    def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
-        """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
-
-    def shift(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-        """params + the vector with coordinates c, in new tensors."""
-
-    def add(self, c: torch.Tensor, params: Sequence[torch.Tensor], alpha: float, step: int | None = None) -> bool | None:
-        """params += alpha times the vector with coordinates c, in place, with the bits of torch's add; True if done."""
-
-    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
-                out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
-        """Coordinates, (d,) of that dtype, of the vector that the parts make up; out, if given, is overwritten by them."""
 
 
 def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Prepared | None:

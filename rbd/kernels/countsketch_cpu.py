@@ -15,8 +15,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from itertools import accumulate
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +25,22 @@ from rbd import distribution as distribution_module
 from rbd import philox
 from rbd.compartment import BasisSpec, Compartment, find_tensors
 from rbd.distribution import Distribution
-from rbd.kernels import cpu, simd, team
-from rbd.kernels.cpu import _add_parts, _inline, _philox, _rademacher, _Sum
+from rbd.kernels import cpu, in_place, simd, team
+from rbd.kernels.cpu import (
+    _LONGS,
+    _add_parts,
+    _find_tensor,
+    _inline,
+    _join,
+    _philox,
+    _rademacher,
+    _Sum,
+    _write,
+    _write_lanes,
+)
+from rbd.kernels.in_place import DTYPES, Name, name_of
 from rbd.kernels.jit import jit
-from rbd.kernels.memory import ORDINARY, count_change, find_obstacle, is_watched, share_memory
+from rbd.kernels.memory import share_memory
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
@@ -38,7 +49,6 @@ from rbd.kernels.simd import (
     bits_of,
     first_lanes,
     float_bits,
-    fma,
     from_place,
     lane_numbers,
     like,
@@ -73,7 +83,6 @@ _SHIFTS = WORDS  # words: of those of the offsets of 64 segments
 _TURNS = 2 * WORDS  # words: of the turns of 64 segments of up to 16 rows; a register is read from any of them
 _LANES = 3 * WORDS + LANES  # words: of the two vectors of _make_lanes
 _WORDS = _LANES + 2 * LANES  # words: its length
-_LONGS = np.empty(0, np.int64)  # tells at_address the dtype of a table
 
 _jit = jit(philox, distribution_module, simd, cpu)
 
@@ -117,24 +126,11 @@ def _reach(vector, column, low, high, t, x):
     """
     tensors, bounds, origin = vector
     first, last = origin + max(column, low), origin + min(column + CHUNK, high)
-    while bounds[t] > first:
-        t -= 1
-    while bounds[t + 1] <= first:
-        t += 1
+    t = _find_tensor(bounds, first, t)
     if last <= bounds[t + 1]:
         return from_place(at_address(tensors[t], x), origin - bounds[t]), t
     _join(tensors, bounds, t, first, last, from_place(x, _JOINED - column - origin))
     return from_place(x, _JOINED - column), t
-
-
-@_inline
-def _join(tensors, bounds, t, first, last, x):
-    """x = the places first ... last - 1 of a vector, which begin in tensor t."""
-    while first < last:
-        stop, tensor = min(last, bounds[t + 1]), from_place(at_address(tensors[t], x), -bounds[t])
-        for j in range(first, stop):
-            x[j] = tensor[j]
-        first, t = stop, t + 1
 
 
 @_inline
@@ -470,12 +466,6 @@ def _gather(c, total, row, rows, start, stop, column, name, have, words, x):
 
 
 @_inline
-def _write(target, source, j, u, alpha, add):
-    """16 elements: u, or source + alpha u, rounded once."""
-    store(target, j, fma(alpha, u, load(source, j)) if add else u)
-
-
-@_inline
 def _write_signed(x, scale, start, stop, column, words, target, source, weight, add):
     """target = (or source + weight *) scale * signed x, the columns start ... stop - 1 of the chunk at that column."""
     factor, alpha = splat_like(scale, x), splat_like(weight, x)
@@ -494,12 +484,7 @@ def _write_signed(x, scale, start, stop, column, words, target, source, weight, 
         if start <= j and j + LANES <= stop:
             _write(target, source, j, u, alpha, add)
         else:
-            first, last = max(start - j, 0), min(stop - j, LANES)
-            for lane in range(first, last):
-                x[lane] = source[j + lane]
-            _write(x, x, 0, u, alpha, add)
-            for lane in range(first, last):
-                target[j + lane] = x[lane]
+            _write_lanes(target, source, j, max(start - j, 0), min(stop - j, LANES), u, alpha, add, x)
 
 
 class _ExpandUnit(NamedTuple):
@@ -667,17 +652,13 @@ def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``."""
     plan, x = _project_plan(spec.from_first_row, spec.distribution), _apart(g, out)
-    _read_from([x.data_ptr()], (0, spec.size), plan, _words_of(spec), out)
+    _read_from([x.data_ptr()], (0, spec.size), plan, name_of(spec), out)
 
 
-def _words_of(spec: BasisSpec) -> tuple[int, ...]:
-    return spec.seed, spec.stream, spec.step, spec.row
-
-
-def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: tuple, out: torch.Tensor) -> None:
+def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: Name, out: torch.Tensor) -> None:
     """out = the coordinates of a vector in several parts: their addresses, and their bounds in the vector."""
     table = array("q", [*parts, *bounds])
-    basis, dtype = (table.buffer_info()[0], len(parts), *name, plan.of_scales), _DTYPES[out.dtype]
+    basis, dtype = (table.buffer_info()[0], len(parts), *name, plan.of_scales), DTYPES[out.dtype]
     if not plan.partials:
         return _run(_project, plan, dtype, *basis, 0, out.data_ptr())
     partial = np.empty(plan.partials)
@@ -693,21 +674,15 @@ def _apart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, (spec.size,))
-    _write_to([out.data_ptr()], [], plan, _words_of(spec), _apart(c, out))
+    _write_to([out.data_ptr()], [], plan, name_of(spec), _apart(c, out))
 
 
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> None:
-    """See ``reference.add``; without a vector of length D if params and c have the same dtype."""
-    sizes = [p.numel() for p in params]
-    if params[0].dtype == c.dtype:
-        places, plan = [p.data_ptr() for p in params], _expand_plan(spec.from_first_row, spec.distribution, tuple(sizes))
-        return _write_to(places, places, plan, _words_of(spec), c)
-    u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
-    expand(c, spec, u)
-    torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split(sizes))])
+    """See ``reference.add``."""
+    Prepared(spec, [p.numel() for p in params]).add_any(c, params)
 
 
-def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, c: torch.Tensor, alpha: float = 1.0) -> None:
+def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: Name, c: torch.Tensor, alpha: float = 1.0) -> None:
     """Write the vector with coordinates c to tensors at these addresses.
 
     If there are sources, alpha times the vector is added to the tensors there, and every sum is rounded once.
@@ -715,101 +690,19 @@ def _write_to(targets: list[int], sources: list[int], plan: _Plan, name: tuple, 
     table = array("q", targets + sources)
     address = table.buffer_info()[0]
     of_sources = address + 8 * len(targets) if sources else address
-    _run(_expand, plan, _DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, address, of_sources, alpha, bool(sources))
+    _run(_expand, plan, DTYPES[c.dtype], c.data_ptr(), *name, plan.of_scales, address, of_sources, alpha, bool(sources))
 
 
-class Prepared:
-    """``shift``, ``add``, ``project`` and ``expand`` for tensors of the same sizes in every call: plans are looked up once.
-
-    All return None for tensors that the kernels cannot read or write in place. step: of the basis, by default the spec's.
-    """
+class Prepared(in_place.Prepared):
+    """For sketches."""
 
     def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
-        compartments, self._spec, self._dim, self._sizes = spec.from_first_row, spec, spec.dim, sizes
-        self._name, self._size = _words_of(spec), spec.size
-        self._bounds = list(accumulate(sizes, initial=0))
-        self._project_plan = _project_plan(compartments, spec.distribution)
-        self._expand_plan = _expand_plan(compartments, spec.distribution, tuple(sizes))
+        super().__init__(spec, sizes)
+        self._project_plan = _project_plan(spec.from_first_row, spec.distribution)
+        self._expand_plan = _expand_plan(spec.from_first_row, spec.distribution, tuple(sizes))
 
-    def _words(self, step: int | None) -> tuple[int, ...]:
-        if step is None:
-            return self._name
-        return self._spec.seed, self._spec.stream, int(step) % 2**32, self._name[-1]
+    def read_from(self, places: list[int], name: Name, out: torch.Tensor) -> None:
+        _read_from(places, self.bounds, self._project_plan, name, out)
 
-    def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
-        """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
-        if is_watched() or (u is not None and find_obstacle(u)):
-            return None
-        made = torch.empty(self._size, dtype=c.dtype, device="cpu") if u is None else u
-        if _addresses((c, made), (self._dim, self._size), c.dtype) is None or share_memory(c, made):
-            return None
-        if u is not None:
-            count_change(u)
-        first, width = made.data_ptr(), made.element_size()
-        pieces = [first + place * width for place in self._bounds[:-1]]
-        _write_to(pieces, [], self._expand_plan, self._words(step), c)
-        return made
-
-    def shift(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-        """params + the vector with coordinates c, in new tensors: one pass."""
-        if is_watched() or c.shape != (self._dim,) or _addresses((c,), (self._dim,), c.dtype) is None:
-            return None
-        sources = _addresses(params, self._sizes, c.dtype)
-        if sources is None:
-            return None
-        made = [torch.empty_like(p) for p in params]
-        _write_to([p.data_ptr() for p in made], sources, self._expand_plan, self._name, c)
-        return made
-
-    def add(self, c: torch.Tensor, params: Sequence[torch.Tensor], alpha: float, step: int | None = None) -> bool | None:
-        """params += alpha times the vector with coordinates c, with the bits of torch's add: one pass. True if done."""
-        if is_watched() or _addresses((c,), (self._dim,), c.dtype) is None or not _is_add_fused(c.dtype):
-            return None
-        places = _addresses(params, self._sizes, c.dtype)
-        if places is None or any(find_obstacle(p) for p in params):
-            return None
-        for p in params:
-            count_change(p)
-        _write_to(places, places, self._expand_plan, self._words(step), c, alpha)
-        return True
-
-    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
-                out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
-        """Coordinates, of that dtype, of the vector cut into these parts; out, if given, is overwritten by them."""
-        if is_watched() or (places := _addresses(parts, self._sizes, dtype)) is None:
-            return None
-        if out is None:
-            out = torch.empty(self._dim, dtype=dtype, device="cpu")  # not torch's default device
-        else:
-            if find_obstacle(out) or _addresses((out,), (self._dim,), dtype) is None:
-                return None
-            if any(p is not None and share_memory(p, out) for p in parts):
-                return None
-            count_change(out)
-        _read_from(places, self._bounds, self._project_plan, self._words(step), out)
-        return out
-
-
-@cache
-def _is_add_fused(dtype: torch.dtype) -> bool:
-    """Whether torch.add(x, y, alpha=a) rounds x + a y once on this machine: in vectors, in what is left, and alone."""
-    tiny = 2.0 ** (-27 if dtype == torch.float64 else -12)
-    y = 1 + tiny  # the last bit of y**2 = 1 + 2 tiny + tiny**2 has no room beside the first
-    ones = [torch.ones(count, dtype=dtype, device="cpu") for count in (1, 45)]  # not on torch's default device
-    sums = [x.neg().add_(y * x, alpha=y) for x in ones]
-    return all(bool((x == 2 * tiny + tiny**2).all()) for x in sums)
-
-
-def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dtype: torch.dtype) -> list[int] | None:
-    """Addresses of the tensors' values; None if one is not a contiguous CPU tensor of that dtype and size."""
-    found = []
-    for x, size in zip(tensors, sizes):
-        if x is None or x.dtype != dtype or x.layout != torch.strided or not x.is_contiguous() or x.is_neg():
-            return None
-        if x.numel() != size or not x.is_cpu or type(x).__torch_dispatch__ is not ORDINARY:
-            return None
-        found.append(x.data_ptr())
-    return found if dtype in _DTYPES and all(found) else None  # torch has tensors of zeros without memory
-
-
-_DTYPES: dict[torch.dtype, np.dtype] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+    def write_to(self, targets: list[int], sources: list[int], name: Name, c: torch.Tensor, alpha: float = 1.0) -> None:
+        _write_to(targets, sources, self._expand_plan, name, c, alpha)

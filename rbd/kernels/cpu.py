@@ -12,6 +12,7 @@ on the number of threads. Threads come from ``team``.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,15 +25,18 @@ from numba import njit
 from rbd import distribution, philox
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import QUANTILE, Distribution
-from rbd.kernels import simd, team
+from rbd.kernels import in_place, simd, team
+from rbd.kernels.in_place import DTYPES, Name, name_of
 from rbd.kernels.jit import jit
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
+    at_address,
     bits_of,
     float_bits,
     float_of,
     fma,
+    from_place,
     lane_numbers,
     like,
     load,
@@ -55,6 +59,7 @@ _W0, _W1 = WEYL
 _LOW = 0xFFFFFFFF
 _SIGN, _ONE = 0x80000000, 0x3F800000  # sign bit, and 1.0, as bits of a float32
 _OCTAVES = np.roll(QUANTILE, -1, axis=0).T.copy().ravel()  # (5 * 16,) by the exponent field mod 16: 127 + e = e - 1
+_LONGS = np.empty(0, np.int64)  # tells at_address the dtype of a table
 _EVEN, _PAIRS = 0x55555555, 0x33333333  # every other bit, and every other two
 
 HALF = BLOCKS // 2  # blocks of a chunk whose sign tables are kept at a time
@@ -173,20 +178,74 @@ def _axpy_rows(distribution_id, parts, unit, block, c, step, seed, stream, u):
         _axpy(distribution_id, parts, w3, cr, u, 48)
 
 
+@_inline
+def _find_tensor(bounds, place, t):
+    """The tensor that has this place of a vector, searched from tensor t on. bounds: of the tensors in the vector."""
+    while bounds[t] > place:
+        t -= 1
+    while bounds[t + 1] <= place:
+        t += 1
+    return t
+
+
+@_inline
+def _join(addresses, bounds, t, first, last, x):
+    """x = the places first ... last - 1 of a vector, which begin in tensor t."""
+    while first < last:
+        stop, tensor = min(last, bounds[t + 1]), from_place(at_address(addresses[t], x), -bounds[t])
+        for j in range(first, stop):
+            x[j] = tensor[j]
+        first, t = stop, t + 1
+
+
+@_inline
+def _write(target, source, j, u, alpha, add):
+    """16 elements: u, or source + alpha u, rounded once."""
+    store(target, j, fma(alpha, u, load(source, j)) if add else u)
+
+
+@_inline
+def _write_lanes(target, source, j, first, last, u, alpha, add, x):
+    """The lanes first ... last - 1 of ``_write``, by way of 16 elements of x."""
+    for lane in range(first, last):
+        x[lane] = source[j + lane]
+    _write(x, x, 0, u, alpha, add)
+    for lane in range(first, last):
+        target[j + lane] = x[lane]
+
+
 @_jit
-def _copy_padded(g, origin, low, high, column, x):
-    """x = g from that column on; zeros outside of the columns low ... high - 1, which are those that g has."""
-    first, last = max(low - column, 0), min(high - column, len(x))
+def _read_columns(addresses, bounds, origin, low, high, column, x):
+    """x = a vector from that column on; zeros outside of the columns low ... high - 1, which are those that it has.
+
+    addresses, bounds: of tables of the tensors that make up the vector, and of their bounds in it.
+    """
+    first, last, begin = max(low - column, 0), min(high - column, len(x)), origin + column
     x[:first] = 0
-    x[first:last] = g[origin + column + first : origin + column + last]
     x[last:] = 0
+    tensors, ends = at_address(addresses, _LONGS), at_address(bounds, _LONGS)
+    _join(tensors, ends, _find_tensor(ends, begin + first, 0), begin + first, begin + last, from_place(pointer(x), -begin))
 
 
 @_jit
-def _copy_inside(u, origin, low, high, column, out):
-    """out = u, which begins at that column; only the columns low ... high - 1, which are those that out has."""
-    first, last = max(low - column, 0), min(high - column, len(u))
-    out[origin + column + first : origin + column + last] = u[first:last]
+def _write_columns(u, origin, low, high, column, targets, sources, bounds, alpha, add, x):
+    """A vector = u, which begins at that column, or its sources + alpha u; only the columns low ... high - 1.
+
+    targets, sources, bounds: addresses of tables, as of ``_read_columns``. x: 16 elements of scratch memory.
+    """
+    first, last, begin = max(low - column, 0), min(high - column, len(u)), origin + column
+    written, read, ends = at_address(targets, _LONGS), at_address(sources, _LONGS), at_address(bounds, _LONGS)
+    pu, px, weight = pointer(u), pointer(x), splat_like(u.dtype.type(alpha), u)
+    t = _find_tensor(ends, begin + first, 0)
+    while first < last:
+        stop, place = min(last, ends[t + 1] - begin), begin - ends[t]  # of column 0 of u in the tensor
+        target, source = from_place(at_address(written[t], u), place), from_place(at_address(read[t], u), place)
+        whole = first + (stop - first) // LANES * LANES
+        for j in range(first, whole, LANES):
+            _write(target, source, j, load(pu, j), weight, add)
+        if whole < stop:
+            _write_lanes(target, source, whole, 0, stop - whole, load(pu, whole), weight, add, px)
+        first, t = stop, t + 1
 
 
 class _Unit(NamedTuple):
@@ -223,7 +282,7 @@ def _read_unit(units, n, row0):
 
 
 @_jit
-def _project_entries(units, first, last, distribution_id, columns, g, seed, stream, step, row0, partial, scratch):
+def _project_entries(units, first, last, distribution_id, columns, seed, stream, step, row0, g, bounds, partial, scratch):
     """partial = (rows of a unit) @ (its segment of g), entry by entry."""
     block = SEGMENT // columns  # chunks of g that stay in the cache while the rows pass over them
     x, totals = scratch[:SEGMENT], scratch[SEGMENT : SEGMENT + ROWS * LANES]
@@ -232,7 +291,7 @@ def _project_entries(units, first, last, distribution_id, columns, g, seed, stre
         totals[:] = 0
         for begin in range(unit.first_chunk, unit.stop_chunk, block):
             chunks = min(block, unit.stop_chunk - begin)
-            _copy_padded(g, unit.origin, unit.low, unit.high, begin * columns, x)
+            _read_columns(g, bounds, unit.origin, unit.low, unit.high, begin * columns, x)
             px, pt, b = pointer(x), pointer(totals), BLOCKS * begin
             for r in range(unit.rows):
                 if distribution_id == NORMAL:
@@ -247,9 +306,10 @@ def _project_entries(units, first, last, distribution_id, columns, g, seed, stre
 
 
 @_jit
-def _expand_entries(units, first, last, distribution_id, columns, c, seed, stream, step, row0, out, scratch):
-    """out = (columns of a unit) @ (all coordinates of its compartment), entry by entry."""
-    u = scratch[:columns]
+def _expand_entries(units, first, last, distribution_id, columns, seed, stream, step, row0, c, targets, sources, bounds,
+                    alpha, add, scratch):  # fmt: skip
+    """u = (columns of a unit) @ (all coordinates of its compartment), entry by entry; written as by _write_columns."""
+    u, few = scratch[:columns], scratch[columns : columns + LANES]
     pu, pc = pointer(u), pointer(c)
     for n in range(first, last):
         unit = _read_unit(units, n, row0)
@@ -261,7 +321,7 @@ def _expand_entries(units, first, last, distribution_id, columns, c, seed, strea
                 _axpy_rows(UNIFORM, 4, unit, BLOCKS * chunk, pc, step, seed, stream, pu)
             else:
                 _axpy_rows(RADEMACHER, 32, unit, BLOCKS * chunk, pc, step, seed, stream, pu)
-            _copy_inside(u, unit.origin, unit.low, unit.high, chunk * columns, out)
+            _write_columns(u, unit.origin, unit.low, unit.high, chunk * columns, targets, sources, bounds, alpha, add, few)
 
 
 @_inline
@@ -311,7 +371,7 @@ def _pick_and_generate(words, tables, at, total, counter, seed, stream):
 
 
 @_jit
-def _project_signs(units, first, last, distribution_id, columns, g, seed, stream, step, row0, partial, scratch):
+def _project_signs(units, first, last, distribution_id, columns, seed, stream, step, row0, g, bounds, partial, scratch):
     """partial = (signs of a unit) @ (its segment of g): 16 rows in the lanes, 4 columns a permute."""
     x, totals = scratch[:columns], scratch[columns : columns + ROWS]
     tables = pointer(scratch[columns + ROWS :])  # (8 blocks, 4 words, 8 nibbles, 16): 16 KiB, half an L1 cache
@@ -320,7 +380,7 @@ def _project_signs(units, first, last, distribution_id, columns, g, seed, stream
         unit = _read_unit(units, n, row0)
         totals[:] = 0
         for chunk in range(unit.first_chunk, unit.stop_chunk):
-            _copy_padded(g, unit.origin, unit.low, unit.high, chunk * columns, x)
+            _read_columns(g, bounds, unit.origin, unit.low, unit.high, chunk * columns, x)
             for half in range(0, BLOCKS, HALF):
                 for word in range(4):
                     for b in range(HALF):
@@ -372,9 +432,10 @@ def _add_signs(s0, s1, w0, w1, u, at):
 
 
 @_jit
-def _expand_signs(units, first, last, distribution_id, columns, c, seed, stream, step, row0, out, scratch):
-    """out = (signs of a unit's columns) @ (all coordinates): 16 columns in the lanes, 4 rows a permute."""
-    u, four = scratch[:columns], scratch[columns : columns + 8]
+def _expand_signs(units, first, last, distribution_id, columns, seed, stream, step, row0, c, targets, sources, bounds,
+                  alpha, add, scratch):  # fmt: skip
+    """u = (signs of a unit's columns) @ (all coordinates): 16 columns in the lanes, 4 rows a permute; written as before."""
+    u, few = scratch[:columns], scratch[columns : columns + LANES]
     pu = pointer(u)
     for n in range(first, last):
         unit = _read_unit(units, n, row0)
@@ -383,9 +444,9 @@ def _expand_signs(units, first, last, distribution_id, columns, c, seed, stream,
             block = splat_u64(BLOCKS * chunk) + lane_numbers()
             for r in range(0, unit.rows, 8):
                 for i in range(8):
-                    four[i] = c[unit.place + r + i] if r + i < unit.rows else 0
-                s0 = _sign_sums(four[0], four[1], four[2], four[3])
-                s1 = _sign_sums(four[4], four[5], four[6], four[7])
+                    few[i] = c[unit.place + r + i] if r + i < unit.rows else 0
+                s0 = _sign_sums(few[0], few[1], few[2], few[3])
+                s1 = _sign_sums(few[4], few[5], few[6], few[7])
                 a0, a1, a2, a3 = _philox(block, splat_u64(unit.row + r + 0), step, unit.number, seed, stream)
                 b0, b1, b2, b3 = _philox(block, splat_u64(unit.row + r + 1), step, unit.number, seed, stream)
                 c0, c1, c2, c3 = _philox(block, splat_u64(unit.row + r + 2), step, unit.number, seed, stream)
@@ -398,7 +459,7 @@ def _expand_signs(units, first, last, distribution_id, columns, c, seed, stream,
                 _add_signs(s0, s1, (a1, b1, c1, d1), (e1, f1, g1, h1), pu, 16)
                 _add_signs(s0, s1, (a2, b2, c2, d2), (e2, f2, g2, h2), pu, 32)
                 _add_signs(s0, s1, (a3, b3, c3, d3), (e3, f3, g3, h3), pu, 48)
-            _copy_inside(u, unit.origin, unit.low, unit.high, chunk * columns, out)
+            _write_columns(u, unit.origin, unit.low, unit.high, chunk * columns, targets, sources, bounds, alpha, add, few)
 
 
 class _Sum(NamedTuple):
@@ -500,49 +561,77 @@ def _scratch(dtype: np.dtype) -> np.ndarray:
     return np.empty(SCRATCH, dtype)
 
 
-def _run(kernel: Callable, plan: _Plan, spec: BasisSpec, x: np.ndarray, out: np.ndarray) -> None:
+def _run(kernel: Callable, plan: _Plan, distribution: Distribution, dtype: np.dtype, *args) -> None:
     """The kernel over all units, on several threads if that pays."""
-    distribution = spec.distribution
-    shape = _DISTRIBUTION_IDS[distribution.name], distribution.columns
-    args = *shape, x, spec.seed, spec.stream, spec.step, spec.row, out
-    count = len(plan.pieces) - 1
+    shape, count = (_DISTRIBUTION_IDS[distribution.name], distribution.columns), len(plan.pieces) - 1
     threads = min(team.thread_count(), count)
     if threads == 1 or plan.entries * distribution.bits < INLINE:
-        return kernel(plan.units, 0, len(plan.units), *args, _scratch(out.dtype))
+        return kernel(plan.units, 0, len(plan.units), *shape, *args, _scratch(dtype))
 
     def work(pieces: Iterator[int]) -> None:
-        scratch = _scratch(out.dtype)
+        scratch = _scratch(dtype)
         for piece in pieces:
-            kernel(plan.units, plan.pieces[piece], plan.pieces[piece + 1], *args, scratch)
+            kernel(plan.units, plan.pieces[piece], plan.pieces[piece + 1], *shape, *args, scratch)
 
     team.share_pieces(work, count, threads)
 
 
-def _takes_signs(distribution: Distribution, x: np.ndarray) -> bool:
-    return distribution.name == "rademacher" and x.dtype == np.float32
+def _takes_signs(distribution: Distribution, dtype: np.dtype) -> bool:
+    return distribution.name == "rademacher" and dtype == np.float32
+
+
+def _read_from(places: list[int], bounds: Sequence[int], plan: _Plan, distribution: Distribution, name: Name,
+               out: torch.Tensor) -> None:  # fmt: skip
+    """out = the coordinates of a vector in several tensors: their addresses, and their bounds in the vector."""
+    table, dtype = array("q", [*places, *bounds]), DTYPES[out.dtype]
+    address = table.buffer_info()[0]
+    partial = np.empty(plan.partials, dtype)
+    kernel = _project_signs if _takes_signs(distribution, dtype) else _project_entries
+    _run(kernel, plan, distribution, dtype, *name, address, address + 8 * len(places), partial)
+    _add_parts(plan.sums, plan.scales.astype(dtype), partial, out.numpy())
+
+
+def _write_to(targets: list[int], sources: list[int], bounds: Sequence[int], plan: _Plan, distribution: Distribution,
+              name: Name, c: torch.Tensor, alpha: float = 1.0) -> None:  # fmt: skip
+    """Write the vector with coordinates c to tensors at these addresses, which have these bounds in it.
+
+    If there are sources, alpha times the vector is added to the tensors there, and every sum is rounded once.
+    """
+    table, dtype = array("q", [*targets, *(sources or targets), *bounds]), DTYPES[c.dtype]
+    first, length = table.buffer_info()[0], 8 * len(targets)
+    scaled = c.numpy() * np.repeat(plan.scales.astype(dtype), plan.dims)  # (d,)
+    kernel = _expand_signs if _takes_signs(distribution, dtype) else _expand_entries
+    vector = first, first + length, first + 2 * length
+    _run(kernel, plan, distribution, dtype, *name, scaled, *vector, alpha, bool(sources))
 
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``."""
     plan = _project_plan(spec.from_first_row, spec.distribution)
-    x = g.numpy()  # (D,)
-    partial = np.empty(plan.partials, x.dtype)
-    kernel = _project_signs if _takes_signs(spec.distribution, x) else _project_entries
-    _run(kernel, plan, spec, x, partial)
-    _add_parts(plan.sums, plan.scales.astype(x.dtype), partial, out.numpy())
+    _read_from([g.data_ptr()], (0, spec.size), plan, spec.distribution, name_of(spec), out)
 
 
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution)
-    x = c.numpy()  # (d,)
-    scaled = x * np.repeat(plan.scales.astype(x.dtype), plan.dims)  # (d,)
-    kernel = _expand_signs if _takes_signs(spec.distribution, x) else _expand_entries
-    _run(kernel, plan, spec, scaled, out.numpy())
+    _write_to([out.data_ptr()], [], (0, spec.size), plan, spec.distribution, name_of(spec), c)
 
 
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> None:
     """See ``reference.add``."""
-    u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
-    expand(c, spec, u)
-    torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split([p.numel() for p in params]))])
+    Prepared(spec, [p.numel() for p in params]).add_any(c, params)
+
+
+class Prepared(in_place.Prepared):
+    """For dense bases."""
+
+    def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
+        super().__init__(spec, sizes)
+        self._project_plan = _project_plan(spec.from_first_row, spec.distribution)
+        self._expand_plan = _expand_plan(spec.from_first_row, spec.distribution)
+
+    def read_from(self, places: list[int], name: Name, out: torch.Tensor) -> None:
+        _read_from(places, self.bounds, self._project_plan, self.spec.distribution, name, out)
+
+    def write_to(self, targets: list[int], sources: list[int], name: Name, c: torch.Tensor, alpha: float = 1.0) -> None:
+        _write_to(targets, sources, self.bounds, self._expand_plan, self.spec.distribution, name, c, alpha)

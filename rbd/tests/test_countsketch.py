@@ -6,7 +6,6 @@ What it has in common with the dense distributions is tested beside them, in tes
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -265,94 +264,3 @@ def test_rows_of_a_larger_basis():
 def test_rows_that_no_basis_has(given, message):
     with pytest.raises(ValueError, match=message):
         basis(3, 100, **{"row": 4, **given})
-
-
-# a vector in several tensors
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("dim", [1, 7, 250, 1500, 5000])
-def test_parts_are_read_in_place(dim, dtype):
-    """To the bit what their vector gives: chunks of one tensor, of two, of many small ones; the definition on integers."""
-    sizes = (4096, 3000, 1, 700, *[5] * 40, 9000, 3003)  # 20,000
-    k = Compartment(0, 0, 5001, dim), Compartment(1, 5001, 20_000, dim)  # the second begins inside a tensor
-    for g, distribution in ((normal(20_000, 20, dtype), COUNTSKETCH), (integers(20_000, 21, 100, dtype), UNSCALED)):
-        spec, out = BasisSpec(k, distribution, 1, 2, 3), torch.full((2 * dim,), math.nan, dtype=dtype)
-        prepared, parts = kernels.prepare(spec, sizes, torch.device("cpu")), [p.clone() for p in g.split(sizes)]
-        assert prepared.project(parts, dtype, out=out) is out
-        assert same_bits(out, kernels.project(g, spec, backend="cpu"))
-    assert same_bits(out, kernels.project(g, spec, backend="reference"))
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("dim", [1, 3, 7, 250, 1500, 5000])
-def test_one_pass_adds_what_torch_adds(dim, dtype):
-    """params + alpha u: the bits of torch.add with the vector u, in tensors of every length, and the version is counted."""
-    sizes = (4096, 3000, 1, 700, *range(1, 41), 9000, 2383)  # 20,000
-    spec = BasisSpec((Compartment(0, 0, 5001, dim), Compartment(1, 5001, 20_000, dim)), COUNTSKETCH, 1, 2, 3)
-    prepared, c = kernels.prepare(spec, sizes, torch.device("cpu")), normal(2 * dim, 22, dtype)
-    for alpha in (1.0, -0.1, -0.0, 1e-30, -8.0):
-        params = list(normal(20_000, 23, dtype).split(sizes))
-        wanted = [torch.add(p, v, alpha=alpha) for p, v in zip(params, kernels.expand(c, spec).split(sizes))]
-        params = [p.clone() for p in params]
-        if not prepared.add(c, params, alpha):
-            pytest.skip("torch.add rounds twice on this machine, so optimizers add a vector")
-        assert all(map(same_bits, params, wanted)) and all(p._version == 1 for p in params)
-
-
-def test_a_step_in_one_pass_has_the_bits_of_one_by_way_of_a_vector(monkeypatch):
-    """Two groups, one with a parameter that cannot be written where it is; finite coordinates whose sum is not."""
-    found = []
-    for method in ("add", "project", None):
-        torch.manual_seed(0)
-        models = [torch.nn.Linear(40, 30), torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)]
-        groups = [{"params": m.parameters(), "dim": d} for m, d in zip(models, (600, 70))]
-        optimizer = RBD(groups, lr=0.1, distribution="countsketch")
-        with monkeypatch.context() as patched:
-            if method:
-                patched.setattr(kernels.load("cpu", sparse=True).Prepared, method, lambda *args, **given: None)
-            for step in range(3):
-                for p in (p for m in models for p in m.parameters()):
-                    p.grad = torch.randn(p.shape).sign() * (5e37 if step == 1 else 1)
-                optimizer.step()
-        found.append([p for m in models for p in m.parameters()])
-    assert all(same_bits(p, q) for other in found[:2] for p, q in zip(other, found[2]))
-    assert all(p.isfinite().all() for p in found[2])
-
-
-class Elsewhere(torch.Tensor):
-    """Says that it is on a GPU."""
-
-    is_cpu = False
-
-
-def test_prepared_products_are_the_general_ones():
-    """To the bit; None for tensors that cannot be read as they stand."""
-    spec, shapes = BasisSpec(one(50, 600), COUNTSKETCH, 1, 2, 3), ((20, 25), (100,))
-    prepared = kernels.prepare(spec, [500, 100], torch.device("cpu"))
-    params, c, f32 = [normal(math.prod(s), 1).view(s) for s in shapes], normal(50, 2), torch.float32
-    g = torch.cat([p.reshape(-1) for p in params])
-    assert same_bits(prepared.project(params, f32), kernels.project(g, spec))
-    moved = torch.cat([p.reshape(-1) for p in prepared.shift(c, params)])
-    assert same_bits(moved, g + kernels.expand(c, spec))
-    later, u = replace(spec, step=9), torch.full((600,), math.nan)
-    assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
-    assert prepared.expand(c, u, 9) is u and same_bits(u, kernels.expand(c, later))
-    for step in (torch.tensor(9), 9.0, 9 + 2**32):  # as the general products take it
-        assert same_bits(prepared.project(params, f32, step), kernels.project(g, later))
-    with torch.device("meta"):  # torch's default device does not matter
-        assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
-        assert same_bits(prepared.expand(c, step=9), u)
-        kernels.load("cpu", sparse=True)._is_add_fused.cache_clear()
-        prepared.add(c, [p.clone() for p in params], 1.0)
-    zeros = torch._efficientzerotensor((100,))  # has no memory
-    others = (params[0].t(), None), (params[0].double(), None), (params[0].to_sparse(), None), (params[0], zeros)
-    others += (params[0], torch._neg_view(params[1])), (params[0], params[1][:99]), (params[0], None)
-    others += ((params[0], params[1].as_subclass(Elsewhere)),)
-    assert all(prepared.project(other, f32) is None for other in others)
-    assert prepared.shift(normal(49, 2), params) is None and prepared.shift(c.half(), params) is None
-    before = [p.clone() for p in params]
-    with torch.inference_mode():
-        apart = [p.clone() for p in params]
-    assert not any(prepared.add(c, other, 1.0) for other in [*others, apart, [p.requires_grad_() for p in before]])
-    assert prepared.expand(normal(49, 2), u) is None and prepared.expand(c, u.double()) is None

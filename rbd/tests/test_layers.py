@@ -20,6 +20,7 @@ LAYERS = {  # modules may import from their own layer or a lower one, lazily or 
     "rbd.kernels": 3, "rbd.kernels.compiled": 3, "rbd.kernels.simd": 3, "rbd.kernels.jit": 3,
     "rbd.kernels.reference": 3, "rbd.kernels.cpu": 3, "rbd.kernels.gpu": 3, "rbd.kernels.team": 3,
     "rbd.kernels.countsketch_cpu": 3, "rbd.kernels.countsketch_gpu": 3, "rbd.kernels.memory": 3,
+    "rbd.kernels.in_place": 3,
     "rbd.basis": 4, "rbd.partition": 4,
     "rbd.distributed": 5, "rbd.distributed.variants": 5, "rbd.distributed.exchange": 5, "rbd.distributed.fsdp": 5,
     "rbd.distributed.ddp_hook": 5, "rbd.distributed.launch": 5,
