@@ -679,7 +679,10 @@ def _finite(grad: Tensor) -> bool:
 
 
 class FPD(RBD):
-    """Fixed projection descent: RBD whose basis is drawn once (Li et al. 2018, arXiv 1804.08838). Arguments as in RBD."""
+    """Fixed projection descent: RBD whose basis is drawn once (Li et al. 2018, arXiv 1804.08838).
+
+    Arguments and errors as in RBD, without ``redraw``.
+    """
 
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "rademacher",
                  seed: int = 0, variant: str | None = None, process_group=None, capturable: bool = False):  # fmt: skip
@@ -724,7 +727,8 @@ class NES(_RandomBases):
     buffers: ``torch.func.functional_call(model, {name: b.clone() for name, b in model.named_buffers()}, (x,))``.
 
     Args:
-        params, lr, dim, distribution, seed: as in RBD; one group only.
+        params, dim, distribution, seed: as in RBD; one group only.
+        lr: η; to begin with, RBD's rate at d = 250 times 100 σ.
         sigma: σ > 0, length of a perturbation; scale lr with it. None: 0.01 √D, which moves parameters by 0.01 (root mean
             square), as the paper's released code does; its RBD-NES has 0.002 √D. If each evaluation draws its own
             mini-batch, do not make σ much smaller: at about 1/100 of this nothing is learned, since losses then differ more
