@@ -261,7 +261,8 @@ class _RandomBases(torch.optim.Optimizer):
     def _check_saved(self, group: dict, saved: dict) -> None:
         """Raise ValueError unless a saved group, into which torch has put this one's params, fits this one."""
         if (got := saved.get("stream_version")) != STREAM_VERSION:
-            raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
+            whose = "an optimizer that is not rbd's" if got is None else "another version of rbd, with other bases,"
+            raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION}: {whose} saved it")
         own = self.defaults.keys() - {"differentiable"} | {"size"}  # torch adds "differentiable" when it loads a state
         if lacking := own - saved.keys():
             raise ValueError(f"state_dict has a group without {', '.join(sorted(lacking))}: another optimizer saved it")
@@ -614,7 +615,7 @@ class RBD(_RandomBases):
             if bad or (suspects and not (alike and u.isfinite().all())):
                 of = f" of group {index}" if len(self.param_groups) > 1 else ""
                 got = _culprit(self.param_groups[index], of, bad or suspects, self._workers)
-                raise FloatingPointError(f"gradient: got {got}, allowed finite values")
+                raise FloatingPointError(f"gradient: got {got}")
         return [direction.u for direction in found]
 
     def _part(self, index: int) -> Part:
@@ -662,15 +663,16 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _culprit(group: dict, of: str, bad: list[int], workers: Workers | None) -> str:
-    """What is not finite: gradients by name, else those of the workers ``bad``, else the coordinates alone."""
+    """What is not finite, and what is allowed: gradients by name, else those of the workers ``bad``, else projections."""
     names = group.get("param_names") or [f"parameter {i}{of}" for i in range(len(group["params"]))]
     found = [n for n, p in zip(names, group["params"]) if p.grad is not None and not _finite(p.grad)]
     if found:
-        return f"NaN or infinity in {', '.join(found)}"
+        return f"NaN or infinity in {', '.join(found)}, allowed finite values"
     if workers is not None and workers.size > 1:
         is_sum = workers.variant in ("common", "sharded")  # only the sum is known
-        return "NaN or infinity from another worker" if is_sum else f"NaN or infinity from worker {', '.join(map(str, bad))}"
-    return "finite values whose projections overflow"
+        whose = "another worker" if is_sum else f"worker {', '.join(map(str, bad))}"
+        return f"NaN or infinity from {whose}, allowed finite values"
+    return "finite values whose projections overflow: scale the loss down, or clip the gradient"
 
 
 def _finite(grad: Tensor) -> bool:

@@ -576,7 +576,7 @@ _SWAPS: weakref.WeakKeyDictionary[nn.Module, _ParameterSwap] = weakref.WeakKeyDi
 
 
 def _watch_backward(out: Any, swap: _ParameterSwap, moved: _MovedWeights) -> None:
-    """Have the swap told when a backward pass reaches what the model returned.
+    """Notify the swap when a backward pass reaches what the model returned.
 
     Raises:
         ValueError: that has a parameter of the model, or a view of one.
