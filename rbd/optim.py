@@ -41,8 +41,9 @@ def rbd_direction(
 
     Args:
         g: (D,) real floating-point gradient.
-        partition, distribution, seed, stream, step: name the bases; integers of 0 ... 2**32 - 1, step also () int64 on g's
-            device.
+        partition: cuts g into compartments, each with a basis of its own.
+        distribution: of the entries, a name as in RBD.
+        seed, stream, step: of the bases, integers in 0 ... 2**32 - 1; step may also be a tensor, () int64 on g's device.
         out: (D,) for u, of its dtype, overwritten.
 
     Returns:
