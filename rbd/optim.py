@@ -419,14 +419,15 @@ class RBD(_RandomBases):
     """Random bases descent: θ ← θ - η Φᵀ Φ g with Φ drawn anew (arXiv 2011.04720), by one process or by many workers.
 
     Args:
-        params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
+        params: parameters (real floating-point, 16 to 64 bits), groups of them, or ``model.named_parameters()``, whose names
+            "by_layer" and "by_ratio:R" need.
         lr: η, for directions of unit expected norm; Φᵀ Φ g is some √(d / D) times as long as g, so η is larger than SGD's.
         dim: number of random directions d of a parameter group, 1 ... D, apportioned to its compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
         distribution: of the entries, "normal", "uniform" or "rademacher" (dense; signs cost least, and are no less
             accurate), or "countsketch" (sparse, one nonzero in every column: a step costs the same for every dim).
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
-        redraw: a new basis is drawn every so many steps; 0: it is drawn once (FPD).
+        redraw: steps for which a basis is kept; 0: it is drawn once (FPD).
         variant: what workers share, "common", "bases", "directions" or "shares" (the table in rbd.distributed); None: this
             process works alone, or "common" where there is a process_group. For parameters under fully_shard: None.
         process_group: of torch.distributed, whose processes are the workers; None: the default group if there is a variant.

@@ -30,7 +30,7 @@ class Partition:
 
     @property
     def size(self) -> int:
-        """D."""
+        """D, the length of the vector."""
         return self.compartments[-1].stop
 
     @property
