@@ -146,12 +146,13 @@ class Basis:
         """params += alpha Φᵀ c, in place and without a graph, the params being the vector of length D cut into tensors.
 
         Entries depend on the place in the whole vector, not on how it is cut or which worker holds which part. Every value
-        is summed in float32 (float64 if it or c is) and rounded once. So adding and then subtracting restores the parameters
-        up to rounding only, and errors add up; to restore them exactly, copy the saved values back.
+        is summed in float32 (float64 if it or c is) and rounded once. So adding and then subtracting leaves rounding errors,
+        which add up; to restore the parameters exactly, copy saved values back.
 
         Args:
             params: a real floating-point tensor on c's device, of any shape, or several.
             c: (d,) coordinates, real and floating-point.
+            alpha: a real number, or a tensor of one.
             first: index in the vector of the params' first value, if they are only a part of it (such as one worker's part).
 
         Raises:

@@ -41,8 +41,9 @@ def rbd_direction(
 
     Args:
         g: (D,) real floating-point gradient.
-        partition, distribution, seed, stream, step: name the bases; integers of 0 ... 2**32 - 1, step also () int64 on g's
-            device.
+        partition: cuts g into compartments, each with a basis of its own.
+        distribution: of the entries, a name as in RBD.
+        seed, stream, step: of the bases, integers in 0 ... 2**32 - 1; step may also be a tensor, () int64 on g's device.
         out: (D,) for u, of its dtype, overwritten.
 
     Returns:
@@ -261,7 +262,8 @@ class _RandomBases(torch.optim.Optimizer):
     def _check_saved(self, group: dict, saved: dict) -> None:
         """Raise ValueError unless a saved group, into which torch has put this one's params, fits this one."""
         if (got := saved.get("stream_version")) != STREAM_VERSION:
-            raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION} (other bases)")
+            whose = "an optimizer that is not rbd's" if got is None else "another version of rbd, with other bases,"
+            raise ValueError(f"state_dict: got stream_version {got}, allowed {STREAM_VERSION}: {whose} saved it")
         own = self.defaults.keys() - {"differentiable"} | {"size"}  # torch adds "differentiable" when it loads a state
         if lacking := own - saved.keys():
             raise ValueError(f"state_dict has a group without {', '.join(sorted(lacking))}: another optimizer saved it")
@@ -417,14 +419,15 @@ class RBD(_RandomBases):
     """Random bases descent: θ ← θ - η Φᵀ Φ g with Φ drawn anew (arXiv 2011.04720), by one process or by many workers.
 
     Args:
-        params: parameters, groups of them, or ``model.named_parameters()`` (names are needed by layer-wise partitions).
+        params: parameters (real floating-point, 16 to 64 bits), groups of them, or ``model.named_parameters()``, whose names
+            "by_layer" and "by_ratio:R" need.
         lr: η, for directions of unit expected norm; Φᵀ Φ g is some √(d / D) times as long as g, so η is larger than SGD's.
         dim: number of random directions d of a parameter group, 1 ... D, apportioned to its compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
         distribution: of the entries, "normal", "uniform" or "rademacher" (dense; signs cost least, and are no less
             accurate), or "countsketch" (sparse, one nonzero in every column: a step costs the same for every dim).
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
-        redraw: a new basis is drawn every so many steps; 0: it is drawn once (FPD).
+        redraw: steps for which a basis is kept; 0: it is drawn once (FPD).
         variant: what workers share, "common", "bases", "directions" or "shares" (the table in rbd.distributed); None: this
             process works alone, or "common" where there is a process_group. For parameters under fully_shard: None.
         process_group: of torch.distributed, whose processes are the workers; None: the default group if there is a variant.
@@ -614,7 +617,7 @@ class RBD(_RandomBases):
             if bad or (suspects and not (alike and u.isfinite().all())):
                 of = f" of group {index}" if len(self.param_groups) > 1 else ""
                 got = _culprit(self.param_groups[index], of, bad or suspects, self._workers)
-                raise FloatingPointError(f"gradient: got {got}, allowed finite values")
+                raise FloatingPointError(f"gradient: got {got}")
         return [direction.u for direction in found]
 
     def _part(self, index: int) -> Part:
@@ -662,15 +665,16 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _culprit(group: dict, of: str, bad: list[int], workers: Workers | None) -> str:
-    """What is not finite: gradients by name, else those of the workers ``bad``, else the coordinates alone."""
+    """What is not finite, and what is allowed: gradients by name, else those of the workers ``bad``, else projections."""
     names = group.get("param_names") or [f"parameter {i}{of}" for i in range(len(group["params"]))]
     found = [n for n, p in zip(names, group["params"]) if p.grad is not None and not _finite(p.grad)]
     if found:
-        return f"NaN or infinity in {', '.join(found)}"
+        return f"NaN or infinity in {', '.join(found)}, allowed finite values"
     if workers is not None and workers.size > 1:
         is_sum = workers.variant in ("common", "sharded")  # only the sum is known
-        return "NaN or infinity from another worker" if is_sum else f"NaN or infinity from worker {', '.join(map(str, bad))}"
-    return "finite values whose projections overflow"
+        whose = "another worker" if is_sum else f"worker {', '.join(map(str, bad))}"
+        return f"NaN or infinity from {whose}, allowed finite values"
+    return "finite values whose projections overflow: scale the loss down, or clip the gradient"
 
 
 def _finite(grad: Tensor) -> bool:
@@ -679,7 +683,10 @@ def _finite(grad: Tensor) -> bool:
 
 
 class FPD(RBD):
-    """Fixed projection descent: RBD whose basis is drawn once (Li et al. 2018, arXiv 1804.08838). Arguments as in RBD."""
+    """Fixed projection descent: RBD whose basis is drawn once (Li et al. 2018, arXiv 1804.08838).
+
+    Arguments and errors as in RBD, without ``redraw``.
+    """
 
     def __init__(self, params, lr: float, dim: int | None = 250, partition: str = "whole", distribution: str = "rademacher",
                  seed: int = 0, variant: str | None = None, process_group=None, capturable: bool = False):  # fmt: skip
@@ -724,7 +731,8 @@ class NES(_RandomBases):
     buffers: ``torch.func.functional_call(model, {name: b.clone() for name, b in model.named_buffers()}, (x,))``.
 
     Args:
-        params, lr, dim, distribution, seed: as in RBD; one group only.
+        params, dim, distribution, seed: as in RBD; one group only.
+        lr: η; to begin with, RBD's rate at d = 250 times 100 σ.
         sigma: σ > 0, length of a perturbation; scale lr with it. None: 0.01 √D, which moves parameters by 0.01 (root mean
             square), as the paper's released code does; its RBD-NES has 0.002 √D. If each evaluation draws its own
             mini-batch, do not make σ much smaller: at about 1/100 of this nothing is learned, since losses then differ more

@@ -20,13 +20,17 @@ Layout = tuple[tuple[str, int], ...]  # (name, number of values) of each tensor,
 
 @dataclass(frozen=True)
 class Partition:
-    """Compartments that cover a vector of length D in order, without gaps."""
+    """Compartments that cover a vector of length D in order, without gaps.
+
+    Attributes:
+        compartments: of ``rbd.compartment.Compartment``; their number, start, stop and dim say which directions cover what.
+    """
 
     compartments: tuple[Compartment, ...]
 
     @property
     def size(self) -> int:
-        """D."""
+        """D, the length of the vector."""
         return self.compartments[-1].stop
 
     @property
@@ -35,7 +39,7 @@ class Partition:
         return sum(k.dim for k in self.compartments)
 
     def renumber(self, first: int) -> Partition:
-        """The same cuts, with the numbers counted from first on."""
+        """The same partition, its compartments numbered first, first + 1, ... (other numbers give other directions)."""
         if all(k.number == first + i for i, k in enumerate(self.compartments)):
             return self  # the same object, so that looking up a plan compares no fields
         return Partition(tuple(replace(k, number=first + i) for i, k in enumerate(self.compartments)))
@@ -147,7 +151,9 @@ def partition(form: str, layout: Layout, dim: int | None) -> Partition:
     """The partition a form names, of a vector made of the tensors in layout.
 
     Args:
-        form: one of FORMS; dim: total number of directions, not used (None) by by_ratio:R, whose R gives it.
+        form: one of FORMS, with numbers in place of K and R.
+        layout: (name, number of values) of each tensor, in order; only by_layer and by_ratio:R need the names.
+        dim: d, total number of directions; not used by by_ratio:R (may be None), whose R gives it.
 
     Raises:
         ValueError: the form is unknown, dim does not fit, there is nothing to cut, or a compartment has more than 2**32 - 1

@@ -63,8 +63,9 @@ class Subspace(nn.Module):
     Args:
         model: has real floating-point parameters, on one device.
         dim: d, number of coordinates, 1 ... D; None with partition "by_ratio:R".
-        seed, distribution, partition: as in RBD, but "countsketch" is the default distribution: its cost does not depend on
-            d, where the dense ones take d D random numbers in each forward and in each backward pass.
+        seed, partition: as in RBD.
+        distribution: as in RBD, but by default "countsketch", whose cost does not depend on d; the dense ones take d D
+            random numbers in each forward and in each backward pass.
         params: names of the parameters to move, or patterns such as "head.*"; None: all floating-point ones. The others are
             frozen where they are.
 
@@ -576,7 +577,7 @@ _SWAPS: weakref.WeakKeyDictionary[nn.Module, _ParameterSwap] = weakref.WeakKeyDi
 
 
 def _watch_backward(out: Any, swap: _ParameterSwap, moved: _MovedWeights) -> None:
-    """Have the swap told when a backward pass reaches what the model returned.
+    """Notify the swap when a backward pass reaches what the model returned.
 
     Raises:
         ValueError: that has a parameter of the model, or a view of one.

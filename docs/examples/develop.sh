@@ -1,4 +1,4 @@
-python3 -m venv .venv && .venv/bin/pip install -q tox && .venv/bin/tox
-.venv/bin/tox -e lint,types      # seconds
-.venv/bin/tox -e docs            # this site, into docs/_build/html
-.venv/bin/tox -e accuracy        # small trainings, held to committed expectations
+python3 -m venv .venv-tox && .venv-tox/bin/pip install -q tox && .venv-tox/bin/tox
+.venv-tox/bin/tox -e lint,types      # seconds
+.venv-tox/bin/tox -e docs            # this site, into docs/_build/html
+.venv-tox/bin/tox -e accuracy        # small trainings, compared with committed expectations

@@ -6,8 +6,8 @@ parameters; Φ_r and g_r are worker r's basis and the gradient on its batch:
     variant      batch  basis               θ ← θ - η u                values a worker sends in a step
     common       own    one, Φ              u = Φᵀ (1/W) Σ_r Φ g_r     2 d (W-1)/W
     bases        own    own, Φ_r            u = Σ_r Φ_rᵀ Φ_r g_r       d (W-1)
-    directions   one    own, Φ_r            u = Σ_r Φ_rᵀ Φ_r g         d (W-1)
-    shares       one    rows R_r of one, Φ  u = Σ_r Φ[R_r]ᵀ Φ[R_r] g   ⌈d/W⌉ (W-1)
+    directions   same   own, Φ_r            u = Σ_r Φ_rᵀ Φ_r g         d (W-1)
+    shares       same   rows R_r of one, Φ  u = Σ_r Φ[R_r]ᵀ Φ[R_r] g   ⌈d/W⌉ (W-1)
     sharded      own    columns of one, Φ   u = Φᵀ Σ_r Φ[:, r] g[r]    2 d (W-1)/W, and what FSDP2 sends
     ddp          own    none                u = (1/W) Σ_r g_r          2 D (W-1)/W
 

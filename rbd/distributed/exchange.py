@@ -51,7 +51,10 @@ class Workers:
         return self
 
     def directions(self, parts: Sequence[Part]) -> list[Direction]:
-        """The update of every parameter group, the same on all workers.
+        """The update u (D,) of every parameter group, and the coordinates (d,) it is made of; the same on all workers.
+
+        Args:
+            parts: gradient and bases of each parameter group.
 
         The coordinates of all groups of one dtype are exchanged together. With own bases, a worker expands its own while
         those of the others arrive.
@@ -112,11 +115,11 @@ class Workers:
         return sums[: len(x)]
 
     def mean(self, x: Tensor) -> Tensor:
-        """(1/W) Σ_r x_r, (n,)."""
+        """(1/W) Σ_r x_r, (n,), in the order of the workers."""
         return self.sum(x) / self.size
 
     def tell(self, value: T) -> T:
-        """Worker 0's value, on all workers."""
+        """Worker 0's value (anything that can be pickled), on all workers."""
         box = [value]
         self.attempt(lambda: dist.broadcast_object_list(box, group=self.group, group_src=0))
         return box[0]
@@ -127,10 +130,10 @@ class Workers:
             self.attempt(partial(dist.broadcast, tensor, group=self.group, group_src=0))
 
     def agree(self, facts: dict[str, Any]) -> None:
-        """Return if the facts are the same on all workers.
+        """Compare facts (name to value) with those of all other workers.
 
         Raises:
-            RuntimeError: they are not; names the first that differs and who has which.
+            RuntimeError: they differ; names the first fact that does, and which workers have which value.
         """
         everyone: list[dict[str, Any]] = [{}] * self.size
         self.attempt(lambda: dist.all_gather_object(everyone, facts, self.group))

@@ -41,6 +41,11 @@ def _own_gpu() -> int:
 def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterator[None]:
     """The default process group, of torchrun's workers or of the caller, for as long as the block runs.
 
+    Args:
+        workers: how many there have to be.
+        timeout: of an exchange between workers, seconds.
+        device: "cpu" (gloo) or "cuda" (NCCL; each worker gets a GPU of its own).
+
     Raises:
         ValueError: it has another number of workers; the device is "cuda", and there is no GPU for each of them.
     """
@@ -66,8 +71,10 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
     """Call a function in W new processes of this machine, all in one gloo group; returns worker 0's result.
 
     Args:
-        function: importable by name, as are all its arguments (they are pickled).
-        timeout: of exchanges between workers, seconds.
+        function: importable by name; it, its arguments and its result are pickled.
+        workers: W, number of processes.
+        args: the function's arguments.
+        timeout: of an exchange between workers, seconds.
 
     Raises:
         RuntimeError: a worker failed or was killed; the others are stopped, and its traceback is shown.

@@ -99,7 +99,8 @@ def in_turn(parts: Sequence[Part], variant: str) -> Tensor:
     """u (D,) of W workers, computed by one process in turn: the definition that W processes equal bit for bit.
 
     Args:
-        parts: one for each worker, alike in all but their gradients; variant: one of VARIANTS.
+        parts: one for each worker, alike in all but their gradients.
+        variant: one of VARIANTS.
     """
     return update(parts[0], variant, [project(part, variant, r, len(parts)) for r, part in enumerate(parts)])
 

@@ -94,7 +94,8 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
     On a GPU, no temporary of length D is made if all are contiguous (not channels-last, say) and of one dtype.
 
     Args:
-        c: (d,) coordinates; spec, backend: as in ``project``.
+        c: (d,) coordinates.
+        spec, backend: as in ``project``.
         params: floating-point tensors on c's device, D values in all, updated in place.
 
     Raises:
@@ -147,7 +148,9 @@ def prepare(spec: BasisSpec, sizes: Sequence[int], device: torch.device) -> Prep
     """Products with less to look up in every call, or None for backends that have no class ``Prepared``.
 
     Args:
-        spec: names the bases; sizes: of the tensors that make up the vector, D in all; device: theirs.
+        spec: names the bases.
+        sizes: of the tensors that make up the vector, D in all.
+        device: theirs.
     """
     if device.type not in _OF_DEVICE:
         return None

@@ -126,9 +126,11 @@ EXAMPLES = {
 
 
 def _shape_help(commands: Any) -> None:
-    """Give every command the short help, and its examples."""
+    """Give every command the short help, what it does, and its examples."""
+    about = {action.dest: str(action.help) for action in commands._choices_actions}
     for name, command in commands.choices.items():
         command.formatter_class = _Help
+        command.description = f"{about[name][0].upper()}{about[name][1:]}."
         places = [a for a in command._get_positional_actions() if a.metavar]
         words = [f"[{a.metavar}{' ...' * (a.nargs == '*')}]" if a.nargs else str(a.metavar) for a in places]
         words += [f"{a.option_strings[0]} {a.metavar}" for a in command._get_optional_actions() if a.required]

@@ -81,7 +81,7 @@ class RunConfig:
     seed: int = _option(int, 0, "seed of the initial parameters, batches and bases", low=0)
     switch: int | None = _option(int, None, "epochs after which rbd goes on as sgd, or sgd as rbd")
     then_lr: float | None = _option(float, None, "learning rate after the switch")
-    augment: str | None = _option(str, None, "the one part of the augmentation to keep", PARTS)
+    augment: str | None = _option(str, None, "augmentation: none, or crop, brightness or mirror alone", PARTS)
 
     def __post_init__(self) -> None:
         values = {f: getattr(self, f.name) for f in fields(self)}
@@ -281,8 +281,8 @@ def _default(f: Field[Any]) -> str:
     values = {method: used[f.name] for method, used in DEFAULTS.items() if f.name in used} or {"all": f.default}
     texts = [f"{value} for {method}" for method, value in values.items()]
     default = ", ".join(texts) if len(set(values.values())) > 1 else str(values.popitem()[1])
-    own = "the paper's for d = 250, else SGD's √(D/d); see config.default_lr"
-    return {"lr": own, "then_lr": own, "switch": "never", "augment": "all of it"}.get(f.name, default)
+    own = "the paper's for d = 250, else SGD's rate times √(D/d)"
+    return {"lr": own, "then_lr": own, "switch": "never", "augment": "all parts"}.get(f.name, default)
 
 
 def _argument(f: Field[Any]) -> Any:
