@@ -157,12 +157,12 @@ def _list_names(tree: ast.Module) -> set[str]:
 def attempt(target: Target, threads: int | None, run: Run | None) -> Outcome | Failure | Modules:
     """In a worker: call the function; or without a run only load the script, and list the modules that it has loaded."""
     try:
-        call, modules = _load(target, threads)
+        loaded = _load(target, threads)
         if run is None:
-            return modules
-        if changed := sorted({name for name, _ in {*modules} ^ {*target.modules}}):
+            return loaded.modules
+        if changed := sorted({name for name, _ in {*loaded.modules} ^ {*target.modules}}):
             raise RuntimeError(f"{', '.join(changed)}: changed since the command began; run the same command again")
-        return _measure(call, run)
+        return _measure(loaded.function, run)
     except (Exception, SystemExit) as error:
         return Failure(f"{type(error).__name__}: {error}", _format_traceback(error))
 
@@ -175,9 +175,17 @@ def _format_traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, trace)) if trace else ""
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """The function of a script, and the modules that the script has loaded from below its folder."""
+
+    function: Callable
+    modules: Modules
+
+
 @cache
-def _load(target: Target, threads: int | None) -> tuple[Callable, Modules]:
-    """The function, of the script's text that the sweep began with, and the modules that it has found below its folder.
+def _load(target: Target, threads: int | None) -> _Loaded:
+    """The function, of the script's text that the sweep began with.
 
     Raises:
         Exception, SystemExit: what the script raises. TypeError: it is no function of (dim, seed).
@@ -196,7 +204,7 @@ def _load(target: Target, threads: int | None) -> tuple[Callable, Modules]:
         inspect.signature(found).bind(1, 0)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{target.function}: {error}; allowed a function of (dim, seed)") from None
-    return found, _list_modules(path)
+    return _Loaded(found, _list_modules(path))
 
 
 def _list_modules(script: Path) -> Modules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -171,57 +171,125 @@ def settings(config: RunConfig, device: str, threads: int) -> Iterator[None]:
         team.set_threads(None)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a run works with from its first step to its last; of these only the model changes.
+
+    Attributes:
+        here: the environment, part of the record.
+        threads: of the CPU.
+        path: of the checkpoint; None: there is none, or another worker writes it.
+        runner: does the steps, as calls or as CUDA graphs.
+    """
+
+    config: RunConfig
+    here: dict
+    threads: int
+    sets: datasets.Dataset
+    budget: Budget
+    workers: Workers | Alone
+    model: nn.Module
+    path: Path | None
+    runner: Eager
+
+    @property
+    def device(self) -> str:
+        return str(self.here["device"])
+
+    @property
+    def commit(self) -> str:
+        """With a + where files differed; "unknown" outside a checkout."""
+        return f"{self.here['commit']}{'+' * bool(self.here['dirty'])}" if self.here["commit"] else "unknown"
+
+    def build(self, config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(config, model, self.runner.queues)
+
+
 def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, bar: bool | None = False,
           lanes: int | None = None) -> Turns:  # fmt: skip
     """`train` as a generator that pauses between chunks of steps; lanes: how many runs take turns, if several do."""
-    here, sets = environment(device) | ({"lanes": lanes} if lanes else {}), _load(config.data, data_dir, device)
-    allowed = budget(config, len(sets.train))
-    workers = Workers(config.variant) if config.variant else Alone()
-    workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # torchrun's workers may have been given others
-    model = build_network(config, tuple(sets.train.images.shape[1:]), device)
-    path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints and workers.rank == 0 else None
-    full = not config.data.endswith("-embedded")  # the records of the embedded sets were made without channels-last
-    if device == "cpu" and full and config.model not in models.DENSE:
-        model.register_forward_pre_hook(_put_channels_last)
-    runner = replay.choose(device, bool(config.workers) or config.method.startswith("subspace"))
-    build = partial(build_optimizer, queues=runner.queues)
-    with runner.device():
-        optimizer, progress = _begin(path, config, model, workers, build)
-        stream = _supply(sets.train, config, allowed, progress.step, workers, runner)
-    network = _replicate(model, workers) if config.variant == "ddp" else model
-    keeper, done, sent, outcome = Keeper(path, config, runner.pause), progress.step, 0.0, "finished"
+    run = _set_up(config, checkpoints, data_dir, device, threads, lanes)
+    with run.runner.device():
+        optimizer, progress = _resume(run)
+        stream = _supply(run, progress.step)
+    network = _replicate(run.model, run.workers) if config.variant == "ddp" else run.model
+    keeper, done, sent, outcome = Keeper(run.path, config, run.runner.pause), progress.step, 0.0, "finished"
     began = time.perf_counter() - (progress.seconds[-1] if progress.seconds else 0)
     try:
-        with keeper, _show(config, done, allowed.steps, bar if workers.rank == 0 else False) as shown:
-            for steps in allowed.stretches(done):
+        with keeper, _show(run, done, bar) as shown:
+            for steps in run.budget.stretches(done):
                 if progress.diverged:
                     raise FloatingPointError
-                before = _count_sent(workers)
-                losses, cosines = yield from _descend(config, network, optimizer, stream, steps, allowed, runner, shown)
-                sent += _count_sent(workers) - before
-                right, finite = runner.run("validate", partial(_validate, model, sets.validation, workers))
-                loss, cosine, right, finite = yield from runner.read(losses, cosines, [right], [finite])
-                point = _measure(config, steps[-1], allowed, loss, cosine, right, len(sets.validation), workers)
-                if runner.queues:
-                    _look_back(optimizer, point, bool(finite))
-                progress = progress.add(point, time.perf_counter() - began, _commit(here), threads, str(here["device"]))
-                if workers.size > 1:
-                    workers.agree({"step": point.step, "parameters": digest(model.parameters())})
-                with runner.device():
-                    if point.epoch == config.switch:
-                        optimizer = build(config.at(point.epoch), model)
-                        runner.forget()
-                    keeper.take(model, optimizer, progress)
+                made = yield from _train_epoch(run, network, optimizer, stream, steps, shown)
+                progress = progress.add(made.point, time.perf_counter() - began, run.commit, threads, run.device)
+                sent += made.sent
+                optimizer = _keep(run, keeper, optimizer, progress)
     except FloatingPointError:
         outcome = "diverged"
     except KeyboardInterrupt:
         if config.workers:
             raise  # or the other workers might wait for this one without end
         outcome = "interrupted"
-    here |= {"threads": threads, **_describe_past(progress, _commit(here), threads, str(here["device"]))}
-    if config.workers and progress.step > done:
-        here |= {"bytes_per_step": _mean_bytes(workers, sent / (progress.step - done))}
-    return Record(config, "diverged" if progress.diverged else outcome, progress.curve, progress.seconds, here)
+    per_step = sent / (progress.step - done) if progress.step > done else math.nan
+    return _conclude(run, progress, "diverged" if progress.diverged else outcome, per_step)
+
+
+def _set_up(config: RunConfig, checkpoints, data_dir, device: str, threads: int, lanes: int | None) -> _Run:
+    """All that a run needs, and whether its workers were given the same."""
+    here, sets = environment(device) | ({"lanes": lanes} if lanes else {}), _load(config.data, data_dir, device)
+    allowed = budget(config, len(sets.train))
+    workers = Workers(config.variant) if config.variant else Alone()
+    workers.agree(asdict(config) | {"stream_version": STREAM_VERSION})  # torchrun's workers may have been given others
+    model = build_network(config, tuple(sets.train.images.shape[1:]), device)
+    full = not config.data.endswith("-embedded")  # the records of the embedded sets were made without channels-last
+    if device == "cpu" and full and config.model not in models.DENSE:
+        model.register_forward_pre_hook(_put_channels_last)
+    path = Path(checkpoints) / f"{config.id}.safetensors" if checkpoints and workers.rank == 0 else None
+    runner = replay.choose(device, bool(config.workers) or config.method.startswith("subspace"))
+    return _Run(config, here, threads, sets, allowed, workers, model, path, runner)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What an epoch of steps gave: the point of the curve, and the bytes that this worker sent in its steps."""
+
+    point: Point
+    sent: float
+
+
+def _train_epoch(run: _Run, network: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator, steps: range,
+                 shown: tqdm) -> Generator[Ready, None, _Epoch]:  # fmt: skip
+    """Do the steps of an epoch, and validate."""
+    before = _count_sent(run.workers)
+    losses, cosines = yield from _descend(run, network, optimizer, stream, steps, shown)
+    sent = _count_sent(run.workers) - before
+    right, finite = run.runner.run("validate", partial(_validate, run.model, run.sets.validation, run.workers))
+    loss, cosine, right, finite = yield from run.runner.read(losses, cosines, [right], [finite])
+    point = _measure(run, steps[-1], loss, cosine, right)
+    if run.runner.queues:
+        _look_back(optimizer, point, bool(finite))
+    return _Epoch(point, sent)
+
+
+def _keep(run: _Run, keeper: Keeper, optimizer: torch.optim.Optimizer, progress: Progress) -> torch.optim.Optimizer:
+    """Compare the workers and write the checkpoint after an epoch; returns the optimizer of the next one."""
+    if run.workers.size > 1:
+        run.workers.agree({"step": progress.step, "parameters": digest(run.model.parameters())})
+    epoch = progress.curve[-1].epoch
+    with run.runner.device():
+        if epoch == run.config.switch:
+            optimizer = run.build(run.config.at(epoch), run.model)
+            run.runner.forget()
+        keeper.take(run.model, optimizer, progress)
+    return optimizer
+
+
+def _conclude(run: _Run, progress: Progress, outcome: str, bytes_per_step: float) -> Record:
+    """The record; bytes_per_step: that this worker sent, NaN if it made no step."""
+    here = run.here | {"threads": run.threads, **_describe_past(progress, run.commit, run.threads, run.device)}
+    if run.config.workers and not math.isnan(bytes_per_step):
+        here |= {"bytes_per_step": _mean_bytes(run.workers, bytes_per_step)}
+    return Record(run.config, outcome, progress.curve, progress.seconds, here)
 
 
 def _load(name: str, data_dir, device: str) -> datasets.Dataset:
@@ -235,26 +303,21 @@ def _load_once(name: str, data_dir, device: str) -> datasets.Dataset:
     return datasets.Dataset(name, found.train.to(device), found.validation.to(device))
 
 
-def _supply(split: datasets.Split, config: RunConfig, allowed: Budget, done: int, workers: Workers | Alone,
-            runner: Eager) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+def _supply(run: _Run, done: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The training batches after a number of steps."""
-    if runner.queues:
-        most = (allowed.per_epoch // allowed.batches + 1) * allowed.batches  # of a stretch
-        return batches.Table(split, config.batch_size, config.seed, config.augment, most)
+    config, allowed = run.config, run.budget
+    if run.runner.queues:
+        most = (allowed.per_epoch // allowed.batches + 1) * allowed.batches  # of an epoch
+        return batches.Table(run.sets.train, config.batch_size, config.seed, config.augment, most)
     own_batch = config.variant in OWN_BATCH
-    start, every = done * allowed.batches + workers.rank * own_batch, allowed.batches if own_batch else 1
-    return _stream(split, config, start, allowed.per_epoch, every)
+    start, every = done * allowed.batches + run.workers.rank * own_batch, allowed.batches if own_batch else 1
+    return _stream(run.sets.train, config, start, allowed.per_epoch, every)
 
 
 def _put_channels_last(model: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     """The images in memory as (B, H, W, C), which CPU convolutions are a quarter to a third faster on; same shape."""
     (x,) = inputs  # (B, C, H, W)
     return x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)  # for C = 1 too
-
-
-def _commit(environment: dict) -> str:
-    """The commit, with a + where files differed; "unknown" outside a checkout."""
-    return f"{environment['commit']}{'+' * bool(environment['dirty'])}" if environment["commit"] else "unknown"
 
 
 def _describe_past(progress: Progress, commit: str, threads: int, device: str) -> dict[str, str]:
@@ -265,25 +328,23 @@ def _describe_past(progress: Progress, commit: str, threads: int, device: str) -
     return {name: text for name, text in others.items() if text}
 
 
-def _begin(path: Path | None, config: RunConfig, model: nn.Module, workers: Workers | Alone,
-           build: Callable[[RunConfig, nn.Module], torch.optim.Optimizer],
-           ) -> tuple[torch.optim.Optimizer, Progress]:  # fmt: skip
+def _resume(run: _Run) -> tuple[torch.optim.Optimizer, Progress]:
     """The state of the checkpoint, or the start; worker 0 reads the file and sends it to the others, which need not see
     it."""
-    optimizer, progress = build(config.at(0), model), Progress()
-    if path and path.exists():
-        optimizer, progress = checkpoint.load(path, config, model, build)
-    if workers.size > 1:
-        progress = workers.tell(progress)
-        workers.copy(model.state_dict().values())
-        optimizer.load_state_dict(workers.tell(optimizer.state_dict()))
+    optimizer, progress = run.build(run.config.at(0), run.model), Progress()
+    if run.path and run.path.exists():
+        optimizer, progress = checkpoint.load(run.path, run.config, run.model, run.build)
+    if run.workers.size > 1:
+        progress = run.workers.tell(progress)
+        run.workers.copy(run.model.state_dict().values())
+        optimizer.load_state_dict(run.workers.tell(optimizer.state_dict()))
     return optimizer, progress
 
 
-def _descend(config: RunConfig, network: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator, steps: range,
-             allowed: Budget, runner: Eager, shown: tqdm,
+def _descend(run: _Run, network: nn.Module, optimizer: torch.optim.Optimizer, stream: Iterator, steps: range, shown: tqdm,
              ) -> Generator[Ready, None, tuple[list[Tensor], list[Tensor]]]:  # fmt: skip
     """Do some steps; returns their losses, and the cosines of update and gradient of those that are sampled."""
+    config, allowed, runner = run.config, run.budget, run.runner
     if isinstance(stream, batches.Table):
         with runner.device():
             stream.fill((steps[0] - 1) * allowed.batches, len(steps) * allowed.batches)
@@ -326,13 +387,14 @@ def _evolve(config: RunConfig, network: nn.Module, optimizer: NES, table: batche
     return loss
 
 
-def _measure(config: RunConfig, step: int, allowed: Budget, losses: Tensor, cosines: Tensor, right: Tensor, held_out: int,
-             workers: Workers | Alone) -> Point:  # fmt: skip
+def _measure(run: _Run, step: int, losses: Tensor, cosines: Tensor, right: Tensor) -> Point:
     """The point of the curve after a step, with the means over the steps since the last one."""
-    among = workers if config.variant in OWN_BATCH else Alone()  # workers whose losses differ
+    config, allowed = run.config, run.budget
+    among = run.workers if config.variant in OWN_BATCH else Alone()  # workers whose losses differ
+    share = _compute_share(right, len(run.sets.validation), run.workers)
     return Point(
         allowed.epoch(step), step, step * allowed.batches * config.batch_size, step * allowed.passes,
-        _mean(losses, among), _compute_share(right, held_out, workers), _mean(cosines, among) if len(cosines) else None,
+        _mean(losses, among), share, _mean(cosines, among) if len(cosines) else None,
     )  # fmt: skip
 
 
@@ -368,10 +430,11 @@ def _mean_bytes(workers: Workers | Alone, per_step: float) -> int | None:
     return round(mean) if math.isfinite(mean) else None
 
 
-def _show(config: RunConfig, done: int, steps: int, bar: bool | None) -> tqdm:
-    """A progress bar of steps."""
+def _show(run: _Run, done: int, bar: bool | None) -> tqdm:
+    """A progress bar of steps, of worker 0."""
+    config, hidden = run.config, True if run.workers.rank else None if bar is None else not bar
     title = f"{config.model} {config.data} {config.method} seed {config.seed}"
-    return tqdm(desc=title, initial=done, total=steps, unit="step", disable=None if bar is None else not bar, leave=False)
+    return tqdm(desc=title, initial=done, total=run.budget.steps, unit="step", disable=hidden, leave=False)
 
 
 def build_network(config: RunConfig, shape: tuple[int, int, int], device: str) -> nn.Module:

@@ -119,7 +119,7 @@ if TYPE_CHECKING:
     assert imported(source, "rbd.kernels") == {
         "a.b", "c", "rbd", "rbd.kernels", "rbd.kernels.simd", "rbd.kernels.reference", "rbd.optim", "rbd.suite.datasets",
         "rbd.kernels.cpu", "rbd.kernels.compiled", "rbd.kernels.gpu", "rbd.kernels.jit", "rbd.kernels.countsketch_cpu",
-        "rbd.kernels.countsketch_gpu", "rbd.kernels.memory", "rbd.kernels.team", "rbd.suite.train",
+        "rbd.kernels.countsketch_gpu", "rbd.kernels.in_place", "rbd.kernels.memory", "rbd.kernels.team", "rbd.suite.train",
     }  # fmt: skip
 
 
