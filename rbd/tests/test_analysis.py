@@ -512,6 +512,26 @@ def test_asv_results_by_hand(results):
     assert table[table.benchmark == "memory.track_import"].value.tolist() == [750.0, 1500.0]
 
 
+@pytest.mark.parametrize("name", ["aaaa-other.json", "zzzz-other.json"])  # before and after the other file
+def test_a_commit_that_is_measured_twice_counts_once_by_its_last_run(tmp_path, notes, name):
+    """As with another version of torch: a file of its own, whose cells had stood beside the first one's."""
+    made_up.asv(tmp_path)
+    folder = tmp_path / "asv" / "here"
+    for file, factor, started in (("bbbbbbbb-env.json", 1, 5), (name, 3, 6)):
+        content = json.loads((folder / "bbbbbbbb-env.json").read_text("utf-8"))
+        content["result_columns"] = ["result", "params", "version", "started_at"]
+        for cell in content["results"].values():
+            cell[:] = [[v and v * factor for v in cell[0]], *cell[1:3], started]
+        (folder / file).write_text(json.dumps(content), "utf-8")
+    table = load.newest(load.asv(tmp_path))
+    assert table[table.benchmark == "memory.track_import"].value.tolist() == [3 * 1500.0]
+    assert not table.duplicated(["machine", "benchmark", "device", "basis", "rival", "network", "method", "d", "D"]).any()
+    for notebook in ("memory", "speed"):
+        execute(notebook, tmp_path)
+    told = json.loads((tmp_path / "tables" / "speed.json").read_text("utf-8"))["number"]
+    assert "n = 2 commits" in told
+
+
 def test_asv_results_of_another_version_or_shape(tmp_path):
     with pytest.raises(load.Nothing, match="asv: no results of asv, `tox -e bench` makes them"):
         load.asv(tmp_path)

@@ -519,6 +519,17 @@ def test_the_table_takes_each_benchmark_from_the_youngest_commit_that_has_it(ben
     assert "| rbd countsketch | 2.0 × |" in text
 
 
+@pytest.mark.parametrize("first", ["1", "3"])  # torch, by which files are sorted
+def test_the_table_takes_the_last_run_of_a_commit(benchmarks, monkeypatch, tmp_path, first):
+    run, table = benchmarks("run"), benchmarks("table")
+    (loop,) = run.benchmarks("loop.Loop")
+    for torchs, value, started in ((first, 1.0, 1e9), ("2", 3.0, 2e9)):
+        monkeypatch.setattr(run, "_versions", lambda torchs=torchs: {"torch": torchs})
+        run.save({loop: run.Outcome([value] * len(loop.cells), [], started, 1.0)}, tmp_path, COMMIT, 1)
+    (read,) = table.latest(tmp_path)
+    assert read.get(loop.name, "fc mnist") == 3.0 and read.commits == (COMMIT,)
+
+
 def test_saved_results_are_seen_by_the_notebooks(benchmarks, tmp_path):
     """Which skip what asv's list does not have, or has in another version; the rest of the list stays."""
     run = benchmarks("run")
