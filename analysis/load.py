@@ -74,11 +74,12 @@ class Runs:
 
     @property
     def commits(self) -> list[str]:
-        """Commits of the code that made the runs, 7 digits, with a + where files differed from the commit."""
-        known = {str(c)[:7] + "+" * bool(d) for c, d in zip(self.table.commit, self.table.dirty) if c}
+        """Commits of the code that made the runs, 7 digits, with a + where files differed; "unknown" where none is."""
+        made = zip(self.table.commit, self.table.dirty)
+        known = {c[:7] + "+" * (d is True) if isinstance(c, str) else "unknown" for c, d in made}  # pandas has NaN for None
         for earlier in self.table.earlier_commits.dropna():
             known |= {c[:7] + "+" * c.endswith("+") for c in earlier.split()}
-        return sorted(known) or ["unknown"]
+        return sorted(known)
 
     def where(self, **values: Any) -> pd.DataFrame:
         """The rows of `table` that have these values; a collection means any of them."""

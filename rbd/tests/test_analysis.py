@@ -471,6 +471,13 @@ def test_counts_and_commits_are_told(results, dimension):
     assert runs.commits == ["0123456"]
     change(records(dimension, "dimension")[0], lambda r: r["environment"].update(dirty=True))
     assert load.sweep(dimension, "dimension", "quick").commits == ["0123456", "0123456+"]
+    first, second = records(dimension, "dimension")[:2]
+    change(first, lambda r: r["environment"].update(commit=None, dirty=None))  # as where rbd is installed, not a checkout
+    change(second, lambda r: r["environment"].update(dirty=None))  # and where the commit was stated
+    assert load.sweep(dimension, "dimension", "quick").commits == ["0123456", "unknown"]
+    for path in records(dimension, "dimension"):
+        change(path, lambda r: r["environment"].update(commit=None, dirty=None))
+    assert load.sweep(dimension, "dimension", "quick").commits == ["unknown"]
 
 
 # ---------------------------------------------------------------- measurements and asv
