@@ -306,7 +306,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "asv", help="default: results/asv")
     parser.add_argument("--into", type=Path, default=ROOT / "benchmarks" / "README.md", help="default: benchmarks/README.md")
     given = parser.parse_args()
-    given.into.write_text(written(given.into.read_text("utf-8"), given.results), "utf-8")
+    from rbd.suite.report import insert_into  # here, as above
+
+    insert_into(given.into, {"asv": lambda: tables(given.results)})
 
 
 if __name__ == "__main__":
