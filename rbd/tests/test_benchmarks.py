@@ -231,6 +231,15 @@ def test_an_unknown_set_is_named(fresh_python):
     assert printed.strip() == "RBD_BENCH: got 'fast', allowed 'quick', 'default', 'slow'"
 
 
+@pytest.mark.parametrize(("given", "told"), [
+    ("cuda", "RBD_BENCH_DEVICE: got 'cuda', allowed 'cpu', 'gpu'"), ("", "None"), ("gpu", "gpu"),
+])  # fmt: skip
+def test_an_unknown_device_is_named(fresh_python, given, told):
+    """It had left out the cells of every device."""
+    script = "try:\n    from benchmarks._measure import ONLY\n    print(ONLY)\nexcept ValueError as error:\n    print(error)"
+    assert fresh_python(script, root=ROOT, RBD_BENCH_DEVICE=given).strip() == told
+
+
 def test_what_does_not_fit_is_told_with_its_size(measure, monkeypatch):
     monkeypatch.setattr(measure, "available_mib", lambda device: 1000.0)
     measure.fits("a basis", 800)
