@@ -151,6 +151,7 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
         return f"{path}: measured before; remove the file to measure again"
     if dry:
         return f"{path}: to be measured"
+    store.check_writable(path.parent)
     with store.lock(store.lock_path(name, results), f"{path}: another process is measuring it", wait=0):
         about = f", about {cost.format_duration(wanted.call(wanted.cost, profile))}" if wanted.cost else ""
         print(f"{name}: measuring{about}", flush=True)
