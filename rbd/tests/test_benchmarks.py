@@ -597,6 +597,48 @@ def test_readme_has_the_tables_of_the_committed_results(benchmarks):
     assert table.written(readme, ROOT / "results" / "asv") == readme
 
 
+def collect(table, *cells: tuple[str, ...]) -> tuple[list[float], int]:
+    """The committed values of some cells (benchmark, parameters), and the number of commits that have one."""
+    paths = [p for p in sorted((ROOT / "results" / "asv").glob("*/*-*.json")) if p.name != "machine.json"]
+    found = [[x for cell in cells if math.isfinite(x := results.get(*cell))] for results in map(table.load, paths)]
+    return [x for values in found for x in values], sum(map(bool, found))
+
+
+STEP, PRICE = "step.Step.track_against_sgd", "step.Price.track_against_sgd"
+
+
+@pytest.mark.parametrize(("entries", "words"), [
+    ("countsketch", "training step with countsketch, against SGD's"), ("rademacher", "step with signs"),
+])  # fmt: skip
+def test_readme_quotes_the_range_of_a_step_over_all_commits(benchmarks, entries, words):
+    cells = (STEP, "cpu", "fc", f"rbd {entries}"), (PRICE, "cpu", "fc", "250", f"rbd {entries}")
+    values, n = collect(benchmarks("table"), *cells)
+    told = f"| {words} | {min(values):.1f}–{max(values):.1f} × the time (n = {n}) |"
+    assert told in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("entries", "words", "digits"), [
+    ("rademacher", "multiplying by signs on demand, against a stored fp32 basis", 0),
+    ("normal", "by normal entries, against stored fp32", 1),
+])  # fmt: skip
+def test_readme_quotes_the_range_of_a_product_over_all_commits(benchmarks, entries, words, digits):
+    cells = [(f"ratios.Ratio.track_{product}", "cpu", entries, "stored fp32") for product in ("project", "expand")]
+    values, n = collect(benchmarks("table"), *cells)
+    span = "–".join(f"{1 / x:.{digits}f}" for x in (max(values), min(values)))
+    assert f"| {words} | {span} × as fast (n = {n}) |" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_page_of_benchmarks_begins_with_the_ranges_of_all_commits(benchmarks):
+    page = " ".join((ROOT / "docs" / "results" / "benchmarks.md").read_text("utf-8").split())
+    fc = (STEP, "cpu", "fc", "rbd countsketch"), (PRICE, "cpu", "fc", "250", "rbd countsketch")
+    values, n = collect(benchmarks("table"), *fc)
+    assert f"{min(values):.1f} to {max(values):.1f} times as long as SGD's on the FC net (d = 250, n = {n} commits)" in page
+    networks = ("cnn", "resnet8", "resnet32")
+    others = [(STEP, "cpu", network, f"rbd countsketch{d}") for network in networks for d in ("", " 10000")]
+    values, n = collect(benchmarks("table"), *others)
+    assert f"{min(values):.2f} to {max(values):.2f} times on the CNN and the ResNets (n = {n})" in page
+
+
 def test_tables_say_processor_and_caches(benchmarks, tmp_path):
     run, table, size = benchmarks("run"), benchmarks("table"), benchmarks("size")
     told = [(1, "Data", 32), (1, "Instruction", 32), (2, "Unified", 1024), (3, "Unified", 32768)]
