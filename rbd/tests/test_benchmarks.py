@@ -597,6 +597,14 @@ def test_readme_has_the_tables_of_the_committed_results(benchmarks):
     assert table.written(readme, ROOT / "results" / "asv") == readme
 
 
+def test_every_committed_result_is_in_the_list_of_benchmarks():
+    """Notebooks and asv's site skip what is not."""
+    folder = ROOT / "results" / "asv"
+    known = json.loads((folder / "benchmarks.json").read_text("utf-8"))
+    measured = {name for path in folder.glob("*/*-*.json") for name in json.loads(path.read_text("utf-8"))["results"]}
+    assert len(measured) > 20 and measured <= set(known)
+
+
 def collect(table, *cells: tuple[str, ...]) -> tuple[list[float], int]:
     """The committed values of some cells (benchmark, parameters), and the number of commits that have one."""
     paths = [p for p in sorted((ROOT / "results" / "asv").glob("*/*-*.json")) if p.name != "machine.json"]
