@@ -523,3 +523,19 @@ def test_a_measurement_that_could_not_be_kept_is_not_begun(tmp_path):
     with pytest.raises(OSError, match="cannot save a record: "):
         executor.measure(wanted, "quick", tmp_path)
     assert not began
+
+
+def test_a_sweep_that_is_done_writes_nothing(tmp_path, monkeypatch, capsys):
+    """Its results may be read-only; and a list that has changed is written."""
+    wanted = experiment.Experiment("done", "Is it?", runs=lambda profile: [RUN])
+    record.save(made(RUN), tmp_path / "runs" / "done-quick")
+    given = "quick", tmp_path, executor.Resources()
+    list(executor.perform(wanted, *given))
+
+    def refuse(path, *_):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(store, "write", refuse)
+    assert list(executor.perform(wanted, *given)) == [] and "1 run, 0 to do" in capsys.readouterr().out
+    with pytest.raises(OSError, match="Read-only"):
+        list(executor.perform(replace(wanted, question="Another?"), *given))
