@@ -1255,6 +1255,18 @@ def test_the_price_of_a_step_as_asv_measured_it(results, tmp_path, notes):
     fc = ("fc", "mnist-embedded", "rbd")
     assert names["middle"][(*fc, "rademacher", 10)] == pytest.approx(4) and names["sources"]
     assert names["count_steps"]((*fc, "countsketch", 2500)) == pytest.approx(1.2)
+    step = [[9.0], [["'cpu'"], ["'fc'"], ["'rbd countsketch'"]], "1"]  # at d = 250 too, in a file before and one after
+    change(tmp_path / "asv" / "benchmarks.json", lambda k: k.update({
+        "step.Step.track_against_sgd": {"version": "1", "unit": "x", "param_names": ["device", "network", "method"]},
+    }))  # fmt: skip
+    for commit in ("aaaaaaaa", "cccccccc"):
+        content = {"commit_hash": commit * 5, "date": 2000, "result_columns": ["result", "params", "version"],
+                   "results": {"step.Step.track_against_sgd": step}}  # fmt: skip
+        path = tmp_path / "asv" / "here" / f"{commit}-other.json"
+        path.write_text(json.dumps(content), "utf-8")
+        ratios = execute("price", tmp_path)["multiples"]["here"]
+        assert ratios["fc", "rbd", "countsketch", 250] == 1.2, commit
+        path.unlink()
 
 
 def test_a_machine_is_described_by_its_processor_where_that_is_known(tmp_path):
