@@ -74,11 +74,12 @@ class Runs:
 
     @property
     def commits(self) -> list[str]:
-        """Commits of the code that made the runs, 7 digits, with a + where files differed from the commit."""
-        known = {str(c)[:7] + "+" * bool(d) for c, d in zip(self.table.commit, self.table.dirty) if c}
+        """Commits of the code that made the runs, 7 digits, with a + where files differed; "unknown" where none is."""
+        made = zip(self.table.commit, self.table.dirty)
+        known = {c[:7] + "+" * (d is True) if isinstance(c, str) else "unknown" for c, d in made}  # pandas has NaN for None
         for earlier in self.table.earlier_commits.dropna():
             known |= {c[:7] + "+" * c.endswith("+") for c in earlier.split()}
-        return sorted(known) or ["unknown"]
+        return sorted(known)
 
     def where(self, **values: Any) -> pd.DataFrame:
         """The rows of `table` that have these values; a collection means any of them."""
@@ -321,7 +322,8 @@ def asv(results: str | Path) -> pd.DataFrame:
     """The results of asv (0.6) under results/asv: a row per machine, commit, benchmark and combination of parameters.
 
     Columns: machine, commit, date (ms), benchmark, value, low, high (quartiles of repeats, or value), unit, and every
-    parameter by its name. Values of a benchmark's earlier version are left out; n/a and failed cells too.
+    parameter by its name. Values of a benchmark's earlier version are left out; n/a and failed cells too. Of a commit that
+    was measured in several environments, a benchmark has the values of the last one.
 
     Raises:
         Nothing: there are none. Damaged: a file is not as asv writes it.
@@ -331,7 +333,15 @@ def asv(results: str | Path) -> pd.DataFrame:
     if not paths or not (root / "benchmarks.json").exists():
         raise Nothing(f"{root}: no results of asv, `tox -e bench` makes them")
     known = _read_json(root / "benchmarks.json", bare=True)
-    return pd.DataFrame([row for path in paths for row in _asv_rows(path, _read_json(path, bare=True), known)])
+    table = pd.DataFrame([row for path in paths for row in _asv_rows(path, _read_json(path, bare=True), known)])
+    return _keep_last(table) if len(table) else table
+
+
+def _keep_last(table: pd.DataFrame) -> pd.DataFrame:
+    """Without what a commit's benchmark gave in earlier environments, such as with another torch: no cell is there twice."""
+    ordered = table.sort_values("measured", kind="stable")
+    last = ordered.groupby(["machine", "commit", "benchmark"]).file.transform("last")
+    return ordered[ordered.file == last].sort_index().drop(columns=["file", "measured"])
 
 
 def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]]:
@@ -350,7 +360,7 @@ def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]
                 yield {
                     "machine": path.parent.name, "commit": content.get("commit_hash", "")[:8],
                     "date": content.get("date", 0), "benchmark": name, "unit": about.get("unit"),
-                    "value": value, "low": bottom, "high": top,
+                    "value": value, "low": bottom, "high": top, "file": path.name, "measured": cell.get("started_at") or 0,
                     **{p: _literal(text) for p, text in zip(about.get("param_names", ()), point)},
                 }  # fmt: skip
 

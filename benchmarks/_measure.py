@@ -28,7 +28,9 @@ PAIRS = 1 if SET == "quick" else 7  # of blocks; odd, so that the median is one 
 BLOCKS = 1 if SET == "quick" else 3  # of a side that is compared with nothing
 CALLS = 1 if SET == "quick" else 3  # least number of timed calls in a block, if they are short
 DEVICES = ("cpu", "gpu")
-ONLY = os.environ.get("RBD_BENCH_DEVICE")  # one of DEVICES: cells of the other are n/a
+ONLY = os.environ.get("RBD_BENCH_DEVICE") or None  # one of DEVICES: cells of the other are n/a
+if ONLY not in (None, *DEVICES):  # else all cells would be
+    raise ValueError(f"RBD_BENCH_DEVICE: got {ONLY!r}, allowed {', '.join(map(repr, DEVICES))}")
 NOT_YET = ("device: no kernels for", "distribution: got 'countsketch'")  # messages of an older rbd that has none
 
 Call = Callable[[], object]
@@ -251,5 +253,10 @@ def fresh(code: str, **environment: str) -> str:
 
 
 def peak_mib(code: str, device: str = "cpu") -> float:
-    """Peak memory of a fresh interpreter that runs the code, MiB: resident (Linux, macOS), or what torch had on the GPU."""
+    """Peak memory of a fresh interpreter that runs the code, MiB: resident (Linux, macOS), or what torch had on the GPU.
+
+    An interpreter before it fills the caches of compiled kernels: compiling takes some 90 MiB, once in an environment.
+    """
+    if device == "cpu":
+        fresh(code)
     return float(fresh(code + (PEAK if device == "cpu" else PEAK_GPU)).split()[-1])

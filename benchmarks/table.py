@@ -64,17 +64,17 @@ def _cells(params: list[list[str]], results: list) -> dict[tuple[str, ...], floa
 
 
 def latest(folder: Path) -> list[Results]:
-    """Of every machine the results of the youngest commit for each benchmark, machines by name."""
+    """Of every machine the results of the youngest commit for each benchmark, and of its last run; machines by name."""
     machines = sorted(path.parent for path in folder.glob("*/machine.json"))
     found = [[load(p) for p in sorted(place.glob("*.json")) if p.name != "machine.json"] for place in machines]
-    return [_take_youngest(sorted(results, key=lambda r: r.committed)) for results in found if results]
+    return [_take_youngest(sorted(results, key=lambda r: (r.committed, r.started))) for results in found if results]
 
 
 def _take_youngest(results: Sequence[Results]) -> Results:
     """One of several files of a machine, the oldest first: each benchmark's values are those of the last that has it."""
     of = {name: r for r in results for name in r.values}
     values, versions = ({name: getattr(r, field)[name] for name, r in of.items()} for field in ("values", "versions"))
-    commits = tuple(r.commits[0] for r in results if r in list(of.values()))
+    commits = tuple(dict.fromkeys(r.commits[0] for r in results if r in list(of.values())))
     return replace(results[-1], commits=commits, values=values, versions=versions)
 
 
@@ -306,7 +306,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "asv", help="default: results/asv")
     parser.add_argument("--into", type=Path, default=ROOT / "benchmarks" / "README.md", help="default: benchmarks/README.md")
     given = parser.parse_args()
-    given.into.write_text(written(given.into.read_text("utf-8"), given.results), "utf-8")
+    from rbd.suite.report import insert_into  # here, as above
+
+    insert_into(given.into, {"asv": lambda: tables(given.results)})
 
 
 if __name__ == "__main__":

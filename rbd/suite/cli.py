@@ -473,8 +473,8 @@ def _data(given: argparse.Namespace) -> int:
         return 0
     print(f"directory of the full data sets: {directory}")
     print(*files, sep="\n")
-    if any(file.state == "missing" for file in files):
-        print("fetch a missing set with `rbd data --download NAME`; the embedded ones come with the package")
+    if any(file.state != "ok" for file in files):
+        print("fetch what is missing or damaged with `rbd data --download NAME`; the embedded sets come with the package")
     return 0
 
 

@@ -167,6 +167,8 @@ def download(name: str, data_dir: str | Path | None = None) -> None:
     if name not in _FULL:
         raise ValueError(f"name: got {name!r}, allowed {', '.join(_FULL)} (the embedded sets come with the package)")
     root = _root(name, data_dir)
+    if all(file.state == "ok" for file in _files(name, root)):  # nothing is written, as the directory may be read-only
+        return
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

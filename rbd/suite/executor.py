@@ -108,7 +108,7 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
         print(measure(wanted, profile, results, resources.data_dir, dry), flush=True)
         return
     plan = wanted.plan(profile, results)
-    store.write(store.manifest_path(plan.name, results), plan.manifest(), "a list of runs")
+    _list_runs(plan, results)
     if plan.untuned:
         yield f"rbd: warning: {plan.name}: {rates.explain(plan.untuned, profile)}"
     asked = plan if seeds is None else plan.with_seeds(seeds)
@@ -133,6 +133,13 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
         yield f"failed: {describe(failure.config)}: {failure.message}{f' ({where})' * where.exists()}"
 
 
+def _list_runs(plan: Plan, results: Path) -> None:
+    """Write the list of the runs, unless it is there: where all runs are done, the directory may be read-only."""
+    path, text = store.manifest_path(plan.name, results), plan.manifest()
+    if not path.is_file() or path.read_bytes() != text.encode():
+        store.write(path, text, "a list of runs")
+
+
 def conclude(wanted: Experiment, profile: str, plan: Plan, results: Path) -> None:
     """Let an experiment conclude from its own runs, if it does; warnings on stderr."""
     if wanted.conclude:
@@ -151,6 +158,7 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
         return f"{path}: measured before; remove the file to measure again"
     if dry:
         return f"{path}: to be measured"
+    store.check_writable(path.parent)
     with store.lock(store.lock_path(name, results), f"{path}: another process is measuring it", wait=0):
         about = f", about {cost.format_duration(wanted.call(wanted.cost, profile))}" if wanted.cost else ""
         print(f"{name}: measuring{about}", flush=True)

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbd.suite import findings, report, store, tables
+from rbd.suite import findings, report, tables
 from rbd.suite.executor import wait_for_one
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _fold(root: Path, stem: str, evidence: dict[str, Any]) -> str:
     """All the evidence of an experiment in a block that opens on a click."""
     runs = f" ({evidence['runs']} of {evidence['expected']} runs)" if "runs" in evidence else ""
     lines = [STALE] * evidence.get("stale", False) + evidence["evidence"]
-    records = ", ".join(f"[{r}]({r})" for r in evidence["records"])
+    records = ", ".join(tables.link(r, r) for r in evidence["records"])
     pictures = [f"![{p.stem}]({p.relative_to(root).as_posix()})" for p in _find_files(root, stem, "figures", "png")]
     made = [f"Command: `{evidence['command']}`.", f"Records: {records}.", f"Commits: {', '.join(evidence['commits'])}."]
     return "\n\n".join([
@@ -278,11 +278,5 @@ def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path |
     path = Path(results) / "README.md"
     if not path.exists() and not any((Path(results) / "tables").glob("*.json")):
         return None
-    text = path.read_text("utf-8") if path.exists() else BLANK
-    try:
-        made = report.insert(text, "evidence", index(results, names))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if made != text:
-        store.write(path, made, "an index")
+    report.insert_into(path, {"evidence": lambda: index(results, names)}, BLANK)
     return path

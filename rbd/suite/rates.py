@@ -90,10 +90,10 @@ def conclude(
 
 
 def _merge(profile: str, chosen: dict[str, dict[str, Any]], results: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Put choices into the file, where there are any; the choices that were there before. One process at a time."""
+    """Put choices into the file that it lacks; the choices that were there before. One process at a time."""
     file = path(profile, results)
-    if not chosen:
-        return _choices(file, profile)
+    if chosen.items() <= (there := _choices(file, profile)).items():
+        return there
     with store.lock(store.lock_path(file.stem, results), f"{file}: another process is writing it"):
         there = _choices(file, profile)
         content = {"profile": profile, "rates": there | chosen}

@@ -155,33 +155,37 @@ def _draw_curve(ax: Axes, method: str, records: list[Record]) -> None:
 
 
 def insert(text: str, name: str, content: str) -> str:
-    """text with the part between <!-- name --> and <!-- /name --> replaced.
+    """text with the part between <!-- name --> and <!-- /name --> replaced; its line ends are those of the text.
 
     Raises:
         ValueError: the two marks are not there.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    begin, end, line_end = f"<!-- {name} -->", f"<!-- /{name} -->", "\r\n" if "\r\n" in text else "\n"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"text: got no pair of marks {begin} ... {end}, allowed exactly one")
-    return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
+    lines = f"\n{content}\n".replace("\n", line_end)
+    return text[: text.index(begin) + len(begin)] + lines + text[text.index(end) :]
 
 
-def insert_into(path: Path, contents: Mapping[str, Callable[[], str]]) -> None:
-    """`insert` into a file whatever it has marks for, by name; its line ends and other lines stay as they are.
+def insert_into(path: Path, contents: Mapping[str, Callable[[], str]], blank: str = "") -> None:
+    """`insert` into a file whatever it has marks for, by name; its other lines stay as they are, and a link stays a link.
+
+    Args:
+        blank: the text of a file that is not there yet; "": there has to be one.
 
     Raises:
         ValueError: it has no marks, or not both of a name, or is not UTF-8 (it is named). OSError: it cannot be written.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-        line_end = "\r\n" if "\r\n" in text else "\n"
-        made = text.replace("\r\n", "\n")
+        text = blank if blank and not path.exists() else path.read_bytes().decode("utf-8")
+        made = text
         there = [name for name in contents if f"<!-- {name} -->" in text or f"<!-- /{name} -->" in text]
         for name in there or list(contents)[:1]:  # of none, `insert` says what is lacking
             made = insert(made, name, contents[name]())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    store.write(path, made.replace("\n", line_end), "the table")
+    if made != text:
+        store.write(path.resolve(), made, "the table")
 
 
 def read_table(name: str, results: str | os.PathLike[str]) -> str:
@@ -197,5 +201,5 @@ def link_claims(table: str, results: str | os.PathLike[str], folder: Path) -> st
     """A table whose claims are linked to their evidence, seen from a folder; those without any stay as they are."""
     for claim, name in EVIDENCE.items():
         if (path := Path(results) / name).exists():
-            table = table.replace(f"| {claim} |", f"| [{claim}]({store.relate(path, folder)}) |")
+            table = table.replace(f"| {claim} |", f"| {tables.link(claim, store.relate(path, folder))} |")
     return table

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from rbd.suite import store
 
@@ -71,6 +72,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "")
     lines = [head, ["---"] * len(head), *rows]
     table = "".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |\n" for line in lines)
     return table + (f"\n{note}\n" if note else "")
+
+
+def link(text: str, path: str) -> str:
+    """A link of Markdown, whose target may have no spaces or brackets."""
+    return f"[{text}]({quote(path, safe='/:')})"
 
 
 def latex(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:

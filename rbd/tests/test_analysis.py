@@ -471,6 +471,13 @@ def test_counts_and_commits_are_told(results, dimension):
     assert runs.commits == ["0123456"]
     change(records(dimension, "dimension")[0], lambda r: r["environment"].update(dirty=True))
     assert load.sweep(dimension, "dimension", "quick").commits == ["0123456", "0123456+"]
+    first, second = records(dimension, "dimension")[:2]
+    change(first, lambda r: r["environment"].update(commit=None, dirty=None))  # as where rbd is installed, not a checkout
+    change(second, lambda r: r["environment"].update(dirty=None))  # and where the commit was stated
+    assert load.sweep(dimension, "dimension", "quick").commits == ["0123456", "unknown"]
+    for path in records(dimension, "dimension"):
+        change(path, lambda r: r["environment"].update(commit=None, dirty=None))
+    assert load.sweep(dimension, "dimension", "quick").commits == ["unknown"]
 
 
 # ---------------------------------------------------------------- measurements and asv
@@ -510,6 +517,26 @@ def test_asv_results_by_hand(results):
     products = table[table.benchmark == "kernels.Product.track_project"]
     assert len(products) == 2 * (5 * 9 - 1)  # the largest stored basis did not fit
     assert table[table.benchmark == "memory.track_import"].value.tolist() == [750.0, 1500.0]
+
+
+@pytest.mark.parametrize("name", ["aaaa-other.json", "zzzz-other.json"])  # before and after the other file
+def test_a_commit_that_is_measured_twice_counts_once_by_its_last_run(tmp_path, notes, name):
+    """As with another version of torch: a file of its own, whose cells had stood beside the first one's."""
+    made_up.asv(tmp_path)
+    folder = tmp_path / "asv" / "here"
+    for file, factor, started in (("bbbbbbbb-env.json", 1, 5), (name, 3, 6)):
+        content = json.loads((folder / "bbbbbbbb-env.json").read_text("utf-8"))
+        content["result_columns"] = ["result", "params", "version", "started_at"]
+        for cell in content["results"].values():
+            cell[:] = [[v and v * factor for v in cell[0]], *cell[1:3], started]
+        (folder / file).write_text(json.dumps(content), "utf-8")
+    table = load.newest(load.asv(tmp_path))
+    assert table[table.benchmark == "memory.track_import"].value.tolist() == [3 * 1500.0]
+    assert not table.duplicated(["machine", "benchmark", "device", "basis", "rival", "network", "method", "d", "D"]).any()
+    for notebook in ("memory", "speed"):
+        execute(notebook, tmp_path)
+    told = json.loads((tmp_path / "tables" / "speed.json").read_text("utf-8"))["number"]
+    assert "n = 2 commits" in told
 
 
 def test_asv_results_of_another_version_or_shape(tmp_path):
@@ -1228,6 +1255,18 @@ def test_the_price_of_a_step_as_asv_measured_it(results, tmp_path, notes):
     fc = ("fc", "mnist-embedded", "rbd")
     assert names["middle"][(*fc, "rademacher", 10)] == pytest.approx(4) and names["sources"]
     assert names["count_steps"]((*fc, "countsketch", 2500)) == pytest.approx(1.2)
+    step = [[9.0], [["'cpu'"], ["'fc'"], ["'rbd countsketch'"]], "1"]  # at d = 250 too, in a file before and one after
+    change(tmp_path / "asv" / "benchmarks.json", lambda k: k.update({
+        "step.Step.track_against_sgd": {"version": "1", "unit": "x", "param_names": ["device", "network", "method"]},
+    }))  # fmt: skip
+    for commit in ("aaaaaaaa", "cccccccc"):
+        content = {"commit_hash": commit * 5, "date": 2000, "result_columns": ["result", "params", "version"],
+                   "results": {"step.Step.track_against_sgd": step}}  # fmt: skip
+        path = tmp_path / "asv" / "here" / f"{commit}-other.json"
+        path.write_text(json.dumps(content), "utf-8")
+        ratios = execute("price", tmp_path)["multiples"]["here"]
+        assert ratios["fc", "rbd", "countsketch", 250] == 1.2, commit
+        path.unlink()
 
 
 def test_a_machine_is_described_by_its_processor_where_that_is_known(tmp_path):

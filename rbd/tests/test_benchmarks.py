@@ -231,6 +231,15 @@ def test_an_unknown_set_is_named(fresh_python):
     assert printed.strip() == "RBD_BENCH: got 'fast', allowed 'quick', 'default', 'slow'"
 
 
+@pytest.mark.parametrize(("given", "told"), [
+    ("cuda", "RBD_BENCH_DEVICE: got 'cuda', allowed 'cpu', 'gpu'"), ("", "None"), ("gpu", "gpu"),
+])  # fmt: skip
+def test_an_unknown_device_is_named(fresh_python, given, told):
+    """It had left out the cells of every device."""
+    script = "try:\n    from benchmarks._measure import ONLY\n    print(ONLY)\nexcept ValueError as error:\n    print(error)"
+    assert fresh_python(script, root=ROOT, RBD_BENCH_DEVICE=given).strip() == told
+
+
 def test_what_does_not_fit_is_told_with_its_size(measure, monkeypatch):
     monkeypatch.setattr(measure, "available_mib", lambda device: 1000.0)
     measure.fits("a basis", 800)
@@ -262,8 +271,12 @@ def test_peak_counts_what_was_touched_and_let_go(measure):
         measure.peak_mib("1 / 0")
 
 
-def test_peak_of_a_step_does_not_grow_with_d(benchmarks):
-    """Within 1 % between d = 10 and d = 10,000; a stored basis of the latter would take 37 GiB, and is not tried."""
+def test_peak_of_a_step_does_not_grow_with_d(benchmarks, monkeypatch, tmp_path):
+    """Within 1 % between d = 10 and d = 10,000; a stored basis of the latter would take 37 GiB, and is not tried.
+
+    Also where no kernel is compiled yet, as in the new environment that asv makes for a commit.
+    """
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     memory = benchmarks("memory")
     few, many = (memory.Peak().track_step("cpu", "rademacher", dim) for dim in (10, 10_000))
     assert abs(many - few) < 0.01 * few
@@ -519,6 +532,17 @@ def test_the_table_takes_each_benchmark_from_the_youngest_commit_that_has_it(ben
     assert "| rbd countsketch | 2.0 × |" in text
 
 
+@pytest.mark.parametrize("first", ["1", "3"])  # torch, by which files are sorted
+def test_the_table_takes_the_last_run_of_a_commit(benchmarks, monkeypatch, tmp_path, first):
+    run, table = benchmarks("run"), benchmarks("table")
+    (loop,) = run.benchmarks("loop.Loop")
+    for torchs, value, started in ((first, 1.0, 1e9), ("2", 3.0, 2e9)):
+        monkeypatch.setattr(run, "_versions", lambda torchs=torchs: {"torch": torchs})
+        run.save({loop: run.Outcome([value] * len(loop.cells), [], started, 1.0)}, tmp_path, COMMIT, 1)
+    (read,) = table.latest(tmp_path)
+    assert read.get(loop.name, "fc mnist") == 3.0 and read.commits == (COMMIT,)
+
+
 def test_saved_results_are_seen_by_the_notebooks(benchmarks, tmp_path):
     """Which skip what asv's list does not have, or has in another version; the rest of the list stays."""
     run = benchmarks("run")
@@ -571,6 +595,56 @@ def test_table_names_a_file_that_is_none_of_asvs(benchmarks, tmp_path):
 def test_readme_has_the_tables_of_the_committed_results(benchmarks):
     table, readme = benchmarks("table"), (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     assert table.written(readme, ROOT / "results" / "asv") == readme
+
+
+def test_every_committed_result_is_in_the_list_of_benchmarks():
+    """Notebooks and asv's site skip what is not."""
+    folder = ROOT / "results" / "asv"
+    known = json.loads((folder / "benchmarks.json").read_text("utf-8"))
+    measured = {name for path in folder.glob("*/*-*.json") for name in json.loads(path.read_text("utf-8"))["results"]}
+    assert len(measured) > 20 and measured <= set(known)
+
+
+def collect(table, *cells: tuple[str, ...]) -> tuple[list[float], int]:
+    """The committed values of some cells (benchmark, parameters), and the number of commits that have one."""
+    paths = [p for p in sorted((ROOT / "results" / "asv").glob("*/*-*.json")) if p.name != "machine.json"]
+    found = [[x for cell in cells if math.isfinite(x := results.get(*cell))] for results in map(table.load, paths)]
+    return [x for values in found for x in values], sum(map(bool, found))
+
+
+STEP, PRICE = "step.Step.track_against_sgd", "step.Price.track_against_sgd"
+
+
+@pytest.mark.parametrize(("entries", "words"), [
+    ("countsketch", "training step with countsketch, against SGD's"), ("rademacher", "step with signs"),
+])  # fmt: skip
+def test_readme_quotes_the_range_of_a_step_over_all_commits(benchmarks, entries, words):
+    cells = (STEP, "cpu", "fc", f"rbd {entries}"), (PRICE, "cpu", "fc", "250", f"rbd {entries}")
+    values, n = collect(benchmarks("table"), *cells)
+    told = f"| {words} | {min(values):.1f}–{max(values):.1f} × the time (n = {n}) |"
+    assert told in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("entries", "words", "digits"), [
+    ("rademacher", "multiplying by signs on demand, against a stored fp32 basis", 0),
+    ("normal", "by normal entries, against stored fp32", 1),
+])  # fmt: skip
+def test_readme_quotes_the_range_of_a_product_over_all_commits(benchmarks, entries, words, digits):
+    cells = [(f"ratios.Ratio.track_{product}", "cpu", entries, "stored fp32") for product in ("project", "expand")]
+    values, n = collect(benchmarks("table"), *cells)
+    span = "–".join(f"{1 / x:.{digits}f}" for x in (max(values), min(values)))
+    assert f"| {words} | {span} × as fast (n = {n}) |" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_page_of_benchmarks_begins_with_the_ranges_of_all_commits(benchmarks):
+    page = " ".join((ROOT / "docs" / "results" / "benchmarks.md").read_text("utf-8").split())
+    fc = (STEP, "cpu", "fc", "rbd countsketch"), (PRICE, "cpu", "fc", "250", "rbd countsketch")
+    values, n = collect(benchmarks("table"), *fc)
+    assert f"{min(values):.1f} to {max(values):.1f} times as long as SGD's on the FC net (d = 250, n = {n} commits)" in page
+    networks = ("cnn", "resnet8", "resnet32")
+    others = [(STEP, "cpu", network, f"rbd countsketch{d}") for network in networks for d in ("", " 10000")]
+    values, n = collect(benchmarks("table"), *others)
+    assert f"{min(values):.2f} to {max(values):.2f} times on the CNN and the ResNets (n = {n})" in page
 
 
 def test_tables_say_processor_and_caches(benchmarks, tmp_path):

@@ -275,7 +275,7 @@ def states(text: str) -> dict[str, list[str]]:
     """data set -> states of its files, of the lines after the first."""
     found: dict[str, list[str]] = {}
     for line in text.splitlines()[1:]:
-        if line.startswith("fetch a missing set with `rbd data --download NAME`"):
+        if line.startswith("fetch what is missing or damaged with `rbd data --download NAME`"):
             continue
         name, state, path = line.split(maxsplit=2)
         assert Path(path).exists() == (state != "missing")
@@ -302,6 +302,14 @@ def test_data_shows_damage(here, capsys):
     text = capsys.readouterr().out
     assert states(text)["mnist"] == ["damaged", "missing", "missing", "missing"]
     assert re.search(rf"^mnist +damaged +{re.escape(str(path))}$", text, re.MULTILINE)
+
+
+def test_data_says_what_mends_damage_alone(here, capsys, monkeypatch):
+    from rbd.suite import datasets
+
+    monkeypatch.setattr(datasets, "status", lambda _: [datasets.FileStatus("mnist", here / "file", "damaged")])
+    assert main(["data"]) == 0
+    assert "fetch what is missing or damaged with `rbd data --download NAME`" in capsys.readouterr().out
 
 
 def test_data_as_json(here, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -674,6 +675,22 @@ def test_server_gone(small, server, tmp_path, monkeypatch):
     monkeypatch.setattr(getattr(torchvision.datasets, folder), "mirrors", [gone.url, server.url])
     datasets.download(name, tmp_path)  # the second mirror serves
     assert states(name, tmp_path) == {"ok"}
+
+
+def test_a_complete_set_in_a_read_only_directory_is_left_alone(small, server, tmp_path, monkeypatch):
+    """A shared one, say. Tests may run as root, who can write there: so the lock is refused by hand."""
+    datasets.download(small[0], tmp_path)
+
+    def refuse(path, *_):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(datasets.store, "lock", refuse)
+    server.asked.clear()
+    datasets.download(small[0], tmp_path)
+    assert server.asked == []
+    next(tmp_path.rglob("train-labels-idx1-ubyte")).unlink()
+    with pytest.raises(OSError, match="Read-only file system"):
+        datasets.download(small[0], tmp_path)
 
 
 def test_target_that_is_a_file(small, tmp_path):

@@ -21,7 +21,7 @@ import pytest
 from tqdm import tqdm
 
 import rbd
-from rbd.suite import cost, executor, job, models, record, store
+from rbd.suite import cost, executor, experiment, job, models, record, store
 from rbd.suite.config import SIZES, RunConfig
 from rbd.suite.experiment import Plan
 from rbd.suite.record import Point, Record
@@ -514,3 +514,28 @@ def test_two_sweeps_at_once_share_the_work(demo):
     for out, _ in said:
         assert out.count("finished after 10 epochs") == 4  # each tells of all
     assert not list((here / "results").rglob("*.tmp")) and not list((here / "results" / "locks").iterdir())
+
+
+def test_a_measurement_that_could_not_be_kept_is_not_begun(tmp_path):
+    (tmp_path / "measurements").write_text("a file, where a directory is needed")
+    began = []
+    wanted = experiment.Experiment("slow", "Is it kept?", measure=lambda *given: began.append(given))
+    with pytest.raises(OSError, match="cannot save a record: "):
+        executor.measure(wanted, "quick", tmp_path)
+    assert not began
+
+
+def test_a_sweep_that_is_done_writes_nothing(tmp_path, monkeypatch, capsys):
+    """Its results may be read-only; and a list that has changed is written."""
+    wanted = experiment.Experiment("done", "Is it?", runs=lambda profile: [RUN])
+    record.save(made(RUN), tmp_path / "runs" / "done-quick")
+    given = "quick", tmp_path, executor.Resources()
+    list(executor.perform(wanted, *given))
+
+    def refuse(path, *_):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(store, "write", refuse)
+    assert list(executor.perform(wanted, *given)) == [] and "1 run, 0 to do" in capsys.readouterr().out
+    with pytest.raises(OSError, match="Read-only"):
+        list(executor.perform(replace(wanted, question="Another?"), *given))

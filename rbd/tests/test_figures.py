@@ -334,6 +334,13 @@ def test_the_index_is_written_between_its_marks_alone(tmp_path):
         figures.write_index(tmp_path, ["table1"])
 
 
+def test_the_index_keeps_the_line_ends_of_windows(tmp_path):
+    put(tmp_path, "table1-quick")
+    (tmp_path / "README.md").write_bytes(b"a\r\n<!-- evidence -->\r\n<!-- /evidence -->\r\nb\r\n")
+    content = figures.write_index(tmp_path, ["table1"]).read_bytes()
+    assert content.count(b"\n") == content.count(b"\r\n") > 10 and content.endswith(b"<!-- /evidence -->\r\nb\r\n")
+
+
 def test_a_new_results_directory_gets_an_index(tmp_path):
     assert figures.write_index(tmp_path, ["table1"]) is None and not list(tmp_path.iterdir())
     put(tmp_path, "table1-quick")

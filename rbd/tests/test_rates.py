@@ -85,6 +85,21 @@ def test_conclude_keeps_a_rate_whose_runs_are_missing_now(tmp_path):
     assert set(found) == {*known, rates.key(SGD)} and found | known == found
 
 
+def test_conclude_writes_nothing_when_all_is_there(tmp_path, monkeypatch):
+    """The results of a search that is done may be read-only."""
+    records = [made(rate, a) for rate, a in ((0.1, 20.0), (0.2, 30.0), (0.4, 25.0))]
+    configs = [r.config for r in records]
+    rates.conclude("quick", configs, records, tmp_path)
+
+    def refuse(path, *_):
+        raise PermissionError(str(path))
+
+    monkeypatch.setattr(rates.store, "lock", refuse)
+    assert rates.conclude("quick", configs, records, tmp_path) == []
+    with pytest.raises(PermissionError):
+        rates.conclude("quick", configs, [*records[:2], made(0.4, 90.0)], tmp_path)
+
+
 def test_conclude_writes_nothing_when_nothing_is_chosen(tmp_path):
     assert rates.conclude("quick", [SGD], [], tmp_path) == ["fc mnist-embedded sgd: not chosen yet, runs are missing"]
     assert list(tmp_path.iterdir()) == []

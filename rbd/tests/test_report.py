@@ -157,6 +157,30 @@ def test_a_readme_on_another_drive_of_windows_has_whole_links(tmp_path, monkeypa
         assert linked == f"| [3: less memory]({tmp_path.as_posix()}/figures/memory.png) | yes |"
 
 
+def test_links_hold_where_the_results_directory_has_spaces(tmp_path):
+    results = tmp_path / "my (new) results"
+    (results / "figures").mkdir(parents=True)
+    (results / "figures" / "memory.png").touch()
+    linked = report.link_claims("| 3: less memory | yes |", results, tmp_path)
+    assert linked == "| [3: less memory](my%20%28new%29%20results/figures/memory.png) | yes |"
+
+
+def test_what_stands_around_the_marks_stays_byte_for_byte(tmp_path):
+    """Line ends of both kinds; and a link to the file, which others may share, stays a link."""
+    there, link = tmp_path / "there.md", tmp_path / "README.md"
+    there.write_bytes(b"a\nb\r\n<!-- t --><!-- /t -->\nc\r\n")
+    try:
+        link.symlink_to(there)
+    except OSError:  # Windows allows it to few
+        link = there
+    report.insert_into(link, {"t": lambda: "1\n2"})
+    assert there.read_bytes() == b"a\nb\r\n<!-- t -->\r\n1\r\n2\r\n<!-- /t -->\nc\r\n"
+    assert link == there or link.is_symlink()
+    before = there.stat().st_mtime_ns
+    report.insert_into(link, {"t": lambda: "1\n2"})
+    assert there.stat().st_mtime_ns == before
+
+
 def test_insert_refuses_marks_in_the_wrong_order():
     """Else the text between them would be doubled: nothing of a README is to be lost or repeated."""
     with pytest.raises(ValueError, match="marks"):

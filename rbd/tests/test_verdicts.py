@@ -312,6 +312,30 @@ def test_compartments_and_workers_of_the_full_scale_go_first(tmp_path):
     assert (row[0], row[2], row[5]) == (REPRODUCED, "+2.0 points", "full scale")
 
 
+LOSSES = {"common": (4.0, -4.0, 9.0), "bases": (0.0,) * 3, "directions": (-2.0,) * 3, "shares": (1.0,) * 3}  # of 3 seeds
+
+
+@pytest.mark.parametrize(("losses", "words"), [
+    ({}, SMALL[0]),  # the largest loss, 3.0 ± 6.6, is within two standard deviations
+    ({"shares": (2.0,) * 3}, SMALL[2]),  # a smaller loss is not, since it is the same in all runs
+    (None, NOT_RUN),  # bytes are not known, as on macOS
+])  # fmt: skip
+def test_claim_4_holds_for_every_variant(tmp_path, losses, words):
+    made_up.everything(tmp_path)
+    places = {}
+    for path in sorted((tmp_path / "runs" / "workers-quick").glob("*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        config = content["config"]
+        place = places[config["variant"], config["workers"]] = places.get((config["variant"], config["workers"]), -1) + 1
+        lost = (LOSSES | (losses or {})).get(config["variant"], (0.0,) * 3)[place % 3] if config["workers"] > 1 else 0.0
+        content["curve"]["accuracy"][-1] = 80.0 - lost
+        content["environment"]["bytes_per_step"] = None if losses is None else 10**6 if config["variant"] == "ddp" else 1000
+        path.write_text(json.dumps(content), "utf-8")
+    execute("verdicts", tmp_path)
+    row = claims(tmp_path, "quick")["4: workers share seeds"]
+    assert row[0] == words and (losses is None or row[2] == "-3.0 points")
+
+
 def test_nothing_at_all_is_nothing_to_judge(tmp_path):
     with pytest.raises(load.Nothing):
         execute("verdicts", tmp_path, "paper", allow_missing=True)
