@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbd.suite import findings, report, tables
+from rbd.suite import findings, report, store, tables
 from rbd.suite.executor import wait_for_one
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ TIMEOUT = 600  # seconds a cell may take
 STALE = "**STALE**: `rbd figures` could not draw this again; figure, table and the numbers here are of an earlier time"
 OLD = "STALE: "  # before the verdict of such evidence
 BLANK = "# Results\n\n<!-- evidence -->\n<!-- /evidence -->\n"
+DETAILS = "details.md"  # beside the index
+ABOVE_DETAILS = """# Details of the results
+
+What each notebook computed from the records. `rbd figures` writes this page; [the index](README.md) has the verdicts."""
 HEAD = ("question", "verdict", "our number", "paper", "see", "command")
 CLAIMS = "verdicts"  # the notebook whose table of claims opens the index
 PARTS = {  # profile -> heading of its table
@@ -167,7 +171,7 @@ async def _run_cells(client: NotebookClient) -> None:
 
 
 def index(results: str | os.PathLike[str], names: Iterable[str], analysis: Path = ANALYSIS) -> str:
-    """Markdown: the rules, a table of verdicts for each profile, and all the evidence, folded.
+    """Markdown: the rules, and a table of verdicts for each profile.
 
     From what the notebooks wrote into <results>/tables/*.json; a notebook without such a file has a row "not run".
 
@@ -175,20 +179,35 @@ def index(results: str | os.PathLike[str], names: Iterable[str], analysis: Path 
         ValueError: such a file is damaged (it is named).
     """
     root = Path(results)
-    found = {path.stem: _read_evidence(path) for path in sorted((root / "tables").glob("*.json"))}
+    found = _read_all(root)
     questions = {name_experiment(stem): e["claim"] for stem, e in found.items()}
     for name in (n for n in names if n not in (*ONE, CLAIMS)):
         for profile in ("paper", "quick"):
             found.setdefault(name_files(name, profile), _describe_unrun(name, profile, questions, analysis))
-    ordered = sorted(found.items(), key=lambda item: (item[1]["claim"], item[0]))
-    asked = [item for item in ordered if name_experiment(item[0]) != CLAIMS]
+    asked = [item for item in _order(found) if name_experiment(item[0]) != CLAIMS]
     parts = [*_quote_claims(root), findings.RULES]
     for profile, heading in PARTS.items():
         here = [(stem, e) for stem, e in asked if e["profile"] == profile]
         rows = [_cells(root, *item) for item in sorted(here, key=lambda item: item[1].get("verdict") == findings.NOT_RUN)]
         parts += [f"### {heading}", tables.markdown(HEAD, rows).removesuffix("\n")] if rows else []
-    parts += ["### Details", *(_fold(root, stem, e) for stem, e in ordered if e["evidence"])]
     return "\n\n".join(parts)
+
+
+def details(results: str | os.PathLike[str]) -> str:
+    """Markdown: all that the notebooks have told, a section for each notebook and profile. Raises as `index` does."""
+    root = Path(results)
+    sections = [_describe(root, stem, e) for stem, e in _order(_read_all(root)) if e["evidence"]]
+    return "\n\n".join([ABOVE_DETAILS, *sections]) + "\n"
+
+
+def _read_all(root: Path) -> dict[str, dict[str, Any]]:
+    """The evidence of every notebook, by the stem of its files."""
+    return {path.stem: _read_evidence(path) for path in sorted((root / "tables").glob("*.json"))}
+
+
+def _order(found: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """By question."""
+    return sorted(found.items(), key=lambda item: (item[1]["claim"], item[0]))
 
 
 def _quote_claims(root: Path) -> list[str]:
@@ -232,8 +251,9 @@ def _cells(root: Path, stem: str, evidence: dict[str, Any]) -> tuple[str, ...]:
         verdict += f" ({evidence['runs']} of {evidence['expected']} runs)"
     kinds = {"figures": "png", "tables": "md"} if evidence["evidence"] else {}
     files = [path for folder, kind in kinds.items() for path in _find_files(root, stem, folder, kind)]
-    links = ", ".join(f"[{_shorten(stem, path)}]({path.relative_to(root).as_posix()})" for path in files)
-    return (evidence["claim"], verdict, evidence.get("number") or "–", evidence.get("paper") or "–", links or "–",
+    links = [tables.link(_shorten(stem, path), path.relative_to(root).as_posix()) for path in files]
+    links += [f"[details]({DETAILS}#{stem})"] if evidence["evidence"] else []
+    return (evidence["claim"], verdict, evidence.get("number") or "–", evidence.get("paper") or "–", ", ".join(links) or "–",
             f"`{evidence['command']}`")  # fmt: skip
 
 
@@ -250,17 +270,16 @@ def _shorten(stem: str, path: Path) -> str:
     return ("figure" if path.suffix == ".png" else "table") + (f": {part}" if part else "")
 
 
-def _fold(root: Path, stem: str, evidence: dict[str, Any]) -> str:
-    """All the evidence of an experiment in a block that opens on a click."""
+def _describe(root: Path, stem: str, evidence: dict[str, Any]) -> str:
+    """A section with all the evidence of a notebook in its profile."""
     runs = f" ({evidence['runs']} of {evidence['expected']} runs)" if "runs" in evidence else ""
     lines = [STALE] * evidence.get("stale", False) + evidence["evidence"]
     records = ", ".join(tables.link(r, r) for r in evidence["records"])
     pictures = [f"![{p.stem}]({p.relative_to(root).as_posix()})" for p in _find_files(root, stem, "figures", "png")]
     made = [f"Command: `{evidence['command']}`.", f"Records: {records}.", f"Commits: {', '.join(evidence['commits'])}."]
     return "\n\n".join([
-        f"<details>\n<summary><b>{stem}</b>: {evidence['claim']}{runs}</summary>", *pictures,
-        "\n".join(map(_itemize, lines)),
-        (" " if len(records) <= LONG else "\n").join(made), "</details>",
+        f"## {stem}", f"{evidence['claim']}{runs}", *pictures, "\n".join(map(_itemize, lines)),
+        (" " if len(records) <= LONG else "\n").join(made),
     ])  # fmt: skip
 
 
@@ -270,13 +289,18 @@ def _itemize(line: str) -> str:
 
 
 def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path | None:
-    """Put the index between its marks in <results>/README.md, which is made where there is none; None without evidence.
+    """Put the index between its marks in <results>/README.md, which is made where there is none, and write the details.
+
+    Nothing is written where there is neither a README.md nor evidence; the result is then None.
 
     Raises:
         ValueError: the marks are not there, or the evidence of a notebook is damaged.
     """
-    path = Path(results) / "README.md"
-    if not path.exists() and not any((Path(results) / "tables").glob("*.json")):
+    root, path = Path(results), Path(results) / "README.md"
+    if not path.exists() and not any((root / "tables").glob("*.json")):
         return None
     report.insert_into(path, {"evidence": lambda: index(results, names)}, BLANK)
+    text, there = details(results), root / DETAILS
+    if not there.is_file() or there.read_bytes() != text.encode():
+        store.write(there, text, "details of the results")
     return path

@@ -61,7 +61,8 @@ def test_the_command_draws_in_kernels_what_is_there_and_tells_what_failed(tmp_pa
     assert set(made) == {"figures/curves-quick.pdf", "figures/curves-quick.png", "tables/curves-quick.json"}
     text = (tmp_path / "README.md").read_text("utf-8")
     assert text.startswith(f"before\n<!-- evidence -->\n{findings.RULES}\n\n### Full scale")  # no claims there
-    assert "- ResNet-8, CIFAR-10: RBD, d = 500, − FPD, d = 500 =" in text and "\nold\n" not in text
+    assert "\nold\n" not in text and "[details](details.md#curves-quick)" in text
+    assert "- ResNet-8, CIFAR-10: RBD, d = 500, − FPD, d = 500 =" in (tmp_path / "details.md").read_text("utf-8")
     execute("curves", tmp_path)  # in this process, not in a kernel
     assert {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.glob("[ft]*/*")} == made
 
@@ -79,18 +80,18 @@ def test_evidence_that_cannot_be_drawn_again_is_marked_until_it_is(tmp_path, cap
     (tmp_path / "README.md").write_text("<!-- evidence -->\n<!-- /evidence -->\n")
     command = ["figures", "curves", "--results-dir", str(tmp_path)]
     assert main(command) == 0
-    table, index = tmp_path / "tables" / "curves-quick.json", tmp_path / "README.md"
+    table, told = tmp_path / "tables" / "curves-quick.json", tmp_path / "details.md"
     fresh, content = table.read_bytes(), made[0].read_bytes()
     made[0].unlink()
     assert main(command) == 1
     marked = json.loads(table.read_text("utf-8"))
-    assert marked == json.loads(fresh) | {"stale": True} and figures.STALE in index.read_text("utf-8")
+    assert marked == json.loads(fresh) | {"stale": True} and figures.STALE in told.read_text("utf-8")
     made[0].write_bytes(content)
     assert main(command) == 0
-    assert table.read_bytes() == fresh and "STALE" not in index.read_text("utf-8")
+    assert table.read_bytes() == fresh and "STALE" not in told.read_text("utf-8") + (tmp_path / "README.md").read_text("utf-8")
     shutil.rmtree(tmp_path / "runs")
     assert main([*command, "--allow-missing"]) == 0  # nothing at all is there, which is allowed
-    assert "nothing to draw yet" in capfd.readouterr().out and figures.STALE in index.read_text("utf-8")
+    assert "nothing to draw yet" in capfd.readouterr().out and figures.STALE in told.read_text("utf-8")
 
 
 def test_a_damaged_record_fails_though_runs_may_be_missing(tmp_path, capfd):
@@ -207,17 +208,17 @@ def test_index_by_hand(tmp_path):
         *head,
         "| 1: redrawing | seen at small scale (5 of 6 runs) | +9.4 points [6.8, 13.4], n = 3 + 3 | +8 | "
         "[figure](figures/table1-quick.png), [figure: methods](figures/table1-methods-quick.png), "
-        "[table](tables/table1-quick.md) | `rbd sweep table1` |",
+        "[table](tables/table1-quick.md), [details](details.md#table1-quick) | `rbd sweep table1` |",
         "",
         "### Time and memory, without training",
         "",
         *head,
-        "| 3. Is it faster? | reproduced | – | – | – | `tox -e bench` |",
+        "| 3. Is it faster? | reproduced | – | – | [details](details.md#speed) | `tox -e bench` |",
+    ]
+    assert figures.details(tmp_path).removeprefix(figures.ABOVE_DETAILS + "\n\n").splitlines() == [
+        "## table1-quick",
         "",
-        "### Details",
-        "",
-        "<details>",
-        "<summary><b>table1-quick</b>: 1: redrawing (5 of 6 runs)</summary>",
+        "1: redrawing (5 of 6 runs)",
         "",
         "![table1-quick](figures/table1-quick.png)",
         "",
@@ -228,17 +229,14 @@ def test_index_by_hand(tmp_path):
         "",
         "Command: `rbd sweep table1`. Records: [runs/table1-quick](runs/table1-quick). Commits: 0123456.",
         "",
-        "</details>",
+        "## speed",
         "",
-        "<details>",
-        "<summary><b>speed</b>: 3. Is it faster?</summary>",
+        "3. Is it faster?",
         "",
         "- RBD 80.8 % [79, 82]",
         "- a | b",
         "",
         "Command: `tox -e bench`. Records: [asv/m](asv/m). Commits: 0123456.",
-        "",
-        "</details>",
     ]
 
 
@@ -248,7 +246,8 @@ def test_the_claims_of_the_paper_open_the_index(tmp_path):
     (tmp_path / "tables" / "claims-quick.md").write_text("| claim |\n\nthe rule\n", "utf-8")
     made = figures.index(tmp_path, ["verdicts"])
     assert made.startswith("### The paper's claims\n\nthe rule\n\n| claim |\n\n`rbd figures`")
-    assert "| the claims |" not in made and "<b>verdicts-quick</b>: the claims" in made and "verdicts-paper" not in made
+    assert "| the claims |" not in made and "verdicts-paper" not in made
+    assert "## verdicts-quick\n\nthe claims" in figures.details(tmp_path)
     (tmp_path / "tables" / "claims-paper.md").write_text("| claim at full scale |\n", "utf-8")
     assert figures.index(tmp_path, []).startswith("### The paper's claims\n\n| claim at full scale |\n\n`rbd")
 
@@ -262,7 +261,8 @@ def test_questions_without_an_answer_come_last(tmp_path):
 
 def test_evidence_of_before_there_were_verdicts_is_still_read(tmp_path):
     put(tmp_path, "table1-quick", runs=6)
-    assert "\n| 1: redrawing | – | – | – | – | `rbd sweep table1` |\n" in figures.index(tmp_path, [])
+    row = "| 1: redrawing | – | – | – | [details](details.md#table1-quick) | `rbd sweep table1` |"
+    assert figures.index(tmp_path, []).endswith(f"\n{row}")
 
 
 def test_a_notebook_that_never_ran_is_asked_by_its_heading(tmp_path):
@@ -282,7 +282,7 @@ def test_the_committed_results_are_read_at_a_glance():
     """A cell holds one number or one short phrase, a verdict is one of the rules, and a question is no answer."""
     text = (ROOT / "results" / "README.md").read_text("utf-8")
     assert [cell for row in cells(text) for cell in row if len(cell) > 120] == []
-    index = text[text.index("### Full scale") : text.index("### Details")]
+    index = text[text.index("### Full scale") : text.index("<!-- /evidence -->")]
     rows = [row for row in cells(index) if row[0] not in ("question", "---")]
     assert len(rows) > 20
     for question, verdict, number, *_ in rows:
@@ -420,6 +420,7 @@ def test_the_committed_index_and_tables_are_those_of_the_committed_records(tmp_p
     readme = (committed / "README.md").read_text("utf-8")
     index = figures.index(committed, figures.list_notebooks())
     assert index in readme and index.count("\n") > 2
+    assert figures.details(committed) == (committed / "details.md").read_text("utf-8")
     for folder in ("runs", "sweeps", "measurements", "asv"):
         if (committed / folder).exists():
             shutil.copytree(committed / folder, tmp_path / folder)
