@@ -13,7 +13,7 @@ import torch
 from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
-from rbd.kernels.compiled import is_transformed, sum_dtype
+from rbd.kernels.compiled import has_tangent, is_transformed, sum_dtype
 
 WORD = 2**32
 
@@ -168,10 +168,10 @@ class Basis:
         if not is_number(alpha):
             got = f"shape {tuple(alpha.shape)}" if isinstance(alpha, torch.Tensor) else repr(alpha)
             raise TypeError(f"alpha: got {got}, allowed a real number or a tensor of one")
-        x = kernels.check_operand("c", c, self.dim)
-        alpha = alpha.reshape(()) if isinstance(alpha, torch.Tensor) else alpha
-        kernels.add(alpha * x.to(sum_dtype(x.dtype)), spec, params)
-        forget_casts(x.device)
+        kernels.check_operand("c", c, self.dim)
+        scale = alpha.reshape(()) if isinstance(alpha, torch.Tensor) else alpha
+        kernels.add(scale * c.to(sum_dtype(c.dtype)), spec, params)  # with its tangent, which add refuses
+        forget_casts(c.device)
 
     def _part(self, first: int, count: int) -> BasisSpec:
         """The spec of the columns first ... first + count - 1."""
@@ -202,10 +202,15 @@ def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
     if not isinstance(x, torch.Tensor):
         return False
     tracked = (torch.is_grad_enabled() and x.requires_grad) or is_transformed(x)
-    if tracked and out is not None:
-        raise RuntimeError("out= does not support automatic differentiation, but the argument requires a gradient or has a "
+    if out is not None and (tracked or _has_stale_tangent(out)):
+        raise RuntimeError("out= does not support automatic differentiation, but an argument requires a gradient or has a "
                            "tangent, or a transform of torch.func is under way")  # fmt: skip
     return tracked
+
+
+def _has_stale_tangent(out: object) -> bool:
+    """Whether out has a tangent, which would stay as it is while its values are overwritten."""
+    return isinstance(out, torch.Tensor) and not torch.compiler.is_compiling() and has_tangent(out)
 
 
 def _is_plain(x: torch.Tensor, length: int, out: torch.Tensor | None, result: int) -> bool:

@@ -103,9 +103,9 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
     """
     x = check_operand("c", c, spec.dim)
     _check_params(params, spec.size, x.device)
-    if memory.is_under_transform():
-        raise NotImplementedError("transforms of torch.func do not support additions to parameters in place: use expand, "
-                                  "and add what it returns")  # fmt: skip
+    if memory.is_under_transform() or compiled.has_tangent(c, *params):
+        raise NotImplementedError("transforms of torch.func and forward-mode derivatives do not support additions to "
+                                  "parameters in place: use expand, and add what it returns")  # fmt: skip
     if not memory.is_direct(x, *params):
         return _copy(shift(c, spec, params, backend), params)
     module = _module_for(x.device, backend, spec)

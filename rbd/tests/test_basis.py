@@ -515,8 +515,26 @@ def test_what_derivatives_do_not_support():
         basis.project(fwAD.make_dual(g, g), out=torch.zeros(4))
     with pytest.raises(RuntimeError, match="^out= does not support .* a transform of torch.func is under way"):
         torch.func.vmap(lambda g: basis.project(g, out=torch.zeros(4)))(torch.ones(2, 60))
-    with pytest.raises(NotImplementedError, match="^transforms of torch.func do not support additions"):
+    with pytest.raises(NotImplementedError, match="^transforms of torch.func .* do not support additions"):
         torch.func.vmap(lambda p: basis.add_([p], c))(torch.ones(2, 60))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tangents_are_never_dropped_or_left_behind(name):
+    """add_ dropped that of c and left that of params as it was, and a product left that of out."""
+    basis, g, c, p = Basis(4, 60, name), normal(60), normal(4), torch.zeros(60)
+    with fwAD.dual_level():
+        dual_c, dual_p = fwAD.make_dual(c, c), fwAD.make_dual(p, g)
+        alpha = fwAD.make_dual(torch.tensor(1.0), torch.tensor(1.0))
+        for args in ((p, dual_c), (dual_p, c), (p, c, alpha)):
+            with pytest.raises(NotImplementedError, match="forward-mode derivatives do not support additions"):
+                basis.add_(*args)
+        for product, x, out in ((basis.project, g, fwAD.make_dual(torch.zeros(4), c)), (basis.expand, c, dual_p)):
+            with pytest.raises(RuntimeError, match="^out= does not support automatic differentiation"):
+                product(x, out=out)
+        assert not p.any()
+        basis.add_(p, c)  # nothing here has a tangent
+    assert torch.equal(p, basis.expand(c))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
