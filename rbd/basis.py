@@ -14,6 +14,7 @@ from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.compiled import has_tangent, is_transformed, sum_dtype
+from rbd.partition import check_ordered
 
 WORD = 2**32
 
@@ -155,9 +156,11 @@ class Basis:
             first: index in the vector of the params' first value, if they are only a part of it (such as one worker's part).
 
         Raises:
-            TypeError, ValueError: params or c are not such tensors, or do not fit the basis, or alpha is not a real number.
+            TypeError, ValueError: params or c are not such tensors, or do not fit the basis, params are a set, or alpha is
+                not a real number.
             RuntimeError: there are no kernels for the device, or autograd forbids a change in place (as in torch).
         """
+        check_ordered(params)
         params, spec = [params] if isinstance(params, torch.Tensor) else list(params), self._spec()
         bad = [p for p in params if not isinstance(p, torch.Tensor) or not p.is_floating_point() or hasattr(p, "to_local")]
         if bad or not params:
@@ -169,7 +172,7 @@ class Basis:
             got = f"shape {tuple(alpha.shape)}" if isinstance(alpha, torch.Tensor) else repr(alpha)
             raise TypeError(f"alpha: got {got}, allowed a real number or a tensor of one")
         kernels.check_operand("c", c, self.dim)
-        scale = alpha.reshape(()) if isinstance(alpha, torch.Tensor) else alpha
+        scale = alpha.reshape(()) if isinstance(alpha, torch.Tensor) else float(alpha)  # torch multiplies by no Fraction
         kernels.add(scale * c.to(sum_dtype(c.dtype)), spec, params)  # with its tangent, which add refuses
         forget_casts(c.device)
 

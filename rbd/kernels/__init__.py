@@ -261,12 +261,26 @@ def check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _check_params(params: Sequence[torch.Tensor], size: int, device: torch.device) -> None:
-    if bad := [p for p in params if not p.is_floating_point() or p.device != device]:
-        got = ", ".join(f"{p.dtype} {tuple(p.shape)} on {p.device}" for p in bad)
-        raise TypeError(f"params: got {got}, allowed floating-point tensors on {device}")
+    if bad := [p for p in params if not _takes_sums(p) or p.device != device]:
+        got = ", ".join(_describe(p) for p in bad)
+        raise TypeError(f"params: got {got}, allowed strided floating-point tensors of 16 to 64 bits on {device}")
     if (values := sum(p.numel() for p in params)) != size:
         raise ValueError(f"params: got {values} values, allowed {size}")
     memory.check_writable("params", params)
+
+
+def _takes_sums(x: object) -> bool:
+    """Whether torch can add to a tensor's values in place: it cannot in 8 bits, nor in most layouts."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+        return False
+    return torch.finfo(x.dtype).bits >= 16
+
+
+def _describe(x: object) -> str:
+    if not isinstance(x, torch.Tensor):
+        return type(x).__name__
+    layout = "" if x.layout == torch.strided else f" with layout {x.layout}"
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}{layout}"
 
 
 def _result(out: torch.Tensor | None, x: torch.Tensor, length: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from dataclasses import FrozenInstanceError, fields, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -405,7 +406,7 @@ def test_alpha_is_a_number(alpha, got):
     with pytest.raises(TypeError, match=f"^alpha: got {got}, allowed a real number or a tensor of one$"):
         Basis(2, 10).add_(p, torch.ones(2), alpha=alpha)
     assert not p.any()
-    for right in (2, np.float32(2), torch.tensor(2.0), torch.full((1, 1), 2.0, dtype=torch.float64)):
+    for right in (2, np.float32(2), Fraction(2), torch.tensor(2.0), torch.full((1, 1), 2.0, dtype=torch.float64)):
         Basis(2, 10).add_(p.zero_(), torch.ones(2), right)
         assert torch.equal(p, Basis(2, 10).expand(torch.full((2,), 2.0)))
 
@@ -415,6 +416,7 @@ def test_alpha_is_a_number(alpha, got):
     ([torch.zeros(9)], {}, ValueError, r"^params: got 9 values, allowed 10$"),
     ([torch.zeros(9)], {"first": 2}, ValueError, r"^params: got 9 values from 2 on, allowed 1 ... 8$"),
     ([torch.zeros(10, dtype=torch.int64)], {}, TypeError, r"^params: got Tensor torch.int64, allowed real floating-point"),
+    ({torch.zeros(5), torch.zeros(5)}, {}, TypeError, "^params must come in ordered collections, not in a set"),
     ([[0.0] * 10], {}, TypeError, r"^params: got list, allowed real floating-point tensors"),
 ])  # fmt: skip
 def test_what_cannot_be_perturbed(params, more, error, message):

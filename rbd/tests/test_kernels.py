@@ -948,10 +948,11 @@ class TestBadParams:
             kernels.add(torch.zeros(2), self.SPEC, [torch.zeros(9)], backend="cpu")
 
     @pytest.mark.parametrize("params", [
-        [torch.zeros(5), torch.zeros(5, dtype=torch.int32)], [torch.zeros(10, device="meta")],
-    ], ids=["integers", "device"])  # fmt: skip
+        [torch.zeros(5), torch.zeros(5, dtype=torch.int32)], [torch.zeros(10, device="meta")], [torch.zeros(10).to_sparse()],
+        [torch.zeros(10).to_mkldnn()], [torch.zeros(10, dtype=torch.float8_e4m3fn)], [None],
+    ], ids=["integers", "device", "sparse", "mkldnn", "8 bits", "none"])  # fmt: skip
     def test_tensors(self, params):
-        with pytest.raises(TypeError, match=r"^params: got torch.*, allowed floating-point tensors on cpu$"):
+        with pytest.raises(TypeError, match="^params: got .*, allowed strided .* tensors of 16 to 64 bits on cpu$"):
             kernels.add(torch.zeros(2), self.SPEC, params)
 
 
@@ -1413,6 +1414,9 @@ def test_what_may_not_be_overwritten(backend, name):
         inference = {length: torch.zeros(length, device=device) for length in (10, 500)}
     leaf = {length: torch.zeros(length, device=device, requires_grad=True) for length in (10, 500)}
     first = torch.zeros(500, device=device)
+    expanded = torch.zeros(1, device=device).expand(500)  # it was refused after the first had been changed
+    with pytest.raises(RuntimeError, match="^params: got a tensor .* of which several values have one place in memory"):
+        kernels.add(c, spec, [first, expanded], backend=backend)
     for bad, message in ((inference, "an inference tensor"), (leaf, "a tensor that requires a gradient")):
         with pytest.raises(RuntimeError, match=f"^out: got {message}"):
             kernels.project(g, spec, out=bad[10], backend=backend)
