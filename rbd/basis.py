@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from numbers import Real
@@ -32,9 +33,12 @@ def check_word(name: str, value: int) -> int:
 
 def check_integer(name: str, value: int, allowed: str = "an integer") -> int:
     """value as an int; raise TypeError if it is no integer."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: got {value!r}, allowed {allowed}")
-    return operator.index(value)
+    if type(value) is int:  # as it is: torch.compile would compile the function again for every value of an index
+        return value
+    if not isinstance(value, bool):
+        with suppress(TypeError):  # of floats, and tensors of them
+            return operator.index(value)
+    raise TypeError(f"{name}: got {value!r}, allowed {allowed}")
 
 
 def is_number(value: object) -> bool:
@@ -185,6 +189,7 @@ class Basis:
         part = Compartment(k.number, 0, count, k.dim, k.row, first, after, k.total)
         return replace(self._spec(), compartments=(part,))
 
+    @torch.compiler.disable  # the compiler cannot trace the generator in NumPy
     def dense(self) -> torch.Tensor:
         """Φ itself, (d, D) float32, for inspection; training never builds it."""
         from rbd.kernels.reference import rows

@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad as fwAD
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -54,7 +55,7 @@ def test_integers_of_other_libraries_are_the_same_basis(integer):
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "dim", "size"])
-@pytest.mark.parametrize("bad", [1.5, 2.0, True, False, None, "3", [1], math.nan], ids=repr)
+@pytest.mark.parametrize("bad", [1.5, 2.0, True, False, None, "3", [1], math.nan, torch.tensor(2.0)], ids=repr)
 def test_fields_are_integers(field, bad):
     with pytest.raises(TypeError, match=rf"^{field}: got .*, allowed an integer( from 0 to 4294967295)?$"):
         Basis(**{"dim": 2, "size": 10, field: bad})
@@ -604,6 +605,21 @@ def test_compiles_without_a_warning(recwarn):
     assert torch.equal(torch.compile(work, backend="eager")(g, p), basis.project(g))
     assert torch.equal(p, torch.cat([basis.expand(c)[:30] + basis.expand(c)[30:], basis.expand(c)[30:]]))
     assert not [w for w in recwarn if "cache" in str(w.message)]
+
+
+def test_a_step_that_counts_up_in_compiled_code():
+    """Each number was compiled anew, until torch's limit of eight."""
+    count = CompileCounter()
+    compiled = torch.compile(lambda g, step: Basis(4, 60, step=step).project(g), backend=count, fullgraph=True)
+    for step in range(1, 12):
+        assert torch.equal(compiled(normal(60), step), Basis(4, 60, step=step).project(normal(60)))
+    assert count.frame_count <= 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dense_in_compiled_code(name):
+    basis, g = Basis(4, 60, name), normal(60)
+    assert torch.equal(torch.compile(lambda g: basis.dense() @ g, backend="eager")(g), basis.dense() @ g)
 
 
 def test_only_the_fields_are_pickled():
