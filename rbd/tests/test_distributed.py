@@ -1124,6 +1124,39 @@ def test_the_hook_names_what_its_state_lacks(monkeypatch):
             distributed.CoordinatesState(network().named_parameters(), 7)
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """``join`` makes this process a group of one."""
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+
+
+def test_a_bucket_of_empty_tensors_behind_the_hook(alone):
+    """An empty parameter of another dtype has a bucket of its own: the hook raised IndexError."""
+    with distributed.join(1):
+        model = network()
+        model.register_parameter("device", nn.Parameter(torch.empty(0, dtype=torch.bfloat16)))
+        replica = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        state = distributed.CoordinatesState(model.parameters(), 7)
+        replica.register_comm_hook(state, distributed.coordinates_hook)
+        replica(normal(4, 6)).sum().backward()
+        plain = network()
+        plain(normal(4, 6)).sum().backward()
+        for k, p, g in zip(state.compartments.values(), state.params, plain.parameters()):
+            basis = Basis(k.dim, p.numel(), compartment=k.number)
+            assert torch.equal(p.grad.flatten(), basis.expand(basis.project(g.grad.flatten())))
+        assert state.step == 1
+
+
+def test_a_state_needs_parameters(alone):
+    used = network().parameters()
+    list(used)
+    with distributed.join(1):
+        for params in (used, network().requires_grad_(False).parameters(), [nn.Parameter(torch.empty(0))]):
+            with pytest.raises(ValueError, match="^params: got no values that require a gradient"):
+                distributed.CoordinatesState(params, 7)
+
+
 def test_gathering_by_either_name(monkeypatch, alone_under_torchrun):
     """torch 2.11 lacks all_gather_single; the other name warns where both are, and is not used."""
     with distributed.join(1), warnings.catch_warnings():
