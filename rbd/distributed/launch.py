@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from rbd.basis import check_integer
+
 TIMEOUT = 60.0  # seconds, timeout of exchanges between workers of ``launch`` and ``join``
 
 T = TypeVar("T")
@@ -59,7 +61,7 @@ def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterato
         yield
     finally:
         if ours:
-            dist.destroy_process_group()
+            _leave()
 
 
 def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float = TIMEOUT) -> T:
@@ -70,10 +72,14 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
         timeout: of exchanges between workers, seconds.
 
     Raises:
-        RuntimeError: a worker failed or was killed; the others are stopped, and its traceback is shown.
+        TypeError, ValueError: workers is not an integer, or less than 1.
+        RuntimeError: a worker failed or was killed; the others are stopped, and its traceback is shown. Or worker 0 ended
+            without a result (``sys.exit``).
     """
     import torch.multiprocessing as mp
 
+    if (workers := check_integer("workers", workers)) < 1:
+        raise ValueError(f"workers: got {workers}, allowed 1 or more")
     store = dist.TCPStore("localhost", 0, None, True, timedelta(seconds=timeout), wait_for_workers=False)
     with TemporaryDirectory() as folder:
         answer = Path(folder) / "answer"
@@ -88,6 +94,8 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
             for process in context.processes:
                 if process.is_alive():
                     process.kill()
+        if not answer.exists():
+            raise RuntimeError(f"worker 0 of {workers} ended without a result: the function called sys.exit or os._exit")
         return pickle.loads(answer.read_bytes())
 
 
@@ -102,4 +110,10 @@ def _work(rank: int, function: Callable, workers: int, port: int, timeout: float
         if rank == 0:
             answer.write_bytes(pickle.dumps(made))
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Destroy the default process group, unless the function that has run in it did."""
+    if dist.is_initialized():
         dist.destroy_process_group()

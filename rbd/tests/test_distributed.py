@@ -969,6 +969,25 @@ def test_launch_shows_what_failed():
         distributed.launch(failing, 1)
 
 
+def leave(code: int | None) -> str:
+    if code is not None:
+        sys.exit(code)
+    dist.destroy_process_group()
+    return "result"
+
+
+def test_a_function_that_ends_its_worker_or_its_group():
+    with pytest.raises(RuntimeError, match="^worker 0 of 1 ended without a result"):
+        distributed.launch(leave, 1, 0)
+    assert distributed.launch(leave, 1, None) == "result"
+
+
+@pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError)])
+def test_launch_needs_workers(workers, error):
+    with pytest.raises(error, match="^workers: got .*, allowed (1 or more|an integer)$"):
+        distributed.launch(leave, workers, None)
+
+
 # ---------------------------------------------------------------- the equations
 
 
@@ -1155,6 +1174,11 @@ def test_a_state_needs_parameters(alone):
         for params in (used, network().requires_grad_(False).parameters(), [nn.Parameter(torch.empty(0))]):
             with pytest.raises(ValueError, match="^params: got no values that require a gradient"):
                 distributed.CoordinatesState(params, 7)
+
+
+def test_a_block_may_leave_the_group_itself(alone):
+    with distributed.join(1):
+        dist.destroy_process_group()
 
 
 def test_gathering_by_either_name(monkeypatch, alone_under_torchrun):
