@@ -1176,6 +1176,14 @@ def test_a_state_needs_parameters(alone):
                 distributed.CoordinatesState(params, 7)
 
 
+def test_variants_of_workers(alone):
+    with distributed.join(1):
+        for right in (*VARIANTS, "sharded", "ddp"):
+            assert Workers(right).variant == right
+        with pytest.raises(ValueError, match="^variant: got 'comon', allowed 'common', 'bases', "):
+            Workers("comon")
+
+
 def test_a_block_may_leave_the_group_itself(alone):
     with distributed.join(1):
         dist.destroy_process_group()
