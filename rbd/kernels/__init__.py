@@ -115,7 +115,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
     memory.check_memory("params", *params)
     for p in params:
         memory.count_change(p)
-    module.add(x.to(sum_dtype(x.dtype)), _spec_for(module, spec), params)
+    module.add(_apart(x.to(sum_dtype(x.dtype)), *params), _spec_for(module, spec), params)
 
 
 def _copy(values: Sequence[torch.Tensor], params: Sequence[torch.Tensor]) -> None:
@@ -183,7 +183,7 @@ def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend
     c = _result(out, x, spec.dim)
     if x.dtype != c.dtype and not _is_gpu(module):  # the gpu kernels convert numbers as they read them
         x = x.to(c.dtype)
-    module.project(x, _spec_for(module, spec), c)
+    module.project(_apart(x, c), _spec_for(module, spec), c)
     return c
 
 
@@ -192,8 +192,14 @@ def _expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend:
     module = _module_for(x.device, backend, spec)
     memory.check_memory("c", x)
     u = _result(out, x, spec.size)
-    module.expand(x if x.dtype == u.dtype else x.to(u.dtype), _spec_for(module, spec), u)
+    x = x if x.dtype == u.dtype else x.to(u.dtype)
+    module.expand(_apart(x, u), _spec_for(module, spec), u)
     return u
+
+
+def _apart(x: torch.Tensor, *written: torch.Tensor) -> torch.Tensor:
+    """x, or a copy if a kernel is about to write to its memory: parts of the work would read what others have written."""
+    return x.clone() if any(memory.share_memory(x, y) for y in written) else x
 
 
 _project_operator = compiled.register("project", _project, compiled.flat_dim, "expand")

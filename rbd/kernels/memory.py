@@ -91,5 +91,6 @@ def count_change(x: torch.Tensor) -> None:
 
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors have one storage."""
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    """Whether two contiguous tensors have an address in common, also if each has a storage of its own (as from NumPy)."""
+    first, second = a.data_ptr(), b.data_ptr()
+    return first < second + b.nbytes and second < first + a.nbytes
