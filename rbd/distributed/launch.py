@@ -33,6 +33,9 @@ _joins = itertools.count()
 
 def _own_gpu() -> int:
     """Number of this worker's GPU: NCCL wants one for each worker of a machine."""
+    if lacking := [name for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if name not in os.environ]:
+        needed = " and ".join(lacking)
+        raise ValueError(f"device: got 'cuda', which needs {needed} in the environment, as torchrun sets them")
     gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     if here > gpus:
         raise ValueError(f"device: got 'cuda' for {here} workers and {gpus} GPUs, allowed a GPU for each, or 'cpu'")
@@ -66,6 +69,8 @@ def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterato
 
 def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float = TIMEOUT) -> T:
     """Call a function in W new processes of this machine, all in one gloo group; returns worker 0's result.
+
+    The workers share out the cores that this process may use. With OMP_NUM_THREADS, none has more threads than that.
 
     Args:
         function: importable by name, as are all its arguments (they are pickled).
@@ -104,13 +109,18 @@ def _work(rank: int, function: Callable, workers: int, port: int, timeout: float
     limit = timedelta(seconds=timeout)
     store = dist.TCPStore("localhost", port, None, False, limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=workers, timeout=limit)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), _count_cores() // workers)))  # torch follows OMP_NUM_THREADS
     try:
         made = function(*args)
         if rank == 0:
             answer.write_bytes(pickle.dumps(made))
     finally:
         _leave()
+
+
+def _count_cores() -> int:
+    """Of those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave() -> None:

@@ -843,6 +843,14 @@ def test_workers_on_the_cpu_leave_gpus_alone(alone_under_torchrun):
         pass
 
 
+def test_workers_on_gpus_have_a_place_on_their_machine(monkeypatch):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    message = "^device: got 'cuda', which needs LOCAL_RANK and LOCAL_WORLD_SIZE in the environment, as torchrun sets them$"
+    with pytest.raises(ValueError, match=message), distributed.join(1, device="cuda"):
+        pass
+
+
 # ---------------------------------------------------------------- faults
 
 
@@ -980,6 +988,12 @@ def test_a_function_that_ends_its_worker_or_its_group():
     with pytest.raises(RuntimeError, match="^worker 0 of 1 ended without a result"):
         distributed.launch(leave, 1, 0)
     assert distributed.launch(leave, 1, None) == "result"
+
+
+def test_launched_workers_obey_omp_num_threads(monkeypatch):
+    """Each took its part of all cores of the machine."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert distributed.launch(torch.get_num_threads, 1) == 1
 
 
 @pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError)])
