@@ -272,6 +272,8 @@ def _check_params(params: Sequence[torch.Tensor], size: int, device: torch.devic
         raise TypeError(f"params: got {got}, allowed strided floating-point tensors of 16 to 64 bits on {device}")
     if (values := sum(p.numel() for p in params)) != size:
         raise ValueError(f"params: got {values} values, allowed {size}")
+    if len({id(p) for p in params}) < len(params):  # with other strides or dtypes, the last sum would replace the first
+        raise ValueError("params: got a tensor that is in the list twice, allowed each once")
     memory.check_writable("params", params)
 
 

@@ -417,6 +417,7 @@ def test_alpha_is_a_number(alpha, got):
     ([torch.zeros(9)], {}, ValueError, r"^params: got 9 values, allowed 10$"),
     ([torch.zeros(9)], {"first": 2}, ValueError, r"^params: got 9 values from 2 on, allowed 1 ... 8$"),
     ([torch.zeros(10, dtype=torch.int64)], {}, TypeError, r"^params: got Tensor torch.int64, allowed real floating-point"),
+    ([torch.zeros(5)] * 2, {}, ValueError, "^params: got a tensor that is in the list twice, allowed each once$"),
     ({torch.zeros(5), torch.zeros(5)}, {}, TypeError, "^params must come in ordered collections, not in a set"),
     ([[0.0] * 10], {}, TypeError, r"^params: got list, allowed real floating-point tensors"),
 ])  # fmt: skip
