@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from numbers import Real
@@ -13,7 +14,8 @@ import torch
 from rbd import kernels
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distribution import distribution as distribution_of
-from rbd.kernels.compiled import is_transformed, sum_dtype
+from rbd.kernels.compiled import has_tangent, is_transformed, sum_dtype
+from rbd.partition import check_ordered
 
 WORD = 2**32
 
@@ -31,9 +33,12 @@ def check_word(name: str, value: int) -> int:
 
 def check_integer(name: str, value: int, allowed: str = "an integer") -> int:
     """value as an int; raise TypeError if it is no integer."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: got {value!r}, allowed {allowed}")
-    return operator.index(value)
+    if type(value) is int:  # as it is: torch.compile would compile the function again for every value of an index
+        return value
+    if not isinstance(value, bool):
+        with suppress(TypeError):  # of floats, and tensors of them
+            return operator.index(value)
+    raise TypeError(f"{name}: got {value!r}, allowed {allowed}")
 
 
 def is_number(value: object) -> bool:
@@ -156,9 +161,11 @@ class Basis:
             first: index in the vector of the params' first value, if they are only a part of it (such as one worker's part).
 
         Raises:
-            TypeError, ValueError: params or c are not such tensors, or do not fit the basis, or alpha is not a real number.
+            TypeError, ValueError: params or c are not such tensors, or do not fit the basis, params are a set, or alpha is
+                not a real number.
             RuntimeError: there are no kernels for the device, or autograd forbids a change in place (as in torch).
         """
+        check_ordered(params)
         params, spec = [params] if isinstance(params, torch.Tensor) else list(params), self._spec()
         bad = [p for p in params if not isinstance(p, torch.Tensor) or not p.is_floating_point() or hasattr(p, "to_local")]
         if bad or not params:
@@ -169,10 +176,10 @@ class Basis:
         if not is_number(alpha):
             got = f"shape {tuple(alpha.shape)}" if isinstance(alpha, torch.Tensor) else repr(alpha)
             raise TypeError(f"alpha: got {got}, allowed a real number or a tensor of one")
-        x = kernels.check_operand("c", c, self.dim)
-        alpha = alpha.reshape(()) if isinstance(alpha, torch.Tensor) else alpha
-        kernels.add(alpha * x.to(sum_dtype(x.dtype)), spec, params)
-        forget_casts(x.device)
+        kernels.check_operand("c", c, self.dim)
+        scale = alpha.reshape(()) if isinstance(alpha, torch.Tensor) else float(alpha)  # torch multiplies by no Fraction
+        kernels.add(scale * c.to(sum_dtype(c.dtype)), spec, params)  # with its tangent, which add refuses
+        forget_casts(c.device)
 
     def _part(self, first: int, count: int) -> BasisSpec:
         """The spec of the columns first ... first + count - 1."""
@@ -183,6 +190,7 @@ class Basis:
         part = Compartment(k.number, 0, count, k.dim, k.row, first, after, k.total)
         return replace(self._spec(), compartments=(part,))
 
+    @torch.compiler.disable  # the compiler cannot trace the generator in NumPy
     def dense(self) -> torch.Tensor:
         """Φ itself, (d, D) float32, for inspection; training never builds it."""
         from rbd.kernels.reference import rows
@@ -203,10 +211,15 @@ def _is_tracked(x: torch.Tensor, out: torch.Tensor | None) -> bool:
     if not isinstance(x, torch.Tensor):
         return False
     tracked = (torch.is_grad_enabled() and x.requires_grad) or is_transformed(x)
-    if tracked and out is not None:
-        raise RuntimeError("out= does not support automatic differentiation, but the argument requires a gradient or has a "
+    if out is not None and (tracked or _has_stale_tangent(out)):
+        raise RuntimeError("out= does not support automatic differentiation, but an argument requires a gradient or has a "
                            "tangent, or a transform of torch.func is under way")  # fmt: skip
     return tracked
+
+
+def _has_stale_tangent(out: object) -> bool:
+    """Whether out has a tangent, which would stay as it is while its values are overwritten."""
+    return isinstance(out, torch.Tensor) and not torch.compiler.is_compiling() and has_tangent(out)
 
 
 def _is_plain(x: torch.Tensor, length: int, out: torch.Tensor | None, result: int) -> bool:

@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 _FIELDS_BEFORE_TOTAL = 7
 
 
+def _check_words(**fields: int) -> None:
+    """Raise ValueError for what does not fit 32 bits: of more, each backend would read other bits."""
+    for name, value in fields.items():
+        if not 0 <= value < 2**32:
+            raise ValueError(f"{name}: got {value}, allowed 0 ... {2**32 - 1}")
+
+
 @dataclass(frozen=True, slots=True)
 class Compartment:
     """dim random directions over the values start ... stop - 1 of a vector.
 
     Attributes:
-        number: of the compartment, a word of the generator's counter: other numbers give other directions.
+        number: of the compartment, a 32-bit word of the generator's counter: other numbers give other directions.
         start, stop: where its values are in the vector.
         dim: number of directions that are used here.
         row: number of the first of them.
@@ -48,6 +55,7 @@ class Compartment:
         return made
 
     def __post_init__(self) -> None:
+        _check_words(number=self.number)
         if self.total is None:
             object.__setattr__(self, "total", self.row + self.dim)
 
@@ -82,7 +90,7 @@ class BasisSpec:
     Attributes:
         compartments: cover the values 0 ... size - 1 in order, without gaps.
         distribution: of the entries.
-        seed, stream: words of the generator's key.
+        seed, stream: words of the generator's key, 0 ... 2**32 - 1.
         step: a word of its counter; on a GPU it may be a tensor of one int64 there, read when the kernel runs.
         first_row: added to the numbers of all rows, a tensor of one int64 that is read when the kernel runs; None: 0.
     """
@@ -93,6 +101,9 @@ class BasisSpec:
     stream: int
     step: int | torch.Tensor
     first_row: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_words(seed=self.seed, stream=self.stream)
 
     @property
     def dim(self) -> int:

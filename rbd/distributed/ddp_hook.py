@@ -47,6 +47,8 @@ class CoordinatesState:
         if bad := [type(p).__name__ for p in params if not isinstance(p, Tensor)]:
             raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {bad[0]}")
         dim, kept = check_integer("dim", dim), [p for p in params if p.requires_grad]
+        if not any(p.numel() for p in kept):
+            raise ValueError("params: got no values that require a gradient: is it a generator that has been used before?")
         cut = by_tensor(tuple(("", p.numel()) for p in kept), dim).compartments
         self.params = [p for p in kept if p.numel()]
         self.compartments = {id(p): k for p, k in zip(self.params, cut)}
@@ -88,6 +90,8 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
     drawn = state.step // state.redraw % WORD if state.redraw else 0
     if bucket.is_last():
         state.advance()
+    if not compartments:  # empty tensors alone, such as one of another dtype than all others
+        return _fulfil(g)
     part = Part(g, BasisSpec(tuple(compartments), state.distribution, state.seed, 0, drawn))
     c = project(part, "common", state.workers.rank, state.workers.size)
     everyone = c.new_empty(state.workers.size * len(c))
@@ -102,8 +106,13 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
 
 def ordered_hook(workers: Workers, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's mean of gradients, but summed in the order of the workers, so that one process can follow bit for bit."""
+    return _fulfil(bucket.buffer().copy_(workers.mean(bucket.buffer())))
+
+
+def _fulfil(result: Tensor) -> torch.futures.Future[Tensor]:
+    """A future that has its result."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(bucket.buffer().copy_(workers.mean(bucket.buffer())))
+    done.set_result(result)
     return done
 
 

@@ -12,7 +12,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rbd.distributed.variants import OWN_BASIS, Direction, Part, expand, find_by_dtype, ordered_sum, project, update
+from rbd.distributed.variants import (
+    OWN_BASIS,
+    VARIANTS,
+    Direction,
+    Part,
+    expand,
+    find_by_dtype,
+    ordered_sum,
+    project,
+    update,
+)
 
 CHECK = 100  # steps between two comparisons of the workers' parameters, too slow for every step
 
@@ -33,7 +43,7 @@ class Workers:
         group: a torch.distributed process group; None: the default one.
 
     Raises:
-        ValueError: this process is not in the group.
+        ValueError: this process is not in the group, or the variant is unknown.
         RuntimeError: torch.distributed is not initialised; from any method: the exchange failed, as when a worker died,
             left, or kept the others waiting for longer than the group's timeout.
     """
@@ -42,6 +52,8 @@ class Workers:
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("torch.distributed is not initialised: call torch.distributed.init_process_group() first, "
                                "in a script started by torchrun")  # fmt: skip
+        if variant not in (allowed := (*VARIANTS, "sharded", "ddp")):
+            raise ValueError(f"variant: got {variant!r}, allowed {', '.join(map(repr, allowed))}")
         self.variant, self.group = variant, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from rbd.basis import check_integer
+
 TIMEOUT = 60.0  # seconds, timeout of exchanges between workers of ``launch`` and ``join``
 
 T = TypeVar("T")
@@ -31,6 +33,9 @@ _joins = itertools.count()
 
 def _own_gpu() -> int:
     """Number of this worker's GPU: NCCL wants one for each worker of a machine."""
+    if lacking := [name for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if name not in os.environ]:
+        needed = " and ".join(lacking)
+        raise ValueError(f"device: got 'cuda', which needs {needed} in the environment, as torchrun sets them")
     gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     if here > gpus:
         raise ValueError(f"device: got 'cuda' for {here} workers and {gpus} GPUs, allowed a GPU for each, or 'cpu'")
@@ -64,11 +69,13 @@ def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterato
         yield
     finally:
         if ours:
-            dist.destroy_process_group()
+            _leave()
 
 
 def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float = TIMEOUT) -> T:
     """Call a function in W new processes of this machine, all in one gloo group; returns worker 0's result.
+
+    The workers share out the cores that this process may use. With OMP_NUM_THREADS, none has more threads than that.
 
     Args:
         function: importable by name; it, its arguments and its result are pickled.
@@ -77,10 +84,14 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
         timeout: of an exchange between workers, seconds.
 
     Raises:
-        RuntimeError: a worker failed or was killed; the others are stopped, and its traceback is shown.
+        TypeError, ValueError: workers is not an integer, or less than 1.
+        RuntimeError: a worker failed or was killed; the others are stopped, and its traceback is shown. Or worker 0 ended
+            without a result (``sys.exit``).
     """
     import torch.multiprocessing as mp
 
+    if (workers := check_integer("workers", workers)) < 1:
+        raise ValueError(f"workers: got {workers}, allowed 1 or more")
     store = dist.TCPStore("localhost", 0, None, True, timedelta(seconds=timeout), wait_for_workers=False)
     with TemporaryDirectory() as folder:
         answer = Path(folder) / "answer"
@@ -95,6 +106,8 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
             for process in context.processes:
                 if process.is_alive():
                     process.kill()
+        if not answer.exists():
+            raise RuntimeError(f"worker 0 of {workers} ended without a result: the function called sys.exit or os._exit")
         return pickle.loads(answer.read_bytes())
 
 
@@ -103,10 +116,21 @@ def _work(rank: int, function: Callable, workers: int, port: int, timeout: float
     limit = timedelta(seconds=timeout)
     store = dist.TCPStore("localhost", port, None, False, limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=workers, timeout=limit)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), _count_cores() // workers)))  # torch follows OMP_NUM_THREADS
     try:
         made = function(*args)
         if rank == 0:
             answer.write_bytes(pickle.dumps(made))
     finally:
+        _leave()
+
+
+def _count_cores() -> int:
+    """Of those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave() -> None:
+    """Destroy the default process group, unless the function that has run in it did."""
+    if dist.is_initialized():
         dist.destroy_process_group()

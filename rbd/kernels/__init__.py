@@ -104,9 +104,9 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
     """
     x = check_operand("c", c, spec.dim)
     _check_params(params, spec.size, x.device)
-    if memory.is_under_transform():
-        raise NotImplementedError("transforms of torch.func do not support additions to parameters in place: use expand, "
-                                  "and add what it returns")  # fmt: skip
+    if memory.is_under_transform() or compiled.has_tangent(c, *params):
+        raise NotImplementedError("transforms of torch.func and forward-mode derivatives do not support additions to "
+                                  "parameters in place: use expand, and add what it returns")  # fmt: skip
     if not memory.is_direct(x, *params):
         return _copy(shift(c, spec, params, backend), params)
     module = _module_for(x.device, backend, spec)
@@ -116,7 +116,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
     memory.check_memory("params", *params)
     for p in params:
         memory.count_change(p)
-    module.add(x.to(sum_dtype(x.dtype)), _spec_for(module, spec), params)
+    module.add(_apart(x.to(sum_dtype(x.dtype)), *params), _spec_for(module, spec), params)
 
 
 def _copy(values: Sequence[torch.Tensor], params: Sequence[torch.Tensor]) -> None:
@@ -165,7 +165,7 @@ def _project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend
     c = _result(out, x, spec.dim)
     if x.dtype != c.dtype and not _is_gpu(module):  # the gpu kernels convert numbers as they read them
         x = x.to(c.dtype)
-    module.project(x, _spec_for(module, spec), c)
+    module.project(_apart(x, c), _spec_for(module, spec), c)
     return c
 
 
@@ -174,8 +174,14 @@ def _expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None, backend:
     module = _module_for(x.device, backend, spec)
     memory.check_memory("c", x)
     u = _result(out, x, spec.size)
-    module.expand(x if x.dtype == u.dtype else x.to(u.dtype), _spec_for(module, spec), u)
+    x = x if x.dtype == u.dtype else x.to(u.dtype)
+    module.expand(_apart(x, u), _spec_for(module, spec), u)
     return u
+
+
+def _apart(x: torch.Tensor, *written: torch.Tensor) -> torch.Tensor:
+    """x, or a copy if a kernel is about to write to its memory: parts of the work would read what others have written."""
+    return x.clone() if any(memory.share_memory(x, y) for y in written) else x
 
 
 _project_operator = compiled.register("project", _project, compiled.flat_dim, "expand")
@@ -243,12 +249,28 @@ def check_operand(name: str, x: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _check_params(params: Sequence[torch.Tensor], size: int, device: torch.device) -> None:
-    if bad := [p for p in params if not p.is_floating_point() or p.device != device]:
-        got = ", ".join(f"{p.dtype} {tuple(p.shape)} on {p.device}" for p in bad)
-        raise TypeError(f"params: got {got}, allowed floating-point tensors on {device}")
+    if bad := [p for p in params if not _takes_sums(p) or p.device != device]:
+        got = ", ".join(_describe(p) for p in bad)
+        raise TypeError(f"params: got {got}, allowed strided floating-point tensors of 16 to 64 bits on {device}")
     if (values := sum(p.numel() for p in params)) != size:
         raise ValueError(f"params: got {values} values, allowed {size}")
+    if len({id(p) for p in params}) < len(params):  # with other strides or dtypes, the last sum would replace the first
+        raise ValueError("params: got a tensor that is in the list twice, allowed each once")
     memory.check_writable("params", params)
+
+
+def _takes_sums(x: object) -> bool:
+    """Whether torch can add to a tensor's values in place: it cannot in 8 bits, nor in most layouts."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+        return False
+    return torch.finfo(x.dtype).bits >= 16
+
+
+def _describe(x: object) -> str:
+    if not isinstance(x, torch.Tensor):
+        return type(x).__name__
+    layout = "" if x.layout == torch.strided else f" with layout {x.layout}"
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}{layout}"
 
 
 def _result(out: torch.Tensor | None, x: torch.Tensor, length: int) -> torch.Tensor:

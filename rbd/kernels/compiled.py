@@ -147,8 +147,13 @@ def is_transformed(x: torch.Tensor) -> bool:
     """Whether x has a tangent or a transform of torch.func is active; False in torch.compile, which handles both itself."""
     if torch.compiler.is_compiling():
         return False
+    return is_under_transform() or has_tangent(x)
+
+
+def has_tangent(*tensors: torch.Tensor) -> bool:
+    """Whether forward-mode differentiation is under way, and one of the tensors has a tangent."""
     open_level = getattr(forward_ad, "_current_level", 0)  # a private name; -1: none
-    return is_under_transform() or (open_level >= 0 and forward_ad.unpack_dual(x).tangent is not None)
+    return open_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def flatten(compartments: Sequence[Compartment]) -> list[int]:

@@ -40,7 +40,6 @@ from rbd.kernels.cpu import (
 )
 from rbd.kernels.in_place import DTYPES, Name, name_of
 from rbd.kernels.jit import jit
-from rbd.kernels.memory import share_memory
 from rbd.kernels.simd import (
     LANES,
     add_lanes,
@@ -651,8 +650,8 @@ def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``."""
-    plan, x = _project_plan(spec.from_first_row, spec.distribution), _apart(g, out)
-    _read_from([x.data_ptr()], (0, spec.size), plan, name_of(spec), out)
+    plan = _project_plan(spec.from_first_row, spec.distribution)
+    _read_from([g.data_ptr()], (0, spec.size), plan, name_of(spec), out)
 
 
 def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: Name, out: torch.Tensor) -> None:
@@ -666,15 +665,10 @@ def _read_from(parts: list[int], bounds: Iterable[int], plan: _Plan, name: Name,
     _add_parts(plan.sums, plan.scales.astype(dtype), partial, out.numpy())
 
 
-def _apart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """x, or a copy if it shares memory with out: a unit would otherwise read what another has written there."""
-    return x.clone() if share_memory(x, out) else x
-
-
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, (spec.size,))
-    _write_to([out.data_ptr()], [], plan, name_of(spec), _apart(c, out))
+    _write_to([out.data_ptr()], [], plan, name_of(spec), c)
 
 
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> None:

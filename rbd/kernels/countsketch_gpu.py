@@ -35,7 +35,6 @@ from rbd.kernels.gpu import (
     tl,  # from there, as importing it says what to do if there is no Triton
     triton,
 )
-from rbd.kernels.memory import share_memory
 from rbd.philox import BLOCKS, OFFSETS, SIGNS, WORDS
 
 DEVICE = gpu.DEVICE
@@ -329,8 +328,6 @@ def _launch_words(plan: _Plan, spec: BasisSpec, device: torch.device) -> torch.T
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
-    if share_memory(g, out):
-        g = g.clone()  # a program would otherwise read what another has written
     plan = _project_plan(spec.from_first_row, spec.distribution, g.device)
     counters = plan.counters.of_call(g.device)
     _keep(g, plan, counters)
@@ -345,8 +342,6 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``; step as in ``project``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, c.device, (spec.size,))
-    if share_memory(c, out):
-        c = c.clone()  # a program would otherwise read what another has written
     _launch_expand(plan, c, spec, out, out, False)
 
 

@@ -22,7 +22,6 @@ import torch
 
 from rbd.compartment import BasisSpec, Compartment, find_tensors
 from rbd.distribution import QUANTILE, Distribution
-from rbd.kernels.memory import share_memory
 from rbd.philox import BLOCKS, MULTIPLIERS, ROUNDS, WEYL, WORDS
 
 try:
@@ -501,11 +500,6 @@ def _limit(distribution: Distribution, dtype: torch.dtype) -> dict[str, int | No
 
 def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.project``; g of any floating-point dtype, step an integer or a tensor of one int64 on the device."""
-    if share_memory(g, out):
-        made = torch.empty_like(out)  # a program would otherwise read what another has written
-        project(g, spec, made)
-        out.copy_(made)
-        return
     distribution, plan = spec.distribution, _project_plan(spec.from_first_row, spec.distribution, g.device)
     counters = plan.counters.of_call(g.device)
     _keep(g, plan, counters)
@@ -520,8 +514,6 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
 def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     """See ``reference.expand``; step as in ``project``."""
     plan = _expand_plan(spec.from_first_row, spec.distribution, c.device, (spec.size,))
-    if share_memory(c, out):
-        c = c.clone()  # a program would otherwise read what another has written
     _launch_expand(plan, c, spec, out, out, False)
 
 

@@ -88,7 +88,7 @@ class Prepared:
     def add_any(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> None:
         """params += the vector with coordinates c: see ``reference.add``. Only params of another dtype need a vector."""
         places = [p.data_ptr() for p in params]
-        if params[0].dtype == c.dtype and not _overlap(places, params) and not any(share_memory(c, p) for p in params):
+        if params[0].dtype == c.dtype and not _overlap(places, params):
             return self.write_to(places, places, self._name, c)
         u = torch.empty(self._size, dtype=c.dtype, device=c.device)
         self._fill(u, self._name, c)

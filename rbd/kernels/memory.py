@@ -72,6 +72,8 @@ def find_obstacle(x: torch.Tensor) -> str | None:
         return "an inference tensor, which cannot be changed outside of torch.inference_mode(): clone it"
     if x._is_zerotensor():
         return "zeros without memory (from forward-mode derivatives), which cannot be changed: clone them"
+    if not x.is_contiguous() and any(step == 0 and size > 1 for size, step in zip(x.shape, x.stride())):
+        return "a tensor (expanded?) of which several values have one place in memory: clone it"
     return None
 
 
@@ -89,5 +91,6 @@ def count_change(x: torch.Tensor) -> None:
 
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors have one storage."""
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    """Whether two contiguous tensors have an address in common, also if each has a storage of its own (as from NumPy)."""
+    first, second = a.data_ptr(), b.data_ptr()
+    return first < second + b.nbytes and second < first + a.nbytes

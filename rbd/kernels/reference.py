@@ -66,7 +66,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
     Args:
         g: (D,) float32 or float64, contiguous.
         spec: names the bases; its step is an integer in 0 ... 2**32 - 1.
-        out: (d,) of g's dtype, overwritten.
+        out: (d,) of g's dtype, in other memory than g, overwritten.
     """
     at = 0
     for k in spec.compartments:
@@ -85,7 +85,7 @@ def expand(c: torch.Tensor, spec: BasisSpec, out: torch.Tensor) -> None:
 
     Args:
         c: (d,) float32 or float64, contiguous; spec: as in ``project``.
-        out: (D,) of c's dtype; out[start:stop] of every compartment is overwritten.
+        out: (D,) of c's dtype, in other memory than c; out[start:stop] of every compartment is overwritten.
     """
     at = 0
     for k in spec.compartments:
@@ -103,7 +103,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor]) -> Non
 
     Args:
         c, spec: as in ``expand``.
-        params: contiguous tensors of one dtype with D values in all, updated in place.
+        params: contiguous tensors of one dtype with D values in all, in other memory than c, updated in place.
     """
     u = torch.empty(spec.size, dtype=c.dtype, device=c.device)
     expand(c, spec, u)

@@ -6,10 +6,12 @@ import copy
 import math
 import pickle
 from dataclasses import FrozenInstanceError, fields, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad as fwAD
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -53,7 +55,7 @@ def test_integers_of_other_libraries_are_the_same_basis(integer):
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "dim", "size"])
-@pytest.mark.parametrize("bad", [1.5, 2.0, True, False, None, "3", [1], math.nan], ids=repr)
+@pytest.mark.parametrize("bad", [1.5, 2.0, True, False, None, "3", [1], math.nan, torch.tensor(2.0)], ids=repr)
 def test_fields_are_integers(field, bad):
     with pytest.raises(TypeError, match=rf"^{field}: got .*, allowed an integer( from 0 to 4294967295)?$"):
         Basis(**{"dim": 2, "size": 10, field: bad})
@@ -405,7 +407,7 @@ def test_alpha_is_a_number(alpha, got):
     with pytest.raises(TypeError, match=f"^alpha: got {got}, allowed a real number or a tensor of one$"):
         Basis(2, 10).add_(p, torch.ones(2), alpha=alpha)
     assert not p.any()
-    for right in (2, np.float32(2), torch.tensor(2.0), torch.full((1, 1), 2.0, dtype=torch.float64)):
+    for right in (2, np.float32(2), Fraction(2), torch.tensor(2.0), torch.full((1, 1), 2.0, dtype=torch.float64)):
         Basis(2, 10).add_(p.zero_(), torch.ones(2), right)
         assert torch.equal(p, Basis(2, 10).expand(torch.full((2,), 2.0)))
 
@@ -415,6 +417,8 @@ def test_alpha_is_a_number(alpha, got):
     ([torch.zeros(9)], {}, ValueError, r"^params: got 9 values, allowed 10$"),
     ([torch.zeros(9)], {"first": 2}, ValueError, r"^params: got 9 values from 2 on, allowed 1 ... 8$"),
     ([torch.zeros(10, dtype=torch.int64)], {}, TypeError, r"^params: got Tensor torch.int64, allowed real floating-point"),
+    ([torch.zeros(5)] * 2, {}, ValueError, "^params: got a tensor that is in the list twice, allowed each once$"),
+    ({torch.zeros(5), torch.zeros(5)}, {}, TypeError, "^params must come in ordered collections, not in a set"),
     ([[0.0] * 10], {}, TypeError, r"^params: got list, allowed real floating-point tensors"),
 ])  # fmt: skip
 def test_what_cannot_be_perturbed(params, more, error, message):
@@ -515,8 +519,26 @@ def test_what_derivatives_do_not_support():
         basis.project(fwAD.make_dual(g, g), out=torch.zeros(4))
     with pytest.raises(RuntimeError, match="^out= does not support .* a transform of torch.func is under way"):
         torch.func.vmap(lambda g: basis.project(g, out=torch.zeros(4)))(torch.ones(2, 60))
-    with pytest.raises(NotImplementedError, match="^transforms of torch.func do not support additions"):
+    with pytest.raises(NotImplementedError, match="^transforms of torch.func .* do not support additions"):
         torch.func.vmap(lambda p: basis.add_([p], c))(torch.ones(2, 60))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tangents_are_never_dropped_or_left_behind(name):
+    """add_ dropped that of c and left that of params as it was, and a product left that of out."""
+    basis, g, c, p = Basis(4, 60, name), normal(60), normal(4), torch.zeros(60)
+    with fwAD.dual_level():
+        dual_c, dual_p = fwAD.make_dual(c, c), fwAD.make_dual(p, g)
+        alpha = fwAD.make_dual(torch.tensor(1.0), torch.tensor(1.0))
+        for args in ((p, dual_c), (dual_p, c), (p, c, alpha)):
+            with pytest.raises(NotImplementedError, match="forward-mode derivatives do not support additions"):
+                basis.add_(*args)
+        for product, x, out in ((basis.project, g, fwAD.make_dual(torch.zeros(4), c)), (basis.expand, c, dual_p)):
+            with pytest.raises(RuntimeError, match="^out= does not support automatic differentiation"):
+                product(x, out=out)
+        assert not p.any()
+        basis.add_(p, c)  # nothing here has a tangent
+    assert torch.equal(p, basis.expand(c))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -584,6 +606,21 @@ def test_compiles_without_a_warning(recwarn):
     assert torch.equal(torch.compile(work, backend="eager")(g, p), basis.project(g))
     assert torch.equal(p, torch.cat([basis.expand(c)[:30] + basis.expand(c)[30:], basis.expand(c)[30:]]))
     assert not [w for w in recwarn if "cache" in str(w.message)]
+
+
+def test_a_step_that_counts_up_in_compiled_code():
+    """Each number was compiled anew, until torch's limit of eight."""
+    count = CompileCounter()
+    compiled = torch.compile(lambda g, step: Basis(4, 60, step=step).project(g), backend=count, fullgraph=True)
+    for step in range(1, 12):
+        assert torch.equal(compiled(normal(60), step), Basis(4, 60, step=step).project(normal(60)))
+    assert count.frame_count <= 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dense_in_compiled_code(name):
+    basis, g = Basis(4, 60, name), normal(60)
+    assert torch.equal(torch.compile(lambda g: basis.dense() @ g, backend="eager")(g), basis.dense() @ g)
 
 
 def test_only_the_fields_are_pickled():

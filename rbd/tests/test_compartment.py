@@ -59,6 +59,18 @@ def test_pickles_of_rbd_0_1_can_be_read():
     assert pickle.loads(old) == replace(PART, total=6)
 
 
+@pytest.mark.parametrize("bad", [-1, 2**32])
+def test_words_have_32_bits(bad):
+    """The backends read other bits of more: their bases differed."""
+    k, signs = Compartment(2**32 - 1, 0, 10, 3), distribution("rademacher")
+    with pytest.raises(ValueError, match=f"^number: got {bad}, allowed 0 ... 4294967295$"):
+        replace(k, number=bad)
+    spec = BasisSpec((k,), signs, 2**32 - 1, 2**32 - 1, 0)
+    for name in ("seed", "stream"):
+        with pytest.raises(ValueError, match=f"^{name}: got {bad}, allowed 0 ... 4294967295$"):
+            replace(spec, **{name: bad})
+
+
 def test_a_spec_adds_up():
     two = spec(Compartment(0, 0, 7, 3, row=5), Compartment(1, 7, 9, 2))
     assert (two.dim, two.size, two.row) == (5, 9, 5)

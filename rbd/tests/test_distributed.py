@@ -843,6 +843,14 @@ def test_workers_on_the_cpu_leave_gpus_alone(alone_under_torchrun):
         pass
 
 
+def test_workers_on_gpus_have_a_place_on_their_machine(monkeypatch):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    message = "^device: got 'cuda', which needs LOCAL_RANK and LOCAL_WORLD_SIZE in the environment, as torchrun sets them$"
+    with pytest.raises(ValueError, match=message), distributed.join(1, device="cuda"):
+        pass
+
+
 # ---------------------------------------------------------------- faults
 
 
@@ -967,6 +975,31 @@ def failing() -> None:
 def test_launch_shows_what_failed():
     with pytest.raises(RuntimeError, match="(?s)worker 0 of 1 failed: .*no such thing"):
         distributed.launch(failing, 1)
+
+
+def leave(code: int | None) -> str:
+    if code is not None:
+        sys.exit(code)
+    dist.destroy_process_group()
+    return "result"
+
+
+def test_a_function_that_ends_its_worker_or_its_group():
+    with pytest.raises(RuntimeError, match="^worker 0 of 1 ended without a result"):
+        distributed.launch(leave, 1, 0)
+    assert distributed.launch(leave, 1, None) == "result"
+
+
+def test_launched_workers_obey_omp_num_threads(monkeypatch):
+    """Each took its part of all cores of the machine."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert distributed.launch(torch.get_num_threads, 1) == 1
+
+
+@pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError)])
+def test_launch_needs_workers(workers, error):
+    with pytest.raises(error, match="^workers: got .*, allowed (1 or more|an integer)$"):
+        distributed.launch(leave, workers, None)
 
 
 # ---------------------------------------------------------------- the equations
@@ -1122,6 +1155,52 @@ def test_the_hook_names_what_its_state_lacks(monkeypatch):
                 replica(normal(4, 6)).sum().backward()
         with pytest.raises(TypeError, match=r"^params must be tensors, as of model.parameters\(\), but one is a tuple$"):
             distributed.CoordinatesState(network().named_parameters(), 7)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """``join`` makes this process a group of one."""
+    store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+
+
+def test_a_bucket_of_empty_tensors_behind_the_hook(alone):
+    """An empty parameter of another dtype has a bucket of its own: the hook raised IndexError."""
+    with distributed.join(1):
+        model = network()
+        model.register_parameter("device", nn.Parameter(torch.empty(0, dtype=torch.bfloat16)))
+        replica = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        state = distributed.CoordinatesState(model.parameters(), 7)
+        replica.register_comm_hook(state, distributed.coordinates_hook)
+        replica(normal(4, 6)).sum().backward()
+        plain = network()
+        plain(normal(4, 6)).sum().backward()
+        for k, p, g in zip(state.compartments.values(), state.params, plain.parameters()):
+            basis = Basis(k.dim, p.numel(), compartment=k.number)
+            assert torch.equal(p.grad.flatten(), basis.expand(basis.project(g.grad.flatten())))
+        assert state.step == 1
+
+
+def test_a_state_needs_parameters(alone):
+    used = network().parameters()
+    list(used)
+    with distributed.join(1):
+        for params in (used, network().requires_grad_(False).parameters(), [nn.Parameter(torch.empty(0))]):
+            with pytest.raises(ValueError, match="^params: got no values that require a gradient"):
+                distributed.CoordinatesState(params, 7)
+
+
+def test_variants_of_workers(alone):
+    with distributed.join(1):
+        for right in (*VARIANTS, "sharded", "ddp"):
+            assert Workers(right).variant == right
+        with pytest.raises(ValueError, match="^variant: got 'comon', allowed 'common', 'bases', "):
+            Workers("comon")
+
+
+def test_a_block_may_leave_the_group_itself(alone):
+    with distributed.join(1):
+        dist.destroy_process_group()
 
 
 def test_gathering_by_either_name(monkeypatch, alone_under_torchrun):

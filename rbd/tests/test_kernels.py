@@ -35,6 +35,7 @@ from rbd.tests.conftest import DEVICES, INTERPRETED, on_a_gpu
 
 NAMES = tuple(DISTRIBUTIONS)
 DENSE = tuple(name for name, distribution in DISTRIBUTIONS.items() if not distribution.sparse)
+FAMILIES = ("rademacher", "countsketch")  # of kernels
 SIZES = (1, 3, 127, 128, 129, 1000, 101_770)  # around registers, words and chunks; the paper's smallest network
 SHAPES = [(dim, size) for size in SIZES for dim in (1, 2, 7, 250) if dim <= size]
 FLOATS = (torch.float32, torch.float64)
@@ -881,6 +882,34 @@ def test_out_may_be_the_input(backend):
         assert same_bits(x, expected)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu", "gpu"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_memory_in_common_is_not_read_after_it_has_been_written(backend, name):
+    """Results of the first compartment were read as input of the second, or of another unit of a sketch of many rows."""
+    dims, device = ((40, 60) if name == "rademacher" or slow(backend) else (4500, 100)), DEVICES[backend]
+    sizes = [2 * d for d in dims]
+    k = Compartment(0, 0, sizes[0], dims[0]), Compartment(1, sizes[0], sum(sizes), dims[1])
+    spec, d = BasisSpec(k, distribution_of(name), *KEY), sum(dims)
+    values = normal(sum(sizes), 21).to(device)
+
+    def twins() -> list[torch.Tensor]:
+        """Two tensors of one memory; on the CPU with two storages, which do not begin at one address."""
+        if values.is_cuda:
+            return [made := values.clone(), made[1 : d + 1]]
+        made = values.numpy().copy()
+        return [torch.from_numpy(made), torch.from_numpy(made[1 : d + 1])]
+
+    whole, part = twins()
+    wanted = kernels.project(values, spec, backend=backend)
+    assert same_bits(kernels.project(whole, spec, out=part, backend=backend), wanted)
+    whole, part = twins()
+    wanted = kernels.expand(part.clone(), spec, backend=backend)
+    assert same_bits(kernels.expand(part, spec, out=whole, backend=backend), wanted)
+    whole, part = twins()
+    kernels.add(part, spec, [whole], backend=backend)
+    assert same_bits(whole, values + wanted)
+
+
 # straight into parameters
 
 
@@ -948,10 +977,11 @@ class TestBadParams:
             kernels.add(torch.zeros(2), self.SPEC, [torch.zeros(9)], backend="cpu")
 
     @pytest.mark.parametrize("params", [
-        [torch.zeros(5), torch.zeros(5, dtype=torch.int32)], [torch.zeros(10, device="meta")],
-    ], ids=["integers", "device"])  # fmt: skip
+        [torch.zeros(5), torch.zeros(5, dtype=torch.int32)], [torch.zeros(10, device="meta")], [torch.zeros(10).to_sparse()],
+        [torch.zeros(10).to_mkldnn()], [torch.zeros(10, dtype=torch.float8_e4m3fn)], [None],
+    ], ids=["integers", "device", "sparse", "mkldnn", "8 bits", "none"])  # fmt: skip
     def test_tensors(self, params):
-        with pytest.raises(TypeError, match=r"^params: got torch.*, allowed floating-point tensors on cpu$"):
+        with pytest.raises(TypeError, match="^params: got .*, allowed strided .* tensors of 16 to 64 bits on cpu$"):
             kernels.add(torch.zeros(2), self.SPEC, params)
 
 
@@ -1261,9 +1291,6 @@ class Wrapped(torch.Tensor):
         return tree_map(lambda a, b: cls(a, b) if isinstance(a, torch.Tensor) else a, *made)
 
 
-FAMILIES = ("rademacher", "countsketch")  # of kernels
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 def test_private_names_of_torch_are_there_and_tell_who_follows():
     """Without them, kernels would again read from no address: the process ends."""
@@ -1413,6 +1440,9 @@ def test_what_may_not_be_overwritten(backend, name):
         inference = {length: torch.zeros(length, device=device) for length in (10, 500)}
     leaf = {length: torch.zeros(length, device=device, requires_grad=True) for length in (10, 500)}
     first = torch.zeros(500, device=device)
+    expanded = torch.zeros(1, device=device).expand(500)  # it was refused after the first had been changed
+    with pytest.raises(RuntimeError, match="^params: got a tensor .* of which several values have one place in memory"):
+        kernels.add(c, spec, [first, expanded], backend=backend)
     for bad, message in ((inference, "an inference tensor"), (leaf, "a tensor that requires a gradient")):
         with pytest.raises(RuntimeError, match=f"^out: got {message}"):
             kernels.project(g, spec, out=bad[10], backend=backend)
