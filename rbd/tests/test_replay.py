@@ -124,10 +124,9 @@ def test_batches_of_the_table_are_the_batches(name, augment):
 @pytest.mark.parametrize("config", [RunConfig(), RunConfig(method="nes", epochs=7), RunConfig(method="nes", dim=3, epochs=2),
                                     RunConfig(batch_size=333)], ids=str)  # fmt: skip
 def test_the_table_has_room_for_every_epoch(config):
-    split = datasets.load("mnist-embedded").train
-    allowed = loop.budget(config, len(split))
-    table = loop._supply(split, config, allowed, 0, loop.Alone(), Queue())
-    most = max(len(stretch) for stretch in allowed.stretches(0)) * allowed.batches
+    run = replace(loop._set_up(config, None, None, "cpu", 1, None), runner=Queue())
+    table = loop._supply(run, 0)
+    most = max(len(stretch) for stretch in run.budget.stretches(0)) * run.budget.batches
     assert len(table.draws.order) >= most * config.batch_size
 
 

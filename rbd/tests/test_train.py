@@ -483,7 +483,7 @@ def test_a_run_that_another_commit_began_says_so(few, tmp_path, monkeypatch):
         while_validating(patch)
         train(run, tmp_path)
     real = loop.environment
-    began = loop._commit(real())
+    began = loop._set_up(run, None, None, "cpu", 1, None).commit
     monkeypatch.setattr(loop, "environment", lambda device: real(device) | {"commit": "f" * 40, "dirty": True})
     resumed = train(run, tmp_path)
     assert resumed.environment["commit"] == "f" * 40 and resumed.environment["earlier_commits"] == began
