@@ -1,9 +1,11 @@
-"""Threads for one product, running code that has released the GIL: torch's own OpenMP threads, or a pool of Python's.
+"""Threads for one product, running code that has released the GIL: torch's own OpenMP threads, or a pool of our own.
 
 After an operation on several threads, torch's OpenMP threads spin for milliseconds, waiting for the next one. A pool's
 threads must first get a core from them, and take 25 to 50 µs to wake up; the spinning threads themselves start in 2 µs. So
 a product on as many threads as torch has borrows them. OpenMP waits for a thread whose core is taken by another process; a
 pool does not. After three such waits in a row, OpenMP is avoided for 100 times the length of the last wait.
+
+The pool is no ThreadPoolExecutor: its futures and queue took 70 µs of a product, two locks take 30.
 
 Numba's own threading layers abort on concurrent calls (workqueue), on fork (omp) or need a library that few platforms have
 (tbb).
@@ -17,10 +19,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock, Thread
 
 import torch
 
@@ -38,7 +40,7 @@ def thread_count() -> int:
     return _count or torch.get_num_threads()
 
 
-_pool: ThreadPoolExecutor | None = None
+_idle: list[_Helper] = []  # the pool: threads that wait for a job
 _forked = False  # OpenMP's threads, and the pool's, stayed in the parent
 _late = 0  # how often in a row OpenMP's threads came late
 _resting = 0.0  # time.perf_counter() until which they are not used
@@ -47,8 +49,8 @@ LATE = 2e-4  # seconds of waiting that count as late; a start takes 2e-6
 
 
 def _forget_threads() -> None:
-    global _pool, _forked
-    _pool, _forked = None, True
+    global _idle, _forked
+    _idle, _forked = [], True
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -133,54 +135,83 @@ def _rest(wait: float) -> None:
         _late, _resting = 0, time.perf_counter() + 100 * wait
 
 
-def _threads() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="rbd")
-    return _pool
-
-
-class _Help:
-    """work() for the threads of a pool, which none of them begins after ``close``."""
+class _Job:
+    """work() for one helper, unless it is withdrawn before the helper begins."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self._work, self._begun, self._ended, self._closed = work, list[None](), list[None](), False
+        self._work, self._taken, self._signal = work, Lock(), Lock()
+        self._signal.acquire()  # until the helper releases it
+        self._over = False
+        self.error: BaseException | None = None
 
-    def __call__(self) -> None:
-        self._begun.append(None)  # before closed is read, as close() sets it before begun is read
+    def run(self) -> None:
+        """In the helper."""
         try:
-            if not self._closed:
+            if self._taken.acquire(blocking=False):
                 self._work()
+        except BaseException as error:  # for the caller
+            self.error = error
         finally:
-            self._ended.append(None)
+            self._over = True
+            self._signal.release()
 
-    def close(self, others: list[Future[None]]) -> None:
-        """Wait until all threads that have begun have ended. Ctrl-C during the wait is raised after it."""
-        self._closed = True
-        try:
-            for other in others:
-                if not other.cancel():
-                    other.exception()
-            while self._is_running():  # only if submit has queued a call and raised: there is no Future to wait for
-                time.sleep(1e-4)
-        finally:
-            if self._is_running():
-                self.close(others)
+    def end(self) -> None:
+        """In the caller: withdraw the job if nobody has begun it, else wait until it has ended. May be called again."""
+        if not self._taken.acquire(blocking=False):
+            while not self._over:
+                self._signal.acquire()
 
-    def _is_running(self) -> bool:
-        return len(self._ended) < len(self._begun)
+
+class _Helper(Thread):
+    """A thread of the pool. Raises RuntimeError if the system refuses to start it."""
+
+    def __init__(self) -> None:
+        super().__init__(name="rbd", daemon=True)  # at the end of the process it waits, and may be stopped
+        self._job: _Job | None = None
+        self._signal = Lock()
+        self._signal.acquire()
+        self.start()
+
+    def give(self, job: _Job) -> None:
+        self._job = job
+        self._signal.release()
+
+    def run(self) -> None:
+        while True:
+            self._signal.acquire()
+            if self._job is not None:
+                self._job.run()
+                self._job = None  # its arrays may be freed
+            _idle.append(self)
 
 
 def _ask_pool(work: Callable[[], None], threads: int) -> None:
     """``share`` with a pool. If work() raises here, the others are waited for too: their memory may be freed after it."""
-    help, others = _Help(work), list[Future[None]]()
+    jobs = [_Job(work) for _ in range(threads - 1)]  # all are known before one begins, whenever Ctrl-C comes
     try:
         with suppress(RuntimeError):  # no new threads, see ``share``
-            for _ in range(threads - 1):
-                others.append(_threads().submit(help))
+            for job in jobs:
+                _take_helper().give(job)
         work()
     finally:
-        help.close(others)
-    for other in others:
-        if not other.cancelled():
-            other.result()
+        _end(jobs)
+    for job in jobs:
+        if job.error is not None:
+            raise job.error
+
+
+def _take_helper() -> _Helper:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Helper()
+
+
+def _end(jobs: list[_Job]) -> None:
+    """End all jobs. Ctrl-C during the wait is raised after it."""
+    try:
+        for job in jobs:
+            job.end()
+    except BaseException:
+        _end(jobs)
+        raise

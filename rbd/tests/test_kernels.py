@@ -663,18 +663,18 @@ def test_without_more_threads_one_does_it_all(name, monkeypatch, set_threads):
     g, k, distribution = normal(size, 23), one(250, size), distribution_of(name)
     expected = project("cpu", g, k, distribution)
 
-    class Pool(ThreadPoolExecutor):
-        most = 0
+    start, started = threading.Thread.start, []
 
-        def _adjust_thread_count(self) -> None:
-            if len(self._threads) == self.most:
-                raise RuntimeError("can't start new thread")
-            super()._adjust_thread_count()
+    def refuse(thread: threading.Thread) -> None:
+        if len(started) == most:
+            raise RuntimeError("can't start new thread")
+        started.append(start(thread))
 
-    for Pool.most in (0, 1):
-        with Pool(3) as pool:
-            monkeypatch.setattr(team, "_threads", lambda pool=pool: pool)
-            assert all(same_bits(project("cpu", g, k, distribution), expected) for _ in range(5))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for most in (0, 1):
+        monkeypatch.setattr(team, "_idle", [])
+        assert all(same_bits(project("cpu", g, k, distribution), expected) for _ in range(5))
+        assert len(started) == most
 
 
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="this system has no fork")

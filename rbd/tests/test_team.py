@@ -60,6 +60,7 @@ def test_two_threads_work_at_once(either):
 def test_torchs_threads_are_the_ones(fresh_python):
     """Torch starts a third, and a product on three threads no more; one on fewer than torch has asks a pool."""
     printed = fresh_python("""
+import threading
 import torch
 from pathlib import Path
 from rbd import Basis
@@ -77,12 +78,12 @@ team.LATE = 3600
 use_torch(2)
 before = use_basis()
 use_torch(3)
-print(use_basis() - before, team._pool is None)
+print(use_basis() - before, threading.active_count())
 team.set_threads(2)
 use_basis()
-print(team._pool is None)
+print(threading.active_count())
 """)
-    assert printed.split() == ["1", "True", "False"]
+    assert printed.split() == ["1", "1", "2"]
 
 
 def raise_in(main: bool) -> None:
@@ -118,10 +119,27 @@ def test_the_other_has_ended_when_an_error_is_raised(either, interrupted):
 
 def test_a_thread_that_comes_after_an_error_does_nothing():
     called = []
-    help = team._Help(lambda: called.append(None))
-    help.close([])
-    help()
+    job = team._Job(lambda: called.append(None))
+    job.end()
+    job.run()
+    job.end()
     assert not called
+
+
+def test_many_callers_have_threads_of_their_own(monkeypatch):
+    """Which go on waiting for the next job, and are not started anew."""
+    monkeypatch.setattr(team, "_openmp", lambda: None)
+    monkeypatch.setattr(team, "_idle", [])
+    for _ in range(2):
+        callers = [threading.Thread(target=lambda: [meet() for _ in range(50)]) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    deadline = time.monotonic() + 30
+    while len(team._idle) < 1 and time.monotonic() < deadline:  # the last one may not be back yet
+        time.sleep(0.01)
+    assert 1 <= len(team._idle) <= 8 and all(helper.is_alive() for helper in team._idle)
 
 
 @pytest.mark.parametrize(("name", "size"), [("rademacher", 101_770), ("countsketch", 2**20)])
