@@ -16,7 +16,7 @@ from rbd.suite import store
 ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--",
     "−": "$-$", "√": r"$\surd$", "·": r"$\cdot$", "×": r"$\times$", "≥": r"$\ge$", "…": r"\dots{}", "†": r"$^\dagger$",
-    "η": r"$\eta$",
+    "≤": r"$\le$", "η": r"$\eta$", "✓": r"$\surd$", "◐": r"$\circ$", "✗": r"$\times$",
 }  # fmt: skip
 
 

@@ -854,6 +854,12 @@ def test_latex_is_plain_ascii(results, name, notes):
     assert "\n".join(lines[:end]).isascii() and lines[end:] and all(line.startswith("% ") for line in lines[end:])
 
 
+def test_committed_latex_is_plain_ascii():
+    for path in sorted((ROOT / "results" / "tables").glob("*.tex")):
+        table, _ = path.read_text("utf-8").split(r"\end{tabular}")
+        assert table.isascii(), path.name
+
+
 def test_dimension_draws_means_of_the_records(results, monkeypatch):
     figures = []
     monkeypatch.setattr(style, "save", lambda figure, *_: figures.append(figure))
