@@ -175,7 +175,7 @@ def test_a_mean_of_rows_with_single_runs_has_no_interval(tmp_path):
     put(tmp_path, (62.0,), data="fmnist", method="fpd")
     execute("verdicts", tmp_path, "paper")
     row = claims(tmp_path, "paper")["1: redraw beats fixed"]
-    assert row[:5] == [REPRODUCED, "RBD − FPD, paper's rates, mean of 2 rows", "+28.8 points", "no interval", "6"]
+    assert row[:5] == [REPRODUCED, "RBD − FPD, paper's rates where known, mean of 2 rows", "+28.8 points", "no interval", "6"]
 
 
 def test_runs_of_one_basis_count_once(tmp_path):
@@ -205,7 +205,7 @@ def test_d_is_that_of_the_table_where_it_was_run(tmp_path):
     assert (rbd["d"], rbd["ours"], rbd["bare"], rbd["verdict"]) == ("987", "43.3", "–", REPRODUCED)
     assert (fpd["d"], fpd["ours"], fpd["bare"], fpd["verdict"]) == ("250", "30.0", "20.5", WITHOUT)
     (claim,) = [row for row in read(tmp_path, "claims-paper") if row[0].startswith("1:")]
-    assert claim[2:4] == ["RBD − FPD, paper's rates, mean of 1 rows", "+9.6 points"]  # both at 250
+    assert claim[2:4] == ["RBD − FPD, paper's rates where known, mean of 1 rows", "+9.6 points"]  # both at 250
     for augment, accuracy in ((None, 26.7), ("none", 31.2)):
         put(tmp_path, (accuracy,), **cifar | {"augment": augment}, method="fpd", dim=987, lr=0.25)
     execute("verdicts", tmp_path, "paper")
