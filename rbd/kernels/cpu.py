@@ -231,7 +231,8 @@ def _read_columns(addresses, bounds, origin, low, high, column, x):
 def _write_columns(u, origin, low, high, column, targets, sources, bounds, alpha, add, x):
     """A vector = u, which begins at that column, or its sources + alpha u; only the columns low ... high - 1.
 
-    targets, sources, bounds: addresses of tables, as of ``_read_columns``. x: 16 elements of scratch memory.
+    targets, sources, bounds: addresses of tables, as of ``_read_columns``. x: 16 elements of scratch memory, which follow
+    u: the last vector of u may be read beyond its end.
     """
     first, last, begin = max(low - column, 0), min(high - column, len(u)), origin + column
     written, read, ends = at_address(targets, _LONGS), at_address(sources, _LONGS), at_address(bounds, _LONGS)
@@ -434,7 +435,7 @@ def _add_signs(s0, s1, w0, w1, u, at):
 @_jit
 def _expand_signs(units, first, last, distribution_id, columns, seed, stream, step, row0, c, targets, sources, bounds,
                   alpha, add, scratch):  # fmt: skip
-    """u = (signs of a unit's columns) @ (all coordinates): 16 columns in the lanes, 4 rows a permute; written as before."""
+    """u = (signs of a unit's columns) @ (all coordinates): 16 columns in the lanes, 4 rows a permute. See _write_columns."""
     u, few = scratch[:columns], scratch[columns : columns + LANES]
     pu = pointer(u)
     for n in range(first, last):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,19 @@ from rbd.compartment import BasisSpec
 from rbd.kernels.memory import ORDINARY, count_change, find_obstacle, is_watched, share_memory
 
 DTYPES: dict[torch.dtype, np.dtype] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
-Name = tuple[int, ...]  # seed, stream, step, first row: what names the words of a basis
+
+
+class Name(NamedTuple):
+    """What names the words of a basis, for a kernel."""
+
+    seed: int
+    stream: int
+    step: int
+    row: int  # the first one
 
 
 def name_of(spec: BasisSpec) -> Name:
-    return spec.seed, spec.stream, spec.step, spec.row
+    return Name(spec.seed, spec.stream, spec.step, spec.row)  # type: ignore[arg-type]  # no tensors for these backends
 
 
 class Prepared:
@@ -44,7 +53,7 @@ class Prepared:
         raise NotImplementedError
 
     def _name_at(self, step: int | None) -> Name:
-        return self._name if step is None else (self.spec.seed, self.spec.stream, int(step) % 2**32, self._name[-1])
+        return self._name if step is None else self._name._replace(step=int(step) % 2**32)
 
     def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
         """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
@@ -135,5 +144,7 @@ def _addresses(tensors: Sequence[torch.Tensor | None], sizes: Sequence[int], dty
             return None
         if x.numel() != size or not x.is_cpu or type(x).__torch_dispatch__ is not ORDINARY:
             return None
+        if size and not x.data_ptr():  # torch has tensors of zeros without memory
+            return None
         found.append(x.data_ptr())
-    return found if dtype in DTYPES and all(found) else None  # torch has tensors of zeros without memory
+    return found if dtype in DTYPES else None

@@ -41,16 +41,18 @@ def thread_count() -> int:
 
 
 _idle: list[_Helper] = []  # the pool: threads that wait for a job
+_started = 0  # threads of the pool, idle or not
 _forked = False  # OpenMP's threads, and the pool's, stayed in the parent
 _late = 0  # how often in a row OpenMP's threads came late
 _resting = 0.0  # time.perf_counter() until which they are not used
 
 LATE = 2e-4  # seconds of waiting that count as late; a start takes 2e-6
+MOST = 16 + 2 * (os.cpu_count() or 1)  # threads of the pool: one whose job was withdrawn may not be back at the next call
 
 
 def _forget_threads() -> None:
-    global _idle, _forked
-    _idle, _forked = [], True
+    global _idle, _started, _forked
+    _idle, _started, _forked = [], 0, True
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -141,11 +143,12 @@ class _Job:
     def __init__(self, work: Callable[[], None]) -> None:
         self._work, self._taken, self._signal = work, Lock(), Lock()
         self._signal.acquire()  # until the helper releases it
-        self._over = False
+        self._begun = self._over = False
         self.error: BaseException | None = None
 
     def run(self) -> None:
         """In the helper."""
+        self._begun = True
         try:
             if self._taken.acquire(blocking=False):
                 self._work()
@@ -157,9 +160,9 @@ class _Job:
 
     def end(self) -> None:
         """In the caller: withdraw the job if nobody has begun it, else wait until it has ended. May be called again."""
-        if not self._taken.acquire(blocking=False):
-            while not self._over:
-                self._signal.acquire()
+        self._taken.acquire(blocking=False)  # by this or an earlier call, or by the helper, which had begun before
+        while self._begun and not self._over:
+            self._signal.acquire()
 
 
 class _Helper(Thread):
@@ -194,17 +197,27 @@ def _ask_pool(work: Callable[[], None], threads: int) -> None:
                 _take_helper().give(job)
         work()
     finally:
-        _end(jobs)
+        try:
+            _end(jobs)
+        except BaseException:  # Ctrl-C as _end was entered
+            _end(jobs)
+            raise
     for job in jobs:
         if job.error is not None:
             raise job.error
 
 
 def _take_helper() -> _Helper:
+    """One that is idle, or a new one. Raises RuntimeError if there can be no more."""
+    global _started
     try:
         return _idle.pop()
     except IndexError:
-        return _Helper()
+        if _started >= MOST or sys.is_finalizing():  # Python 3.11 would wait for ever for a thread that it starts then
+            raise RuntimeError("no more threads") from None
+        made = _Helper()
+        _started += 1
+        return made
 
 
 def _end(jobs: list[_Job]) -> None:

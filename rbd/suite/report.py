@@ -185,7 +185,7 @@ def insert_into(path: Path, contents: Mapping[str, Callable[[], str]], blank: st
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if made != text:
-        store.write(path.resolve(), made, "the table")
+        store.write(path.resolve(), made, "the page")
 
 
 def read_table(name: str, results: str | os.PathLike[str]) -> str:

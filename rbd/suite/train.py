@@ -173,7 +173,7 @@ def settings(config: RunConfig, device: str, threads: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run works with from its first step to its last; of these only the model changes.
+    """What a run works with from its first step to its last; of these only the model and the runner change.
 
     Attributes:
         here: the environment, part of the record.
@@ -230,7 +230,7 @@ def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, b
         if config.workers:
             raise  # or the other workers might wait for this one without end
         outcome = "interrupted"
-    per_step = sent / (progress.step - done) if progress.step > done else math.nan
+    per_step = sent / (progress.step - done) if progress.step > done else None
     return _conclude(run, progress, "diverged" if progress.diverged else outcome, per_step)
 
 
@@ -284,10 +284,10 @@ def _keep(run: _Run, keeper: Keeper, optimizer: torch.optim.Optimizer, progress:
     return optimizer
 
 
-def _conclude(run: _Run, progress: Progress, outcome: str, bytes_per_step: float) -> Record:
-    """The record; bytes_per_step: that this worker sent, NaN if it made no step."""
+def _conclude(run: _Run, progress: Progress, outcome: str, bytes_per_step: float | None) -> Record:
+    """The record; bytes_per_step: that this worker sent, NaN where the system does not count them, None without a step."""
     here = run.here | {"threads": run.threads, **_describe_past(progress, run.commit, run.threads, run.device)}
-    if run.config.workers and not math.isnan(bytes_per_step):
+    if run.config.workers and bytes_per_step is not None:
         here |= {"bytes_per_step": _mean_bytes(run.workers, bytes_per_step)}
     return Record(run.config, outcome, progress.curve, progress.seconds, here)
 

@@ -673,6 +673,7 @@ def test_without_more_threads_one_does_it_all(name, monkeypatch, set_threads):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     for most in (0, 1):
         monkeypatch.setattr(team, "_idle", [])
+        monkeypatch.setattr(team, "_started", 0)
         assert all(same_bits(project("cpu", g, k, distribution), expected) for _ in range(5))
         assert len(started) == most
 

@@ -121,15 +121,59 @@ def test_a_thread_that_comes_after_an_error_does_nothing():
     called = []
     job = team._Job(lambda: called.append(None))
     job.end()
+    job.end()  # again, as after a Ctrl-C in the first
     job.run()
     job.end()
     assert not called
+
+
+def test_the_pool_does_not_grow_without_end(monkeypatch):
+    """A job is withdrawn if the caller is done before the helper wakes, who is not idle then at the next call."""
+    monkeypatch.setattr(team, "_openmp", lambda: None)
+    monkeypatch.setattr(team, "_idle", [])
+    monkeypatch.setattr(team, "_started", 0)
+    before = threading.active_count()
+    for _ in range(3000):
+        team.share(lambda: None, 4)
+    assert threading.active_count() - before <= team.MOST
+    monkeypatch.setattr(team, "MOST", 0)
+    monkeypatch.setattr(team, "_idle", [])
+    called: list[None] = []
+    team.share(lambda: called.append(None), 4)
+    assert called == [None]  # by this thread alone
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_product_in_the_last_moment_of_a_process(fresh_python, pool):
+    """When Python starts no more threads: whether some of the pool are there already or not."""
+    printed = fresh_python(f"""
+import sys
+import torch
+from rbd import Basis
+from rbd.kernels import team
+
+class Last:
+    def __init__(self):
+        self.basis, self.g = Basis(250, 200_000), torch.ones(200_000)
+        self.c = self.basis.project(self.g)
+
+    def __del__(self):
+        print(sys.is_finalizing(), torch.equal(self.basis.project(self.g), self.c))
+
+torch.set_num_threads(2)
+if {pool}:
+    team._openmp = bool  # which gives no library
+last = Last()
+last.itself, sys.modules["kept"] = last, last
+""")
+    assert printed.split() == ["True", "True"]
 
 
 def test_many_callers_have_threads_of_their_own(monkeypatch):
     """Which go on waiting for the next job, and are not started anew."""
     monkeypatch.setattr(team, "_openmp", lambda: None)
     monkeypatch.setattr(team, "_idle", [])
+    monkeypatch.setattr(team, "_started", 0)
     for _ in range(2):
         callers = [threading.Thread(target=lambda: [meet() for _ in range(50)]) for _ in range(4)]
         for caller in callers:

@@ -861,3 +861,10 @@ def test_full_mnist():
     (point,) = train(RunConfig(data="mnist", method="sgd", lr=0.125, batch_size=1000, epochs=1)).curve
     assert (point.step, point.images) == (50, 50_000)
     assert point.accuracy > 60
+
+
+def test_bytes_that_the_system_does_not_count_are_null():
+    """Every worker takes part in their mean, or the others would wait for it; without a step there is none."""
+    run = replace(loop._set_up(RunConfig(), None, None, "cpu", 1, None), config=RunConfig(variant="common", workers=2))
+    ended = [loop._conclude(run, loop.Progress(), "interrupted", sent).environment for sent in (math.nan, 7.0, None)]
+    assert [here.get("bytes_per_step", "none") for here in ended] == [None, 7, "none"]

@@ -175,7 +175,8 @@ def test_a_mean_of_rows_with_single_runs_has_no_interval(tmp_path):
     put(tmp_path, (62.0,), data="fmnist", method="fpd")
     execute("verdicts", tmp_path, "paper")
     row = claims(tmp_path, "paper")["1: redraw beats fixed"]
-    assert row[:5] == [REPRODUCED, "RBD − FPD, paper's rates where known, mean of 2 rows", "+28.8 points", "no interval", "6"]
+    measured = "RBD − FPD, paper's rates where known, mean of 2 rows"
+    assert row[:5] == [REPRODUCED, measured, "+28.8 points", "no interval", "6"]
 
 
 def test_runs_of_one_basis_count_once(tmp_path):
