@@ -62,10 +62,10 @@ def _optimizer(group: dist.ProcessGroup | None, variant: str | None) -> RBD:
 
 def _exchange(variant: str, group: dist.ProcessGroup) -> Callable[[], object]:
     """What a variant sends and waits for, and nothing else."""
-    workers = Workers(variant, group)
     c, g = torch.randn(DIM), torch.randn(SIZE)
     if variant == "all_reduce":
         return lambda: dist.all_reduce(g, group=group)
+    workers = Workers(variant, group)
     if variant in ("common", "ddp"):
         return lambda: workers.mean(c if variant == "common" else g)
     lengths = [DIM] * workers.size
