@@ -202,7 +202,7 @@ class _Run:
         return f"{self.here['commit']}{'+' * bool(self.here['dirty'])}" if self.here["commit"] else "unknown"
 
     def build(self, config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(config, model, self.runner.queues)
+        return build_optimizer(config, model, queues=self.runner.queues)
 
 
 def begin(config: RunConfig, checkpoints, data_dir, device: str, threads: int, bar: bool | None = False,

@@ -37,10 +37,16 @@ class Bug:
             yield
 
 
+def _use_vectors(patch: pytest.MonkeyPatch) -> None:
+    """Steps by `rbd_direction`, where bugs can be planted, and not in place (the same bits: test_in_place.py)."""
+    patch.setattr(kernels, "prepare", lambda *_: None)
+
+
 def directions(change: Callable[[Tensor, Partition], Tensor]) -> Plant:
     """The direction u (D,) of a step is changed after it was made."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
+        _use_vectors(patch)
         real = optim.rbd_direction
 
         def direction(g, partition, *name):
@@ -63,6 +69,7 @@ def drawn(stream_and_step: Callable[[int, int], tuple[int, int]]) -> Plant:
         return other
 
     def plant(patch: pytest.MonkeyPatch) -> None:
+        _use_vectors(patch)
         patch.setattr(kernels, "project", renamed(kernels.project))
         patch.setattr(kernels, "expand", renamed(kernels.expand))
 
@@ -83,6 +90,7 @@ def by_size(u: Tensor, partition: Partition) -> Tensor:
 
 def biased(patch: pytest.MonkeyPatch) -> None:
     """Entries 0.5 and -1.5, as in the released code, instead of signs: Φ - 1/(2√D) everywhere."""
+    _use_vectors(patch)
     real = optim.rbd_direction
 
     def direction(g, partition, *name):
