@@ -91,7 +91,7 @@ def keep_apart(owner: object, device: torch.device) -> Iterator[None]:
 def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backend: str | None = None) -> None:
     """params += the vector with coordinates c, cut into their shapes; values are in row-major order for any strides.
 
-    On a GPU, no temporary of length D is made if all are contiguous (not channels-last, say) and of one dtype.
+    No temporary of length D is made if all are contiguous (not channels-last, say) and of one dtype, on a CPU that of c.
 
     Args:
         c: (d,) coordinates.

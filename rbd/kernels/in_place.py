@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
@@ -29,7 +30,7 @@ def name_of(spec: BasisSpec) -> Name:
     return Name(spec.seed, spec.stream, spec.step, spec.row)  # type: ignore[arg-type]  # no tensors for these backends
 
 
-class Prepared:
+class Prepared(ABC):
     """Products with the bases of one spec, for a vector that is cut into tensors of the same sizes in every call.
 
     ``expand``, ``shift``, ``add`` and ``project`` return None for tensors that the kernels cannot read or write in place:
@@ -41,16 +42,16 @@ class Prepared:
         self.spec, self.sizes, self.bounds = spec, sizes, list(accumulate(sizes, initial=0))
         self._dim, self._size, self._name = spec.dim, spec.size, name_of(spec)
 
+    @abstractmethod
     def read_from(self, places: list[int], name: Name, out: torch.Tensor) -> None:
         """out = the coordinates of the vector whose tensors are at these addresses."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_to(self, targets: list[int], sources: list[int], name: Name, c: torch.Tensor, alpha: float = 1.0) -> None:
         """Write the vector with coordinates c to tensors at these addresses.
 
         If there are sources, alpha times the vector is added to the tensors there, and every sum is rounded once.
         """
-        raise NotImplementedError
 
     def _name_at(self, step: int | None) -> Name:
         return self._name if step is None else self._name._replace(step=int(step) % 2**32)

@@ -5,7 +5,7 @@ threads must first get a core from them, and take 25 to 50 µs to wake up; the s
 a product on as many threads as torch has borrows them. OpenMP waits for a thread whose core is taken by another process; a
 pool does not. After three such waits in a row, OpenMP is avoided for 100 times the length of the last wait.
 
-The pool is no ThreadPoolExecutor: its futures and queue took 70 µs of a product, two locks take 30.
+The pool is no ThreadPoolExecutor, whose futures and queue took some 70 µs of a product; here two locks hand a job over.
 
 Numba's own threading layers abort on concurrent calls (workqueue), on fork (omp) or need a library that few platforms have
 (tbb).

@@ -108,7 +108,7 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
         print(measure(wanted, profile, results, resources.data_dir, dry), flush=True)
         return
     plan = wanted.plan(profile, results)
-    _list_runs(plan, results)
+    store.update(store.manifest_path(plan.name, results), plan.manifest(), "a list of runs")
     if plan.untuned:
         yield f"rbd: warning: {plan.name}: {rates.explain(plan.untuned, profile)}"
     asked = plan if seeds is None else plan.with_seeds(seeds)
@@ -131,13 +131,6 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
     for failure in failures:
         where = store.failure_path(failure.config, results)
         yield f"failed: {describe(failure.config)}: {failure.message}{f' ({where})' * where.exists()}"
-
-
-def _list_runs(plan: Plan, results: Path) -> None:
-    """Write the list of the runs, unless it is there: where all runs are done, the directory may be read-only."""
-    path, text = store.manifest_path(plan.name, results), plan.manifest()
-    if not path.is_file() or path.read_bytes() != text.encode():
-        store.write(path, text, "a list of runs")
 
 
 def conclude(wanted: Experiment, profile: str, plan: Plan, results: Path) -> None:

@@ -300,7 +300,5 @@ def write_index(results: str | os.PathLike[str], names: Iterable[str]) -> Path |
     if not path.exists() and not any((root / "tables").glob("*.json")):
         return None
     report.insert_into(path, {"evidence": lambda: index(results, names)}, BLANK)
-    text, there = details(results), root / DETAILS
-    if not there.is_file() or there.read_bytes() != text.encode():
-        store.write(there, text, "details of the results")
+    store.update(root / DETAILS, details(results), "details of the results")
     return path

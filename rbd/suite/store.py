@@ -102,6 +102,12 @@ def write(path: Path, content: str | bytes, what: str = "a file") -> Path:
     return path
 
 
+def update(path: Path, text: str, what: str = "a file") -> None:
+    """``write``, unless the file has that text: the directory may be read-only then."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write(path, text, what)
+
+
 def relate(path: Path, folder: Path) -> str:
     """The path as seen from a folder, with slashes; whole where there is no way, from one drive of Windows to another."""
     try:
