@@ -3,7 +3,7 @@
 A sketch has one nonzero in each column (distribution.py). The columns of a segment belong to consecutive rows, from its
 offset on and wrapping round once, so a segment is two runs in which columns and rows are both contiguous:
 
-- project: signed columns are written to scratch memory, a chunk at a time, and added, run by run, to sums in float64.
+- project: columns are signed as they are read, and added, run by run, to sums in float64.
 - expand: runs of coordinates are copied to scratch memory, then signed, scaled and written. There are no sums to round.
 - up to 16 rows: a register holds one segment or several, which a permute rotates.
 
@@ -46,7 +46,6 @@ from rbd.kernels.simd import (
     as_elements,
     at_address,
     bits_of,
-    first_lanes,
     float_bits,
     from_place,
     lane_numbers,
@@ -54,6 +53,7 @@ from rbd.kernels.simd import (
     load,
     permute,
     pointer,
+    replace_lanes,
     smaller,
     splat_like,
     splat_u32,
@@ -78,9 +78,9 @@ _TABLE = _FRONT + CHUNK + 2 * LANES  # x: of the table of coordinates, in expand
 _JOINED = _TABLE + WORDS * LANES  # x: of a chunk that is spread over several tensors, in project
 _SCRATCH = _TABLE + 2 * DOUBLED + 2 * LANES  # x: its length
 _SUMS = UNIT_ROWS + LANES  # sums: its length
-_SHIFTS = WORDS  # words: of those of the offsets of 64 segments
-_TURNS = 2 * WORDS  # words: of the turns of 64 segments of up to 16 rows; a register is read from any of them
-_LANES = 3 * WORDS + LANES  # words: of the two vectors of _make_lanes
+_SHIFTS = WORDS + LANES  # words: of those of the offsets of 64 segments
+_TURNS = _SHIFTS + WORDS  # words: of the turns of 64 segments of up to 16 rows; a register is read from any of them
+_LANES = _TURNS + WORDS + LANES  # words: of the two vectors of _make_lanes
 _WORDS = _LANES + 2 * LANES  # words: its length
 
 _jit = jit(philox, distribution_module, simd, cpu)
@@ -106,7 +106,7 @@ def _offset(q, span, total, words):
 
 @_inline
 def _sign(words, i, model):
-    """Signs of the 16 columns of a chunk that begin at place i, a multiple of 16."""
+    """Signs of the 16 columns that begin at place i of a chunk, a multiple of 16 unless words go on after 64."""
     word = load(words, i & 63)
     return like(_rademacher(word << splat_u32(31 - (i >> 6))), model)
 
@@ -146,10 +146,9 @@ def _sign_chunk(g, column, words, x):
 
 
 @_inline
-def _sign_columns(g, low, high, column, first, last, words, x):
-    """x = signed g, places first ... last - 1 of the chunk at that column, rounded up to 16; 0 outside low ... high - 1."""
-    i = first
-    while i < last:
+def _sign_some(g, low, high, column, words, x):
+    """x = signed g, all columns of the chunk at that column; 0 outside low ... high - 1."""
+    for i in range(0, CHUNK, LANES):
         j = column + i
         if low <= j and j + LANES <= high:
             gj = load(g, j)
@@ -158,57 +157,69 @@ def _sign_columns(g, low, high, column, first, last, words, x):
                 x[_FRONT + i + lane] = g[j + lane] if low <= j + lane and j + lane < high else 0
             gj = load(x, _FRONT + i)
         store(x, _FRONT + i, _sign(words, i, gj) * gj)
-        i += LANES
-    return i
 
 
 @_inline
-def _accumulate(x, at, sums, place, count, fresh):
-    """sums += x, count elements; the sums beyond them get zeros. fresh: sums = x, overwriting what was there."""
-    i = 0
-    if fresh:
-        while i + LANES <= count:
-            store(sums, place + i, like(load(x, at + i), load(sums, place)))
-            i += LANES
-        for left in range(i, count):
-            sums[place + left] = 0
-    while i + LANES <= count:
-        s = load(sums, place + i)
-        store(sums, place + i, s + like(load(x, at + i), s))
-        i += LANES
-    if i < count:
-        s = load(sums, place + i)
-        left = first_lanes(load(x, at + i), splat_u32(count - i))
-        store(sums, place + i, s + like(left, s))
+def _accumulate_lanes(g, column, first, last, start, stop, words, sums, place, fresh, x):
+    """sums += signed columns in the lanes first ... last - 1 of a register, which begins at that column and place."""
+    gi, s = load(x, _FRONT), load(sums, place)
+    if start <= column and column + LANES <= stop:
+        gi = load(g, column)
+    else:
+        for lane in range(first, last):
+            x[_FRONT + lane] = g[column + lane]
+        gi = load(x, _FRONT)
+    signed = like(_sign(words, column & (CHUNK - 1), gi) * gi, s)
+    store(sums, place, replace_lanes(s, signed if fresh else s + signed, splat_u32(first), splat_u32(last)))
 
 
 @_inline
-def _add_run(vector, low, high, column, place, count, whole, fresh, state, name, words, x, sums):
+def _accumulate(g, column, count, start, stop, words, sums, place, fresh, x):
+    """sums += signed columns of a chunk, count of them from that column on.
+
+    Columns start ... stop - 1 may be read. fresh: sums = signed columns, overwriting what was there.
+    """
+    head = place & (LANES - 1) if count > SHORT else 0  # stores to aligned places are faster
+    column, place, end, i = column - head, place - head, head + count, 0
+    if head:
+        _accumulate_lanes(g, column, head, min(end, LANES), start, stop, words, sums, place, fresh, x)
+        i = LANES
+    while fresh and i + LANES <= end:
+        gi = load(g, column + i)
+        store(sums, place + i, like(_sign(words, (column + i) & (CHUNK - 1), gi) * gi, load(sums, place)))
+        i += LANES
+    while i + LANES <= end:
+        gi, s = load(g, column + i), load(sums, place + i)
+        store(sums, place + i, s + like(_sign(words, (column + i) & (CHUNK - 1), gi) * gi, s))
+        i += LANES
+    if i < end:
+        _accumulate_lanes(g, column + i, 0, end - i, start, stop, words, sums, place + i, fresh, x)
+
+
+@_inline
+def _add_run(vector, low, high, column, place, count, fresh, state, name, words, x, sums):
     """sums += a run of signed columns.
 
-    whole: sign whole chunks, as other runs will need the rest. fresh: overwrite sums by the columns.
-    state: the chunk in x, the place up to which it has been signed, a pointer to its columns, and their first tensor.
+    fresh: overwrite sums by the columns. state: the chunk whose signs are in words, a pointer to its columns, and their
+    first tensor.
     """
-    chunk, made, g, t = state
+    chunk, g, t = state
     number, seed, stream, step = name
     if column < low:
         place, count, column = place + low - column, count - (low - column), low
     count = min(count, high - column)
     while count > 0:
-        i = column & (CHUNK - 1)
         if column // CHUNK != chunk:
-            chunk, made = column // CHUNK, 0
+            chunk = column // CHUNK
             g, t = _reach(vector, CHUNK * chunk, low, high, t, x)
             _make_words(SIGNS | (BLOCKS * chunk), 0, number, seed, stream, step, words)
-            if (whole or 2 * count >= CHUNK) and low <= CHUNK * chunk and CHUNK * (chunk + 1) <= high:
-                _sign_chunk(g, CHUNK * chunk, words, x)
-                made = CHUNK
-        n = min(count, CHUNK - i)
-        if made < i + n:
-            made = _sign_columns(g, low, high, CHUNK * chunk, max(made, i & ~15), i + n, words, x)
-        _accumulate(x, _FRONT + i, sums, place, n, fresh)
+            w0 = load(words, 0)
+            store(words, WORDS, (w0 >> splat_u32(1)) | (w0 << splat_u32(31)))  # so that _sign can read from any place
+        start, stop = max(low, CHUNK * chunk), min(high, CHUNK * (chunk + 1))
+        n = min(count, stop - column)
+        _accumulate(g, column, n, start, stop, words, sums, place, fresh, x)
         column, place, count = column + n, place + n, count - n
-    return chunk, made, g, t
+    return chunk, g, t
 
 
 @_inline
@@ -229,7 +240,7 @@ def _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, word
     """
     number, seed, stream, step = name
     span, kinds = CHUNK if total == 1 else total, _kinds(total)  # a single row has no offsets: segments may be longer
-    state, have, all_rows = (-1, 0, x, 0), -1, total == 1 or rows == total
+    state, have, all_rows = (-1, x, 0), -1, total == 1 or rows == total
     for q in range(q0, q1):
         if total > 1 and q >> 6 != have:
             have = q >> 6
@@ -243,7 +254,7 @@ def _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, word
             column, place, count, runs = start + first - o, at + first - row, max(row + rows - first, 0), 2
         for _ in range(runs):
             new = fresh and q == q0
-            state = _add_run(vector, low, high, column, place, count, all_rows, new, state, name, words, x, sums)
+            state = _add_run(vector, low, high, column, place, count, new, state, name, words, x, sums)
             column, place, count = start + span - o + row, at + (rows if kinds > 1 else 0), max(last - row, 0)
 
 
@@ -278,6 +289,7 @@ def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
     """sums (total,) = the segments q0 ... q1 - 1 of 2 ... 16 rows; lanes beyond them are not read."""
     number, seed, stream, step = name
     even = odd = load(sums, 0)
+    zero = splat_like(0, x)
     q, have, t, each = q0, -1, 0, LANES // total  # each: segments of a register
     _make_lanes(total, words)
     begins = load(words, _LANES) * splat_u32(total)  # the lane where a lane's segment begins
@@ -289,7 +301,7 @@ def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
         if low <= CHUNK * chunk and CHUNK * (chunk + 1) <= high:
             _sign_chunk(g, CHUNK * chunk, words, x)
         else:
-            _sign_columns(g, low, high, CHUNK * chunk, 0, CHUNK, words, x)
+            _sign_some(g, low, high, CHUNK * chunk, words, x)
         stop = q1 if chunk == last_column // CHUNK else CHUNK * (chunk + 1) // total
         while q < stop:
             if q >> 6 != have:
@@ -299,7 +311,8 @@ def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
             registers = (count + each - 1) // each
             for i in range(registers):  # apart from the sums: LLVM would permute half of a float64 register lane by lane
                 lanes = min(count - i * each, each) * total
-                segments = first_lanes(load(x, _FRONT + (q + i * each) * total - CHUNK * chunk), splat_u32(lanes))
+                segments = load(x, _FRONT + (q + i * each) * total - CHUNK * chunk)
+                segments = replace_lanes(zero, segments, splat_u32(0), splat_u32(lanes))
                 turned = _turn(words, (q & 63) + i * each, total) + begins
                 store(x, _TABLE + LANES * i, permute(segments, turned))
             for i in range(registers):

@@ -320,12 +320,13 @@ def from_place(typingctx, pointer, place):
 
 
 @intrinsic
-def first_lanes(typingctx, x, count):
-    """x in the first count lanes (u32, the same in every lane), 0 in the others."""
+def replace_lanes(typingctx, old, new, first, last):
+    """new in the lanes first ... last - 1 (u32, the same in every lane), old in the others."""
 
     def generate(context, builder, sig, args):
-        vector = args[0].type
-        inside = builder.icmp_unsigned("<", _constant(args[1].type, range(LANES)), args[1])
-        return builder.select(inside, args[0], _constant(vector, [0] * LANES))
+        old, new, first, last = args
+        lanes = _constant(first.type, range(LANES))
+        inside = builder.and_(*(builder.icmp_unsigned(*x) for x in ((">=", lanes, first), ("<", lanes, last))))
+        return builder.select(inside, new, old)
 
-    return x(x, count), generate
+    return old(old, new, first, last), generate
