@@ -82,7 +82,8 @@ def _section(name: str, suffix: str, results: Path) -> list[str]:
     parts = [f"![{_describe(stem)}](../../../results/figures/{stem}.png)" for stem in pictures]
     evidence = results / "tables" / f"{name}{suffix}.json"
     if evidence.exists():
-        parts.append(_evidence(json.loads(evidence.read_text("utf-8"))))
+        found = json.loads(evidence.read_text("utf-8"))
+        parts = [*_answer(found), *parts, _evidence(found)]
     for table in sorted((results / "tables").glob(f"{name}*{suffix}.md")):
         if suffix or not re.search(r"-(quick|paper)$", table.stem):
             parts.append(_fold(f"Table: {table.stem}", _name_column(table.read_text("utf-8")).strip()))
@@ -91,6 +92,16 @@ def _section(name: str, suffix: str, results: Path) -> list[str]:
 
 def _describe(stem: str) -> str:
     return f"Figure {stem}; its numbers are in the lists and tables below"
+
+
+def _answer(found: dict) -> list[str]:
+    """The question and its verdict with the number, as in results/README.md."""
+    if "verdict" not in found:
+        return []
+    question = re.sub(r"\A(\d[\d, ]*)\. ", r"Claim \1: ", found["claim"])  # a line that begins with "3. " would be a list
+    number, paper = found.get("number") or "–", found.get("paper") or ""
+    told = f"; {paper}" if paper.startswith("theory") else f"; paper: {paper}" if paper else ""
+    return [f"{question} **{found['verdict']}**: {number}{told}"]
 
 
 def _evidence(found: dict) -> str:

@@ -58,7 +58,7 @@ class Basis:
     Attributes:
         dim: d, number of directions, 1 ... size.
         size: D, length of a direction.
-        distribution: "normal", "uniform" or "rademacher" (dense), or "countsketch" (one nonzero in every column).
+        distribution: "rademacher" (signs), "uniform" or "normal" (dense), or "countsketch" (one nonzero in every column).
         seed, stream, compartment, step: integers in 0 ... 2**32 - 1; bases that differ in one of them are independent.
         row: number of the first direction, for some rows of a larger basis.
         total: number of directions of that larger basis, by default row + dim. Dense entries do not depend on it.

@@ -424,8 +424,9 @@ class RBD(_RandomBases):
         lr: η, for directions of unit expected norm; Φᵀ Φ g is some √(d / D) times as long as g, so η is larger than SGD's.
         dim: number of random directions d of a parameter group, 1 ... D, apportioned to its compartments by their sizes.
         partition: "whole", "by_layer", "by_tensor", "even:K" or "by_ratio:R" (then dim is not used; see rbd.partition).
-        distribution: of the entries, "normal", "uniform" or "rademacher" (dense; signs cost least, and are no less
-            accurate), or "countsketch" (sparse, one nonzero in every column: a step costs the same for every dim).
+        distribution: of the entries, "rademacher", "uniform" or "normal" (dense: time grows with dim; signs cost least, and
+            no loss of accuracy is seen), or "countsketch" (sparse, one nonzero in every column: a step costs the same for
+            every dim, so dim may be large; D / 10 to begin with).
         seed: 0 ... 2**32 - 1; same seed, same bases, on every device.
         redraw: steps for which a basis is kept; 0: it is drawn once (FPD).
         variant: what workers share, "common", "bases", "directions" or "shares" (the table in rbd.distributed); None: this

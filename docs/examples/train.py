@@ -19,7 +19,7 @@ batches = [(images[train][i], labels[train][i]) for _ in range(2) for i in torch
 # ten lines
 layers = torch.nn.Flatten(), torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
 model = torch.nn.Sequential(*layers)
-optimizer = RBD(model.parameters(), lr=4.0, dim=250)  # 250 random directions, new ones at every step
+optimizer = RBD(model.parameters(), lr=0.4, dim=10_000, distribution="countsketch")  # new directions at every step
 for x, y in batches:
     optimizer.zero_grad()
     cross_entropy(model(x), y).backward()

@@ -39,7 +39,7 @@ def project(g: torch.Tensor, spec: BasisSpec, out: torch.Tensor | None = None, b
     """Coordinates of g in the bases of all compartments: c_k = Φ_k g[start:stop].
 
     Args:
-        g: (D,), any real floating-point dtype; float64 is summed in float64, the others in float32.
+        g: (D,), any real floating-point dtype; float64 is summed in float64, the others in float32 (countsketch: float64).
         spec: names the bases (rbd.compartment).
         out: (d,) of the result's dtype, overwritten.
         backend: one of BACKENDS, by default the device's.

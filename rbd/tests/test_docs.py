@@ -251,5 +251,6 @@ def test_every_notebook_and_rate_has_its_place(from_docs):
         assert page.startswith("# ")
         for picture in re.findall(r"!\[.+\]\(\.\./\.\./\.\./(.+)\)", page):
             assert (ROOT / picture).is_file()
+    assert re.search(r"^Claim 3: .+\? \*\*reproduced\*\*: at d = 1,000", make_pages.page("memory", ROOT), re.MULTILINE)
     assert "| FC, MNIST | quick | 250 |" in make_pages.rates(ROOT / "results")
     assert "rbd sweep" in make_pages.command()
