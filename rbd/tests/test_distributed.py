@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import multiprocessing.util
 import os
 import re
 import signal
@@ -892,7 +893,7 @@ def test_dead_and_hung_workers(tmp_path, hook):
     """Real processes, stopped and killed: all the others raise, within the group's timeout or at once."""
     store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
     started = mp.get_context("spawn")
-    processes = [started.Process(target=_work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (
+    processes = [started.Process(target=_work, args=(r, suffering, 4, store.port, 60, tmp_path, (
         tmp_path, hook))) for r in range(4)]  # fmt: skip
     for process in processes:
         process.start()
@@ -969,12 +970,17 @@ def test_the_command_under_torchrun(tmp_path):
 
 
 def failing() -> None:
-    raise ValueError("no such thing")
+    """The last worker fails, and ends after worker 0, which has lost it."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        multiprocessing.util.Finalize(None, time.sleep, (5,), exitpriority=100)
+        raise ValueError("no such thing")
+    dist.barrier()
 
 
-def test_launch_shows_what_failed():
-    with pytest.raises(RuntimeError, match="(?s)worker 0 of 1 failed: .*no such thing"):
-        distributed.launch(failing, 1)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_launch_shows_what_failed_first(workers):
+    with pytest.raises(RuntimeError, match=f"(?s)^worker {workers - 1} of {workers} failed: .*ValueError: no such thing"):
+        distributed.launch(failing, workers)
 
 
 def leave(code: int | None) -> str:
