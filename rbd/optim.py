@@ -189,12 +189,17 @@ class _RandomBases(torch.optim.Optimizer):
     def _check_numbers(self, group: dict, there: bool = True) -> None:
         """Check lr and step; there: also those that are tensors, which may be in device memory."""
         lr, step = group["lr"], group["step"]
-        if (there or not isinstance(lr, Tensor)) and not (is_number(lr) and 0 <= float(lr) < math.inf):
+        if (there or not isinstance(lr, Tensor)) and not (is_number(lr) and self._least_rate(group) <= float(lr) < math.inf):
             raise ValueError(f"lr: got {lr!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
         if not isinstance(lr, (Tensor, int)):
             group["lr"] = float(lr)
         if (there or not isinstance(step, Tensor)) and not _is_count(step):
             raise ValueError(f"step: got {step!r}, allowed 0, 1, 2, ...")
+
+    @staticmethod
+    def _least_rate(group: dict) -> float:
+        """0, or what rounding makes of it in a scheduler: LinearLR to 0 may end at -1e-17 times the first rate."""
+        return -1e-6 * abs(float(group.get("initial_lr", 0)))
 
     def _check(self, group: dict) -> None:
         self._check_numbers(group)

@@ -711,6 +711,24 @@ def test_learning_rate_schedule(lr):
         assert torch.equal(p, expected)
 
 
+@pytest.mark.parametrize("lr", [0.37, torch.tensor(0.37)], ids=["float", "tensor"])
+def test_a_schedule_may_end_below_0_by_a_rounding_error(lr):
+    """As torch's own optimizers allow; what no rounding explains is refused."""
+    p = parameter(torch.zeros(20), normal(20))
+    optimizer = RBD([p], lr=lr, dim=4)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.3, end_factor=0.0, total_iters=3)
+    rates = []
+    for _ in range(5):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        scheduler.step()
+    assert -1e-7 < min(rates) < 0
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = -0.37 * 1e-5
+    with pytest.raises(ValueError, match="^lr: got -3.7"):
+        optimizer.step()
+
+
 def test_one_cycle_schedule_leaves_the_step_count_alone():
     """A scheduler may write lr into the groups, and nothing else."""
     p = parameter(torch.zeros(20), normal(20))
