@@ -98,7 +98,7 @@ class _RandomBases(torch.optim.Optimizer):
         self.state = _NoState(dict)
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"_capturable": self._capturable}
+        return super().__getstate__() | {"_capturable": self._capturable, "_frozen": self._frozen}
 
     def add_param_group(self, param_group: dict) -> None:
         """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved.

@@ -1093,6 +1093,7 @@ def test_parameters_that_are_unfrozen_later():
     model = network()
     model[0].requires_grad_(False)
     optimizers = [RBD(model.named_parameters(), 0.5, 10), NES(model.parameters(), 0.5, 10)]
+    twin, of_twin = copy.deepcopy((model, optimizers[0]))
     model[0].weight.requires_grad_(True)
     for optimizer, name in zip(optimizers, ("0.weight", r"one of shape \(8, 6\)")):
         message = (rf"not move 1 of the parameters given \({name}\): they did not require a gradient when it was made, but "
@@ -1100,6 +1101,9 @@ def test_parameters_that_are_unfrozen_later():
         with pytest.warns(UserWarning, match=message) as told:
             train(model, optimizer, 1)
         assert [warning.filename for warning in told] == [__file__]  # at the user's line, not in rbd or torch
+    twin[0].weight.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"not move 1 of the parameters given \(0.weight\)"):
+        train(twin, of_twin, 1)
     model[0].bias.requires_grad_(True)
     optimizers.append(RBD(model[2].parameters(), 0.5, 10))
     optimizers[0]._frozen = (("0.bias", model[0].bias), ("0.weight", model[0].weight))
