@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from numbers import Real
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rbd import kernels
-from rbd.basis import WORD, check_integer, check_word, forget_casts, is_number
+from rbd.basis import WORD, as_list, check_integer, check_word, forget_casts, is_number
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distributed.exchange import CHECK, Workers, digest
 from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
@@ -112,7 +112,7 @@ class _RandomBases(torch.optim.Optimizer):
             raise ValueError('a parameter group needs its parameters, under the key "params"')
         check_ordered(param_group["params"])
         self._check_keys(param_group)
-        given = _as_list(param_group["params"])
+        given = as_list(param_group["params"])
         named = _as_named(given)
         trained = [p for p, (_, tensor) in zip(given, named) if tensor.requires_grad]
         if not trained:
@@ -309,11 +309,6 @@ def _is_off(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value
     return value is None or (isinstance(value, Real) and value == 0)
-
-
-def _as_list(params: object) -> list:
-    """The parameters of a group, each a tensor or (name, tensor), as a list."""
-    return list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
 
 
 def _as_named(params: list) -> list[tuple[str, Tensor]]:
