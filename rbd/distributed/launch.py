@@ -54,8 +54,12 @@ def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterato
         device: "cpu" (gloo) or "cuda" (NCCL; each worker gets a GPU of its own).
 
     Raises:
-        ValueError: it has another number of workers; the device is "cuda", and there is no GPU for each of them.
+        TypeError, ValueError: an argument is out of its range; the group has another number of workers; the device is
+            "cuda", and there is no GPU for each of them.
     """
+    workers = check_integer("workers", workers)
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}, allowed 'cpu' or 'cuda'")
     ours = not dist.is_initialized()
     if ours:
         if device == "cuda":

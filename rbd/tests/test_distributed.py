@@ -824,6 +824,17 @@ def test_wrong_number_of_workers(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(("workers", "device", "error", "message"), [
+    (1, "cuda:0", ValueError, "^device: got 'cuda:0', allowed 'cpu' or 'cuda'$"),
+    (1, torch.device("cuda"), ValueError, "^device: got device.*, allowed 'cpu' or 'cuda'$"),
+    ("1", "cpu", TypeError, "^workers: got '1', allowed an integer$"),
+])  # fmt: skip
+def test_join_refuses_what_it_does_not_know(workers, device, error, message):
+    """Of a device other than the string "cuda" it had made a group for CPUs."""
+    with pytest.raises(error, match=message), distributed.join(workers, device=device):
+        pass
+
+
 @pytest.fixture
 def alone_under_torchrun(monkeypatch):
     """As the third of four workers of a machine with one GPU sees it, but with nobody to wait for."""
