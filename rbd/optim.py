@@ -47,7 +47,8 @@ def rbd_direction(
         out: (D,) for u, of its dtype, overwritten.
 
     Returns:
-        u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32.
+        u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32; without derivatives, which the products
+        of a ``Basis`` have.
 
     Raises:
         TypeError, ValueError: an argument is out of its range, or g or out has another shape, dtype or device.
@@ -345,6 +346,14 @@ def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
     return [v.view(p.shape).float() if p.dtype == torch.float32 else v.view(p.shape) for v, p in zip(cut, params)]
 
 
+def _gradients(params: list[Tensor]) -> list[Tensor | None]:
+    """Of every parameter; None where there is none. Raises TypeError if one is sparse."""
+    grads = [p.grad for p in params]
+    if any(grad is not None and grad.is_sparse for grad in grads):
+        raise TypeError("sparse gradients are not supported")
+    return grads
+
+
 class _Vectors:
     """Gradient and update of a parameter group as vectors of length D, kept from step to step.
 
@@ -387,9 +396,7 @@ class _Vectors:
 
     def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""
-        grads = [p.grad for p in params]
-        if any(grad is not None and grad.is_sparse for grad in grads):
-            raise TypeError("sparse gradients are not supported")
+        grads = _gradients(params)
         if any(grad is None for grad in grads):
             self.g.zero_()
         if given := [(v, grad) for v, grad in zip(self._gradients, grads) if grad is not None]:
@@ -621,11 +628,9 @@ class RBD(_RandomBases):
         return [direction.u for direction in found]
 
     def _part(self, index: int) -> Part:
-        group = self.param_groups[index]
-        if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-            raise TypeError("sparse gradients are not supported")
-        g = _flatten(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
-        return Part(self._unscale(g), self._spec(index))
+        params = self.param_groups[index]["params"]
+        grads = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(params, _gradients(params))]
+        return Part(self._unscale(_flatten(_local(grads))), self._spec(index))
 
     def _unscale(self, g: Tensor) -> Tensor:
         """g, divided in place by the scale of a GradScaler that left this to the step; all NaN if it found an overflow."""
