@@ -19,7 +19,16 @@ from rbd import kernels
 from rbd.basis import WORD, as_list, check_integer, check_word, forget_casts, is_number
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distributed.exchange import CHECK, Workers, digest
-from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
+from rbd.distributed.fsdp import (
+    FLATTENED,
+    Columns,
+    columns,
+    is_flattened,
+    is_sharded,
+    local_pieces,
+    sharded_directions,
+    sharded_workers,
+)
 from rbd.distributed.variants import VARIANTS, Direction, Part
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.memory import is_ordinary
@@ -319,6 +328,8 @@ def _as_named(params: list) -> list[tuple[str, Tensor]]:
             raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {type(tensor).__name__}")
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError("params: got a parameter of a lazy module that has no shape yet: run the model once before")
+        if is_flattened(tensor):
+            raise TypeError(f"params: got {FLATTENED}")
     return [p if isinstance(p, tuple) else (f"one of shape {tuple(p.shape)}", p) for p in params]
 
 

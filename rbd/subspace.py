@@ -30,7 +30,7 @@ from rbd import kernels
 from rbd.basis import check_integer, check_word, forget_casts
 from rbd.compartment import BasisSpec
 from rbd.distributed.exchange import digest
-from rbd.distributed.fsdp import is_sharded
+from rbd.distributed.fsdp import FLATTENED, is_flattened, is_sharded
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.compiled import is_batched, sum_dtype
 from rbd.kernels.memory import is_under_transform
@@ -613,6 +613,8 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f"model: {name} has no values yet: initialise the model, or load its weights, first")
         if is_sharded(p):
             raise TypeError(f"model: {name} is sharded: make the Subspace first, and give it to fully_shard as a whole")
+        if is_flattened(p):
+            raise TypeError(f"model: {name} is {FLATTENED}")
         if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
             raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the "
                             f"model plain parameters first")  # fmt: skip

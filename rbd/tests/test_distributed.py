@@ -1232,6 +1232,22 @@ def test_gathering_by_either_name(monkeypatch, alone_under_torchrun):
             assert torch.equal(got, normal(3))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("original", [False, True])
+def test_parameters_of_fsdp1_are_refused(alone, original):
+    """Each worker would train its shard as if it were the whole, in a basis of its own."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    message = "a parameter of FullyShardedDataParallel, .* use fully_shard"
+    with distributed.join(1):
+        model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=original)
+        for optimizer in (RBD, FPD, rbd.NES):
+            with pytest.raises(TypeError, match=f"^params: got {message}"):
+                optimizer(model.parameters(), 0.1, 7)
+        with pytest.raises(TypeError, match=f"^model: .* is {message}"):
+            rbd.Subspace(model, 7)
+
+
 def test_local_pieces_are_torchs_chunks():
     shapes = [(7, 3), (2,), (1, 5), (0, 4)]
     values = torch.arange(21 + 2 + 5)
