@@ -41,6 +41,11 @@ def check_integer(name: str, value: int, allowed: str = "an integer") -> int:
     raise TypeError(f"{name}: got {value!r}, allowed {allowed}")
 
 
+def as_list(params: object) -> list:
+    """What a user gives as parameters, as a list: of one item for a tensor, and for what is no collection."""
+    return list(params) if isinstance(params, Iterable) and not isinstance(params, torch.Tensor) else [params]
+
+
 def is_number(value: object) -> bool:
     """Whether it is a real number, or a tensor of one."""
     if isinstance(value, torch.Tensor):
@@ -166,7 +171,7 @@ class Basis:
             RuntimeError: there are no kernels for the device, or autograd forbids a change in place (as in torch).
         """
         check_ordered(params)
-        params, spec = [params] if isinstance(params, torch.Tensor) else list(params), self._spec()
+        params, spec = as_list(params), self._spec()
         bad = [p for p in params if not isinstance(p, torch.Tensor) or not p.is_floating_point() or hasattr(p, "to_local")]
         if bad or not params:
             got = ", ".join(f"{type(p).__name__} {getattr(p, 'dtype', '')}".strip() for p in bad) or "none"

@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from numbers import Real
@@ -16,10 +16,19 @@ import torch
 from torch import Tensor
 
 from rbd import kernels
-from rbd.basis import WORD, check_integer, check_word, forget_casts, is_number
+from rbd.basis import WORD, as_list, check_integer, check_word, forget_casts, is_number
 from rbd.compartment import BasisSpec, Compartment
 from rbd.distributed.exchange import CHECK, Workers, digest
-from rbd.distributed.fsdp import Columns, columns, is_sharded, local_pieces, sharded_directions, sharded_workers
+from rbd.distributed.fsdp import (
+    FLATTENED,
+    Columns,
+    columns,
+    is_flattened,
+    is_sharded,
+    local_pieces,
+    sharded_directions,
+    sharded_workers,
+)
 from rbd.distributed.variants import VARIANTS, Direction, Part
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.memory import is_ordinary
@@ -47,7 +56,8 @@ def rbd_direction(
         out: (D,) for u, of its dtype, overwritten.
 
     Returns:
-        u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32.
+        u (D,) and the coordinates c = Φ g (d,), float64 for float64 g, else float32; without derivatives, which the products
+        of a ``Basis`` have.
 
     Raises:
         TypeError, ValueError: an argument is out of its range, or g or out has another shape, dtype or device.
@@ -98,7 +108,7 @@ class _RandomBases(torch.optim.Optimizer):
         self.state = _NoState(dict)
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"_capturable": self._capturable}
+        return super().__getstate__() | {"_capturable": self._capturable, "_frozen": self._frozen}
 
     def add_param_group(self, param_group: dict) -> None:
         """Add a group. Parameters that need no gradient when added stay out of the basis and are never moved.
@@ -112,7 +122,7 @@ class _RandomBases(torch.optim.Optimizer):
             raise ValueError('a parameter group needs its parameters, under the key "params"')
         check_ordered(param_group["params"])
         self._check_keys(param_group)
-        given = _as_list(param_group["params"])
+        given = as_list(param_group["params"])
         named = _as_named(given)
         trained = [p for p, (_, tensor) in zip(given, named) if tensor.requires_grad]
         if not trained:
@@ -189,12 +199,17 @@ class _RandomBases(torch.optim.Optimizer):
     def _check_numbers(self, group: dict, there: bool = True) -> None:
         """Check lr and step; there: also those that are tensors, which may be in device memory."""
         lr, step = group["lr"], group["step"]
-        if (there or not isinstance(lr, Tensor)) and not (is_number(lr) and 0 <= float(lr) < math.inf):
+        if (there or not isinstance(lr, Tensor)) and not (is_number(lr) and self._least_rate(group) <= float(lr) < math.inf):
             raise ValueError(f"lr: got {lr!r}, allowed 0 <= lr < infinity, a number or a tensor of one")
         if not isinstance(lr, (Tensor, int)):
             group["lr"] = float(lr)
         if (there or not isinstance(step, Tensor)) and not _is_count(step):
             raise ValueError(f"step: got {step!r}, allowed 0, 1, 2, ...")
+
+    @staticmethod
+    def _least_rate(group: dict) -> float:
+        """0, or what rounding makes of it in a scheduler: LinearLR to 0 may end at -1e-17 times the first rate."""
+        return -1e-6 * abs(float(group.get("initial_lr", 0)))
 
     def _check(self, group: dict) -> None:
         self._check_numbers(group)
@@ -306,11 +321,6 @@ def _is_off(value: object) -> bool:
     return value is None or (isinstance(value, Real) and value == 0)
 
 
-def _as_list(params: object) -> list:
-    """The parameters of a group, each a tensor or (name, tensor), as a list."""
-    return list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
-
-
 def _as_named(params: list) -> list[tuple[str, Tensor]]:
     """(name, tensor) of every parameter; one given without a name is described by its shape."""
     for p in params:
@@ -318,6 +328,8 @@ def _as_named(params: list) -> list[tuple[str, Tensor]]:
             raise TypeError(f"params must be tensors, as of model.parameters(), but one is a {type(tensor).__name__}")
         if torch.nn.parameter.is_lazy(tensor):
             raise ValueError("params: got a parameter of a lazy module that has no shape yet: run the model once before")
+        if is_flattened(tensor):
+            raise TypeError(f"params: got {FLATTENED}")
     return [p if isinstance(p, tuple) else (f"one of shape {tuple(p.shape)}", p) for p in params]
 
 
@@ -343,6 +355,14 @@ def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
     """
     cut = u.split([p.numel() for p in params])
     return [v.view(p.shape).float() if p.dtype == torch.float32 else v.view(p.shape) for v, p in zip(cut, params)]
+
+
+def _gradients(params: list[Tensor]) -> list[Tensor | None]:
+    """Of every parameter; None where there is none. Raises TypeError if one is sparse."""
+    grads = [p.grad for p in params]
+    if any(grad is not None and grad.is_sparse for grad in grads):
+        raise TypeError("sparse gradients are not supported")
+    return grads
 
 
 class _Vectors:
@@ -387,9 +407,7 @@ class _Vectors:
 
     def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""
-        grads = [p.grad for p in params]
-        if any(grad is not None and grad.is_sparse for grad in grads):
-            raise TypeError("sparse gradients are not supported")
+        grads = _gradients(params)
         if any(grad is None for grad in grads):
             self.g.zero_()
         if given := [(v, grad) for v, grad in zip(self._gradients, grads) if grad is not None]:
@@ -622,11 +640,9 @@ class RBD(_RandomBases):
         return [direction.u for direction in found]
 
     def _part(self, index: int) -> Part:
-        group = self.param_groups[index]
-        if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-            raise TypeError("sparse gradients are not supported")
-        g = _flatten(_local([torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]))  # (D,)
-        return Part(self._unscale(g), self._spec(index))
+        params = self.param_groups[index]["params"]
+        grads = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(params, _gradients(params))]
+        return Part(self._unscale(_flatten(_local(grads))), self._spec(index))
 
     def _unscale(self, g: Tensor) -> Tensor:
         """g, divided in place by the scale of a GradScaler that left this to the step; all NaN if it found an overflow."""

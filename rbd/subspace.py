@@ -30,9 +30,10 @@ from rbd import kernels
 from rbd.basis import check_integer, check_word, forget_casts
 from rbd.compartment import BasisSpec
 from rbd.distributed.exchange import digest
-from rbd.distributed.fsdp import is_sharded
+from rbd.distributed.fsdp import FLATTENED, is_flattened, is_sharded
 from rbd.distribution import distribution as distribution_of
 from rbd.kernels.compiled import is_batched, sum_dtype
+from rbd.kernels.memory import is_under_transform
 from rbd.partition import parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
@@ -113,9 +114,13 @@ class Subspace(nn.Module):
             ValueError: the model returns a parameter, or a view of one.
             TypeError: the model returns what can run its modules later, such as a generator, or objects in which it finds no
                 tensor with a gradient.
+            NotImplementedError: it is called under a transform of torch.func or torch.jit.trace.
         """
         if torch.compiler.is_compiling():
             return self._forward_compiled(args, kwargs)
+        if is_under_transform() or torch.jit.is_tracing():
+            raise NotImplementedError("a Subspace supports neither the transforms of torch.func nor torch.jit.trace: "
+                                      "use torch.autograd, and trace the model that merge() returns")  # fmt: skip
         if not self._compared:
             self._compare()
         swap = _swap_of(self._modules["model"])
@@ -608,6 +613,8 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f"model: {name} has no values yet: initialise the model, or load its weights, first")
         if is_sharded(p):
             raise TypeError(f"model: {name} is sharded: make the Subspace first, and give it to fully_shard as a whole")
+        if is_flattened(p):
+            raise TypeError(f"model: {name} is {FLATTENED}")
         if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
             raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the "
                             f"model plain parameters first")  # fmt: skip

@@ -103,6 +103,14 @@ def is_sharded(tensor: Tensor) -> bool:
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
+def is_flattened(tensor: Tensor) -> bool:
+    """Whether it is a parameter of FullyShardedDataParallel (FSDP1), which is an ordinary tensor of this worker's values."""
+    return getattr(tensor, "_fsdp_flattened", False)
+
+
+FLATTENED = "a parameter of FullyShardedDataParallel, of which each worker would train a part alone: use fully_shard (FSDP2)"
+
+
 def sharded_workers(params: Sequence[Tensor]) -> Workers:
     """The workers that share out these parameters.
 

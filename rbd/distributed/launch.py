@@ -6,8 +6,9 @@ import itertools
 import os
 import pickle
 import signal
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from rbd.basis import check_integer
 
 TIMEOUT = 60.0  # seconds, timeout of exchanges between workers of ``launch`` and ``join``
+_ANSWER, _FAILURE = "answer", "failure"  # files of ``launch``: worker 0's result; the traceback of the first that failed
 
 T = TypeVar("T")
 
@@ -52,8 +54,12 @@ def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterato
         device: "cpu" (gloo) or "cuda" (NCCL; each worker gets a GPU of its own).
 
     Raises:
-        ValueError: it has another number of workers; the device is "cuda", and there is no GPU for each of them.
+        TypeError, ValueError: an argument is out of its range; the group has another number of workers; the device is
+            "cuda", and there is no GPU for each of them.
     """
+    workers = check_integer("workers", workers)
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}, allowed 'cpu' or 'cuda'")
     ours = not dist.is_initialized()
     if ours:
         if device == "cuda":
@@ -85,23 +91,27 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
 
     Raises:
         TypeError, ValueError: workers is not an integer, or less than 1.
-        RuntimeError: a worker failed or was killed; the others are stopped, and its traceback is shown. Or worker 0 ended
-            without a result (``sys.exit``).
+        RuntimeError: a worker failed or was killed; the others are stopped, and the traceback of the first one is shown. Or
+            worker 0 ended without a result (``sys.exit``).
     """
     import torch.multiprocessing as mp
 
     if (workers := check_integer("workers", workers)) < 1:
         raise ValueError(f"workers: got {workers}, allowed 1 or more")
     store = dist.TCPStore("localhost", 0, None, True, timedelta(seconds=timeout), wait_for_workers=False)
-    with TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer"
-        context = mp.start_processes(_work, (function, workers, store.port, timeout, answer, args), workers, join=False,
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        answer, failure = folder / _ANSWER, folder / _FAILURE
+        context = mp.start_processes(_work, (function, workers, store.port, timeout, folder, args), workers, join=False,
                                      start_method="spawn")  # fmt: skip
         try:
             while not context.join():
                 pass
-        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+        except mp.ProcessExitedException as error:  # a worker was killed: others say only that they lost it
             raise RuntimeError(f"worker {error.error_index} of {workers} failed: {error}") from error
+        except mp.ProcessRaisedException as error:  # of the worker that ended first, maybe because another one had failed
+            first = failure.read_text("utf-8") if failure.exists() else ""
+            raise RuntimeError(first or f"worker {error.error_index} of {workers} failed: {error}") from error
         finally:
             for process in context.processes:
                 if process.is_alive():
@@ -111,7 +121,7 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
         return pickle.loads(answer.read_bytes())
 
 
-def _work(rank: int, function: Callable, workers: int, port: int, timeout: float, answer: Path, args: tuple) -> None:
+def _work(rank: int, function: Callable, workers: int, port: int, timeout: float, folder: Path, args: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent process reports Ctrl-C
     limit = timedelta(seconds=timeout)
     store = dist.TCPStore("localhost", port, None, False, limit)
@@ -120,7 +130,11 @@ def _work(rank: int, function: Callable, workers: int, port: int, timeout: float
     try:
         made = function(*args)
         if rank == 0:
-            answer.write_bytes(pickle.dumps(made))
+            (folder / _ANSWER).write_bytes(pickle.dumps(made))
+    except BaseException:
+        with suppress(OSError), (folder / _FAILURE).open("x", encoding="utf-8") as file:  # before others lose this one
+            file.write(f"worker {rank} of {workers} failed: {traceback.format_exc()}")
+        raise
     finally:
         _leave()
 

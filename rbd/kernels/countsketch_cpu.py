@@ -98,7 +98,7 @@ def _make_words(first, place, number, seed, stream, step, words):
 
 
 @_inline
-def _offset(q, span, total, words):
+def _offset(q, total, words):
     """o_q, from its word in words; 0 for a single row. Unsigned, as the product may need all 64 bits."""
     product = np.uint64(words[_SHIFTS + (q & 63)]) * np.uint64(total)
     return np.int64(product >> np.uint64(32)) if total > 1 else 0
@@ -245,7 +245,7 @@ def _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, word
         if total > 1 and q >> 6 != have:
             have = q >> 6
             _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
-        o = _offset(q, span, total, words)
+        o = _offset(q, total, words)
         at = 2 * (q & 3) * rows if kinds == 8 and total > 1 else 0
         start, first, last = q * span, max(o, row), min(o, row + rows)
         if total == 1 or (all_rows and kinds > 1):  # columns in order are rows from o on, and then the others: one run
@@ -463,7 +463,7 @@ def _gather(c, total, row, rows, start, stop, column, name, have, words, x):
         if total > 1 and q >> 6 != have:
             have = q >> 6
             _make_words(OFFSETS | (BLOCKS * have), _SHIFTS, number, seed, stream, step, words)
-        o = _offset(q, span, total, words)
+        o = _offset(q, total, words)
         if total <= DOUBLED:
             first, last = max(q * span, start), min((q + 1) * span, stop)
             _copy_over(x, _TABLE + o + first - q * span, x, _FRONT + first - column, last - first)

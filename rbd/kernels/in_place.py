@@ -34,8 +34,8 @@ class Prepared(ABC):
     """Products with the bases of one spec, for a vector that is cut into tensors of the same sizes in every call.
 
     ``expand``, ``shift``, ``add`` and ``project`` return None for tensors that the kernels cannot read or write in place:
-    use the function of the same name in ``rbd.kernels`` then. step: of the basis, by default the spec's. A backend's own
-    class looks its plans up once, and defines ``read_from`` and ``write_to``.
+    use the function of the same name in ``rbd.kernels`` then. ``add`` and ``project`` take the step of the basis, by default
+    the spec's. A backend's own class looks its plans up once, and defines ``read_from`` and ``write_to``.
     """
 
     def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
@@ -56,7 +56,7 @@ class Prepared(ABC):
     def _name_at(self, step: int | None) -> Name:
         return self._name if step is None else self._name._replace(step=int(step) % 2**32)
 
-    def expand(self, c: torch.Tensor, u: torch.Tensor | None = None, step: int | None = None) -> torch.Tensor | None:
+    def expand(self, c: torch.Tensor, u: torch.Tensor | None = None) -> torch.Tensor | None:
         """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
         if is_watched() or (u is not None and find_obstacle(u)):
             return None
@@ -65,12 +65,12 @@ class Prepared(ABC):
             return None
         if u is not None:
             count_change(u)
-        self._fill(made, self._name_at(step), c)
+        self._fill(made, c)
         return made
 
-    def _fill(self, u: torch.Tensor, name: Name, c: torch.Tensor) -> None:
+    def _fill(self, u: torch.Tensor, c: torch.Tensor) -> None:
         first, width = u.data_ptr(), u.element_size()
-        self.write_to([first + place * width for place in self.bounds[:-1]], [], name, c)
+        self.write_to([first + place * width for place in self.bounds[:-1]], [], self._name, c)
 
     def shift(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """params + the vector with coordinates c, in new tensors: one pass."""
@@ -101,7 +101,7 @@ class Prepared(ABC):
         if params[0].dtype == c.dtype and not _overlap(places, params):
             return self.write_to(places, places, self._name, c)
         u = torch.empty(self._size, dtype=c.dtype, device=c.device)
-        self._fill(u, self._name, c)
+        self._fill(u, c)
         torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split(list(self.sizes)))])
 
     def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,

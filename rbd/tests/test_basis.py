@@ -420,6 +420,7 @@ def test_alpha_is_a_number(alpha, got):
     ([torch.zeros(5)] * 2, {}, ValueError, "^params: got a tensor that is in the list twice, allowed each once$"),
     ({torch.zeros(5), torch.zeros(5)}, {}, TypeError, "^params must come in ordered collections, not in a set"),
     ([[0.0] * 10], {}, TypeError, r"^params: got list, allowed real floating-point tensors"),
+    (None, {}, TypeError, r"^params: got NoneType, allowed real floating-point tensors"),
 ])  # fmt: skip
 def test_what_cannot_be_perturbed(params, more, error, message):
     with pytest.raises(error, match=message):

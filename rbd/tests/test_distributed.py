@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import multiprocessing.util
 import os
 import re
 import signal
@@ -823,6 +824,17 @@ def test_wrong_number_of_workers(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(("workers", "device", "error", "message"), [
+    (1, "cuda:0", ValueError, "^device: got 'cuda:0', allowed 'cpu' or 'cuda'$"),
+    (1, torch.device("cuda"), ValueError, "^device: got device.*, allowed 'cpu' or 'cuda'$"),
+    ("1", "cpu", TypeError, "^workers: got '1', allowed an integer$"),
+])  # fmt: skip
+def test_join_refuses_what_it_does_not_know(workers, device, error, message):
+    """Of a device other than the string "cuda" it had made a group for CPUs."""
+    with pytest.raises(error, match=message), distributed.join(workers, device=device):
+        pass
+
+
 @pytest.fixture
 def alone_under_torchrun(monkeypatch):
     """As the third of four workers of a machine with one GPU sees it, but with nobody to wait for."""
@@ -892,7 +904,7 @@ def test_dead_and_hung_workers(tmp_path, hook):
     """Real processes, stopped and killed: all the others raise, within the group's timeout or at once."""
     store = dist.TCPStore("localhost", 0, None, True, wait_for_workers=False)
     started = mp.get_context("spawn")
-    processes = [started.Process(target=_work, args=(r, suffering, 4, store.port, 60, tmp_path / "answer", (
+    processes = [started.Process(target=_work, args=(r, suffering, 4, store.port, 60, tmp_path, (
         tmp_path, hook))) for r in range(4)]  # fmt: skip
     for process in processes:
         process.start()
@@ -969,12 +981,17 @@ def test_the_command_under_torchrun(tmp_path):
 
 
 def failing() -> None:
-    raise ValueError("no such thing")
+    """The last worker fails, and ends after worker 0, which has lost it."""
+    if dist.get_rank() == dist.get_world_size() - 1:
+        multiprocessing.util.Finalize(None, time.sleep, (5,), exitpriority=100)
+        raise ValueError("no such thing")
+    dist.barrier()
 
 
-def test_launch_shows_what_failed():
-    with pytest.raises(RuntimeError, match="(?s)worker 0 of 1 failed: .*no such thing"):
-        distributed.launch(failing, 1)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_launch_shows_what_failed_first(workers):
+    with pytest.raises(RuntimeError, match=f"(?s)^worker {workers - 1} of {workers} failed: .*ValueError: no such thing"):
+        distributed.launch(failing, workers)
 
 
 def leave(code: int | None) -> str:
@@ -1213,6 +1230,22 @@ def test_gathering_by_either_name(monkeypatch, alone_under_torchrun):
                 monkeypatch.delattr(dist, "all_gather_single")
             gather_single(got := torch.zeros(3), normal(3), None)
             assert torch.equal(got, normal(3))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("original", [False, True])
+def test_parameters_of_fsdp1_are_refused(alone, original):
+    """Each worker would train its shard as if it were the whole, in a basis of its own."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    message = "a parameter of FullyShardedDataParallel, .* use fully_shard"
+    with distributed.join(1):
+        model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=original)
+        for optimizer in (RBD, FPD, rbd.NES):
+            with pytest.raises(TypeError, match=f"^params: got {message}"):
+                optimizer(model.parameters(), 0.1, 7)
+        with pytest.raises(TypeError, match=f"^model: .* is {message}"):
+            rbd.Subspace(model, 7)
 
 
 def test_local_pieces_are_torchs_chunks():

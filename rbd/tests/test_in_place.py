@@ -89,12 +89,12 @@ def test_prepared_products_are_the_general_ones(name):
     assert same_bits(moved, g + kernels.expand(c, spec))
     later, u = replace(spec, step=9), torch.full((600,), math.nan)
     assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
-    assert prepared.expand(c, u, 9) is u and same_bits(u, kernels.expand(c, later))
+    assert prepared.expand(c, u) is u and same_bits(u, kernels.expand(c, spec))
     for step in (torch.tensor(9), 9.0, 9 + 2**32):  # as the general products take it
         assert same_bits(prepared.project(params, f32, step), kernels.project(g, later))
     with torch.device("meta"):  # torch's default device does not matter
         assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
-        assert same_bits(prepared.expand(c, step=9), u)
+        assert same_bits(prepared.expand(c), u)
         in_place._is_add_fused.cache_clear()
         prepared.add(c, [p.clone() for p in params], 1.0)
     zeros = torch._efficientzerotensor((100,))  # has no memory

@@ -711,6 +711,24 @@ def test_learning_rate_schedule(lr):
         assert torch.equal(p, expected)
 
 
+@pytest.mark.parametrize("lr", [0.37, torch.tensor(0.37)], ids=["float", "tensor"])
+def test_a_schedule_may_end_below_0_by_a_rounding_error(lr):
+    """As torch's own optimizers allow; what no rounding explains is refused."""
+    p = parameter(torch.zeros(20), normal(20))
+    optimizer = RBD([p], lr=lr, dim=4)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.3, end_factor=0.0, total_iters=3)
+    rates = []
+    for _ in range(5):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        scheduler.step()
+    assert -1e-7 < min(rates) < 0
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = -0.37 * 1e-5
+    with pytest.raises(ValueError, match="^lr: got -3.7"):
+        optimizer.step()
+
+
 def test_one_cycle_schedule_leaves_the_step_count_alone():
     """A scheduler may write lr into the groups, and nothing else."""
     p = parameter(torch.zeros(20), normal(20))
@@ -1075,6 +1093,7 @@ def test_parameters_that_are_unfrozen_later():
     model = network()
     model[0].requires_grad_(False)
     optimizers = [RBD(model.named_parameters(), 0.5, 10), NES(model.parameters(), 0.5, 10)]
+    twin, of_twin = copy.deepcopy((model, optimizers[0]))
     model[0].weight.requires_grad_(True)
     for optimizer, name in zip(optimizers, ("0.weight", r"one of shape \(8, 6\)")):
         message = (rf"not move 1 of the parameters given \({name}\): they did not require a gradient when it was made, but "
@@ -1082,6 +1101,9 @@ def test_parameters_that_are_unfrozen_later():
         with pytest.warns(UserWarning, match=message) as told:
             train(model, optimizer, 1)
         assert [warning.filename for warning in told] == [__file__]  # at the user's line, not in rbd or torch
+    twin[0].weight.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"not move 1 of the parameters given \(0.weight\)"):
+        train(twin, of_twin, 1)
     model[0].bias.requires_grad_(True)
     optimizers.append(RBD(model[2].parameters(), 0.5, 10))
     optimizers[0]._frozen = (("0.bias", model[0].bias), ("0.weight", model[0].weight))

@@ -613,6 +613,22 @@ def test_unused_parameters_and_sparse_gradients():
     torch.testing.assert_close(sub.coordinates.grad, Basis(10, 92, "countsketch").project(g))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+@pytest.mark.parametrize("use", [
+    lambda sub: torch.func.vmap(sub)(X),
+    lambda sub: torch.func.grad(lambda c: torch.func.functional_call(sub, {"coordinates": c}, (X,)).sum())(torch.zeros(DIM)),
+    lambda sub: torch.jit.trace(sub, (X,)),
+    lambda sub: torch.jit.trace(nn.Sequential(sub), (X,)),
+], ids=["vmap", "grad", "trace", "trace of a part"])  # fmt: skip
+def test_transforms_and_traces_are_refused(use):
+    """torch's own errors name autograd.Function's setup_context and unordered_map::at."""
+    sub = make()
+    start = [p.clone() for p in sub.model.parameters()]
+    with pytest.raises(NotImplementedError, match="^a Subspace supports neither the transforms of torch.func nor"):
+        use(sub)
+    assert is_put_back(sub, start)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(mode):
     sub = make()
