@@ -275,7 +275,9 @@ def test_no_metric_is_a_failure(function, message, here, capsys):
     (["mine.py:takes_one", "--dims", "1"], "takes_one: too many positional arguments; allowed a function of (dim, seed)"),
     (["mine.py:HERE", "--dims", "1"], "allowed a function of (dim, seed)"),
     (["mine.py:accuracy"], "the following arguments are required: --dims"),
-    (["mine.py:accuracy", "--dims", "0"], "argument --dims: got '0', allowed an integer >= 1"),
+    (["mine.py:accuracy", "--dims", "0"], "argument --dims: got '0', allowed an integer 1 ... 4294967295"),
+    (["mine.py:accuracy", "--dims", "1", str(2**32)], "argument --dims: got '4294967296', allowed an integer 1 ..."),
+    (["mine.py:accuracy", "--dims", "1", "--seeds", "-1"], "argument --seeds: got '-1', allowed an integer 0 ..."),
     (["mine.py:accuracy", "--dims", "1", "--baseline", "-1"], "argument --baseline: got '-1', allowed a finite number > 0"),
 ])  # fmt: skip
 def test_bad_input_is_refused(words, message, here, capsys):
