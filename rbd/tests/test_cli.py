@@ -194,6 +194,7 @@ def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
     (["--dim", "101771"], "rbd: error: dim: got 101771, allowed 1 ... 101770"),
     (["--partition", "even:9", "--dim", "8"], "rbd: error: dim: got 8, allowed 9 ... 101770"),
     (["--method", "nes", "--epochs", "1"], "rbd: error: epochs: got 1, allowed 2 and above: nes takes 250 batches a step"),
+    (["--workers", "100000"], "rbd: error: workers: got 100000, allowed 1 ..."),
     (["--batch-size", "5001"], "rbd: error: batch_size: got 5001, allowed 1 ... 5000"),
     pytest.param(["--device", "cuda"], "rbd: error: device: got 'cuda', allowed cpu",
                  marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
