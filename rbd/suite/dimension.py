@@ -264,7 +264,7 @@ def load(target: Target, run: Run) -> Outcome | None:
         return Outcome(_check_number("metric", content["metric"]), _check_number("seconds", content["seconds"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: {error}; remove it, and the run is done again") from error
 
 

@@ -497,9 +497,11 @@ def test_saving_again_keeps_what_was_measured_before(benchmarks, monkeypatch, tm
     monkeypatch.setattr(run, "benchmarks", lambda _: pytest.fail("it would have measured"))
     with pytest.raises(SystemExit, match="--quick: got --save with .*, allowed a folder without results"):
         run.main(["--quick", "--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
-    path.write_text("{")
-    with pytest.raises(SystemExit, match=f"--save: {re.escape(str(path))} is not a file of results: .*; move it away"):
-        run.main(["--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
+    for damaged, text in product((path, tmp_path / "benchmarks.json"), ("{", "[" * 100_000)):
+        damaged.write_text(text)
+        with pytest.raises(SystemExit, match=f"--save: {re.escape(str(damaged))} is not a file of results: .*; move it"):
+            run.main(["--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
+        damaged.write_text('{"results": {}}')
 
 
 def test_results_of_changed_files_are_not_saved_under_the_commit(benchmarks, monkeypatch, tmp_path):
@@ -587,9 +589,15 @@ def test_table_of_workers(benchmarks, tmp_path):
 def test_table_names_a_file_that_is_none_of_asvs(benchmarks, tmp_path):
     (tmp_path / "vm").mkdir()
     (tmp_path / "vm" / "machine.json").write_text("{}")
-    (tmp_path / "vm" / "x.json").write_text('{"results": 3}')
-    with pytest.raises(ValueError, match="x.json: not a result file of asv"):
-        benchmarks("table").tables(tmp_path)
+    whole = {"result_columns": [], "results": {}, "commit_hash": COMMIT, "date": 1, "python": "3.12",
+             "params": {"machine": "vm", "cpu": "x", "num_cpu": "1", "ram": "1", "os": "x"}}  # fmt: skip
+    bad = [whole | {"results": 3}, whole | {"params": {}}, whole | {"params": whole["params"] | {"ram": ""}}, [], 1]
+    for text in ("{", "[" * 100_000, "\xff", *map(json.dumps, bad)):
+        (tmp_path / "vm" / "x.json").write_text(text, "latin-1")
+        with pytest.raises(ValueError, match=r"x\.json: not a result file of asv"):
+            benchmarks("table").tables(tmp_path)
+    (tmp_path / "vm" / "x.json").write_text(json.dumps(whole))
+    assert benchmarks("table").tables(tmp_path) == "No results are committed yet."
 
 
 def test_readme_has_the_tables_of_the_committed_results(benchmarks):

@@ -297,7 +297,7 @@ def test_a_damaged_record_is_named_and_left(here, capsys):
     path = folder(here) / "dim10-seed0.json"
     whole = {"format": 1, "dim": 10, "seed": 0, "metric": 1, "seconds": 1}
     bad = [whole | {name: value} for name in ("metric", "seconds") for value in ("3", True, None, [3], math.nan, 10**400)]
-    for text in ("{", "3", '{"format": 1}', *map(json.dumps, [whole | {"dim": 11}, *bad])):
+    for text in ("{", "[" * 100_000, "3", '{"format": 1}', *map(json.dumps, [whole | {"dim": 11}, *bad])):
         path.write_text(text)
         assert main(words) == 2
         assert f"{path.relative_to(here)}: damaged: " in capsys.readouterr().err and path.read_text() == text
