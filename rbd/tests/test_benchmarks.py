@@ -795,12 +795,37 @@ def test_training_starts_again_after_a_fault(benchmarks, tmp_path, monkeypatch):
     assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses and pauses == [1, 2]
 
 
+def sleep(*words: str) -> subprocess.Popen:
+    """A process with these words in its command."""
+    code = "import time; print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE)
+    process.stdout.readline()  # it has its command now
+    return process
+
+
 def test_a_second_training_is_not_started(benchmarks, tmp_path, monkeypatch, capsys):
     campaign = benchmarks("gpu_campaign")
-    (tmp_path / "pid").write_text(str(os.getpid()))
-    monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: pytest.fail("a second one"))
-    campaign.start(campaign.Plan(tmp_path))
-    assert capsys.readouterr().out == f"training goes on in process {os.getpid()}\n"
+    plan = campaign.Plan(tmp_path)
+    with sleep("keep-training", "--plan", campaign.dump(plan)) as training:
+        (tmp_path / "pid").write_text(str(training.pid))
+        monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: pytest.fail("a second one"))
+        campaign.start(plan)
+        assert capsys.readouterr().out == f"training goes on in process {training.pid}\n"
+        campaign.stop(plan)
+        assert not campaign.is_training(plan)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux tells the command of a process")
+def test_a_process_that_got_the_number_of_the_training_is_left_alone(benchmarks, tmp_path):
+    campaign = benchmarks("gpu_campaign")
+    plan, elsewhere = campaign.Plan(tmp_path), campaign.dump(campaign.Plan(tmp_path / "other"))
+    for words in ((), ("keep-training", "--plan", elsewhere), ("report", "--plan", campaign.dump(plan))):
+        with sleep(*words) as other:
+            (tmp_path / "pid").write_text(str(other.pid))
+            assert not campaign.is_training(plan)
+            campaign.stop(plan)
+            assert other.poll() is None
+            other.kill()
 
 
 SWEEP = """
