@@ -291,6 +291,14 @@ def test_bad_input_is_refused(words, message, here, capsys):
     assert not list(here.rglob("*.json"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_a_script_is_read_as_python_reads_it(encoding, here, capsys):
+    cookie = "# coding: latin-1\n" * (encoding == "latin-1")
+    Path("odd.py").write_bytes(f"{cookie}def f(dim, seed):\n    return float(len('ä'))\n".encode(encoding))
+    assert main(["dimension", "odd.py:f", "--dims", "1", "--seeds", "0"]) == 0
+    assert "| 1 | 1.000 (n = 1) |" in capsys.readouterr().out
+
+
 def test_a_damaged_record_is_named_and_left(here, capsys):
     words = ["dimension", "mine.py:accuracy", "--dims", "10", "--seeds", "0"]
     assert main(words) == 0
