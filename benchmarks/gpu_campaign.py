@@ -538,6 +538,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("the command is missing: first, more, last, or --rehearse")
     if given.command in ("train", "keep-training"):
         return train(plan) if given.command == "train" else keep_training(plan)
+    if given.data and not given.data.is_dir():
+        parser.error(f"--data: {given.data}: no such folder")
+    if given.command != "first" and not (plan.work / "end").exists():
+        parser.error(f"{given.command}: no campaign has begun in {plan.work}: run first, or name its --work")
     out = Path(os.environ.get("OUT", plan.work / "out"))
     if given.command == "last":
         return last(plan, out, given.wait)

@@ -233,6 +233,21 @@ def _require_clean() -> None:
         raise SystemExit(f"--save: commit these changes first, or state a commit with --commit:\n{changes.rstrip()}")
 
 
+def _require_writable(folder: Path) -> None:
+    """End here, rather than after the first measurement, if results cannot be saved."""
+    try:
+        suite("store").check_writable(folder)
+    except OSError as error:
+        raise SystemExit(f"--save: {folder}: {error.strerror}") from error
+
+
+def _check_pattern(text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise SystemExit(f"--bench: got {text!r}, allowed a regular expression: {error}") from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n")[0])
     parser.add_argument("--bench", default="", metavar="REGEX", help="benchmarks whose name matches (default: all)")
@@ -242,6 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--commit", metavar="'HASH TIME'", help="what `git log -1 --format='%%H %%ct'` prints")
     parser.add_argument("--check-commit", action="store_true", help="only see that the commit is known, and run nothing")
     given = parser.parse_args(arguments)
+    _check_pattern(given.bench)
     if given.save and not given.commit:
         _require_clean()
     if given.check_commit:
@@ -252,6 +268,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.only:
         os.environ["RBD_BENCH_DEVICE"] = given.only
     commit = _commit(given.commit) if given.save else None
+    if commit:
+        _require_writable(given.save)
     if commit and (known := given.save / "benchmarks.json").exists():
         _read(known)
     for path in given.save.glob(f"*/{commit[0][:8]}-*.json") if commit else ():

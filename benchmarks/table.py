@@ -311,7 +311,10 @@ def main() -> None:
     given = parser.parse_args()
     from rbd.suite.report import insert_into  # here, as above
 
-    insert_into(given.into, {"asv": lambda: tables(given.results)})
+    try:
+        insert_into(given.into, {"asv": lambda: tables(given.results)})
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"benchmarks.table: {error}") from error
 
 
 if __name__ == "__main__":

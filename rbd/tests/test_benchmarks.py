@@ -504,6 +504,26 @@ def test_saving_again_keeps_what_was_measured_before(benchmarks, monkeypatch, tm
         damaged.write_text('{"results": {}}')
 
 
+def test_bad_input_of_the_commands_is_refused_in_a_line(benchmarks, tmp_path, monkeypatch, capsys):
+    """Before anything is measured, or a rented GPU waits for data."""
+    run, file, commit = benchmarks("run"), tmp_path / "file", ["--commit", f"{COMMIT} 1"]
+    file.touch()
+    monkeypatch.setattr(run, "benchmarks", lambda _: pytest.fail("it would have measured"))
+    with pytest.raises(SystemExit, match=r"^--bench: got '\[', allowed a regular expression: "):
+        run.main(["--bench", "["])
+    with pytest.raises(SystemExit, match=f"^--save: {re.escape(str(file))}: "):
+        run.main(["--save", str(file), *commit])
+    monkeypatch.setattr(sys, "argv", ["table", "--into", str(tmp_path / "gone.md")])
+    with pytest.raises(SystemExit, match=r"^benchmarks.table: .*gone\.md"):
+        benchmarks("table").main()
+    for words, message in ((["first", "--data", "nowhere"], "--data: nowhere: no such folder"),
+                           (["more"], "more: no campaign has begun in "), (["last"], "last: no campaign has begun in ")):
+        with pytest.raises(SystemExit):
+            benchmarks("gpu_campaign").main([*words, "--work", str(tmp_path / "work")])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
 def test_results_of_changed_files_are_not_saved_under_the_commit(benchmarks, monkeypatch, tmp_path):
     run = benchmarks("run")
     monkeypatch.setattr(run, "HERE", tmp_path / "benchmarks")
