@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -249,12 +250,14 @@ def test_missing_data_is_named_with_the_command_that_mends_it(here, capsys):
                                    ["figures", "index"], ["dimension", "a.py:f", "--dims", "1"]], ids=" ".join)  # fmt: skip
 def test_what_is_no_directory_is_refused_by_every_command(words, here, capsys):
     Path("results").write_text("mine")
-    Path("link").symlink_to("nowhere")
+    with suppress(OSError):  # Windows allows it to few
+        Path("link").symlink_to("nowhere")
+    places = {"results/a/b": "; results is not one", "link": "; link is not one", "": ""}
     assert "argument --results-dir: got 'results', allowed a directory; results is not one" in refused(words, capsys)
-    for name, place in {"results/a/b": "; results is not one", "link": "; link is not one", "": ""}.items():
+    for name, place in places.items() if Path("link").is_symlink() else ():
         said = refused([*words, "--results-dir", name], capsys)
         assert said.endswith(f"argument --results-dir: got {name!r}, allowed a directory{place}")
-    assert Path("results").read_text() == "mine" and len(list(here.iterdir())) == 2
+    assert Path("results").read_text() == "mine" and len(list(here.iterdir())) <= 2
 
 
 def test_what_is_no_directory_of_data_or_scripts_is_refused(here, capsys):
