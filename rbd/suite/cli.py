@@ -447,12 +447,17 @@ def _figures(given: argparse.Namespace) -> int:
     from rbd.suite import figures
 
     names, states = figures.choose(given.names), []
-    for number, name in enumerate(names, 1):
-        print(f"[{number}/{len(names)}] {name}, profile {given.profile}: ", end="", flush=True)
-        drawn = figures.draw(name, given.profile, given.results_dir, given.allow_missing)
-        states.append(drawn.state)
-        told = {"drawn": "drawn", "empty": f"nothing to draw yet: {drawn.message}", "failed": f"FAILED: {drawn.message}"}
-        print(f"{told[drawn.state]} ({drawn.seconds:.1f} s)", flush=True)
+    try:
+        for number, name in enumerate(names, 1):
+            print(f"[{number}/{len(names)}] {name}, profile {given.profile}: ", end="", flush=True)
+            drawn = figures.draw(name, given.profile, given.results_dir, given.allow_missing)
+            states.append(drawn.state)
+            told = {"drawn": "drawn", "empty": f"nothing to draw yet: {drawn.message}", "failed": f"FAILED: {drawn.message}"}
+            print(f"{told[drawn.state]} ({drawn.seconds:.1f} s)", flush=True)
+    except KeyboardInterrupt:
+        with suppress(ValueError, OSError):  # the index has what was drawn until now
+            figures.write_index(given.results_dir, figures.list_notebooks())
+        raise
     path = figures.write_index(given.results_dir, figures.list_notebooks())
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("drawn", "empty", "failed") if state in states)
     where = f"figures and tables: {given.results_dir}" + (f"; index: {path}" if path else "")

@@ -168,6 +168,7 @@ def test_interrupted_it_says_so_and_leaves_no_kernel(number, status, word, names
     run.send_signal(number)
     said = run.communicate(timeout=60)
     assert (run.returncode, said[1]) == (status, f"\nrbd: {word}\n")
+    assert "| STALE: " in (tmp_path / "README.md").read_text("utf-8")
     assert kernels and not any(kernel.is_running() for kernel in kernels)
 
 
