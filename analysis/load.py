@@ -332,8 +332,8 @@ def asv(results: str | Path) -> pd.DataFrame:
     paths = sorted(p for p in root.glob("*/[!.]*.json") if p.name != "machine.json")
     if not paths or not (root / "benchmarks.json").exists():
         raise Nothing(f"{root}: no results of asv, `tox -e bench` makes them")
-    known = _read_json(root / "benchmarks.json", bare=True)
-    table = pd.DataFrame([row for path in paths for row in _asv_rows(path, _read_json(path, bare=True), known)])
+    known = _read_object(root / "benchmarks.json", bare=True)
+    table = pd.DataFrame([row for path in paths for row in _read_asv(path, known)])
     return _keep_last(table) if len(table) else table
 
 
@@ -342,6 +342,14 @@ def _keep_last(table: pd.DataFrame) -> pd.DataFrame:
     ordered = table.sort_values("measured", kind="stable")
     last = ordered.groupby(["machine", "commit", "benchmark"]).file.transform("last")
     return ordered[ordered.file == last].sort_index().drop(columns=["file", "measured"])
+
+
+def _read_asv(path: Path, known: dict) -> list[dict[str, Any]]:
+    """The rows of a result file. Raises Damaged, also where something in it is of another type."""
+    try:
+        return list(_asv_rows(path, _read_object(path, bare=True), known))
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise Damaged(f"{path}: not a result file of asv: {error!r}") from error
 
 
 def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]]:
@@ -359,7 +367,7 @@ def _asv_rows(path: Path, content: dict, known: dict) -> Iterator[dict[str, Any]
             if isinstance(value, (int, float)) and math.isfinite(value):
                 yield {
                     "machine": path.parent.name, "commit": content.get("commit_hash", "")[:8],
-                    "date": content.get("date", 0), "benchmark": name, "unit": about.get("unit"),
+                    "date": int(content.get("date", 0)), "benchmark": name, "unit": about.get("unit"),
                     "value": value, "low": bottom, "high": top, "file": path.name, "measured": cell.get("started_at") or 0,
                     **{p: _literal(text) for p, text in zip(about.get("param_names", ()), point)},
                 }  # fmt: skip
@@ -374,7 +382,7 @@ def newest(table: pd.DataFrame) -> pd.DataFrame:
 def describe_machine(results: str | Path, name: str) -> str:
     """A machine of asv in print: "vm (AMD EPYC, 2 cores)"; the name alone where asv's machine.json lacks these."""
     path = Path(results) / "asv" / name / "machine.json"
-    known = _read_json(path) if path.exists() else {}
+    known = _read_object(path) if path.exists() else {}
     return f"{name} ({known['cpu']}, {known['num_cpu']} cores)" if {"cpu", "num_cpu"} <= set(known) else name
 
 
@@ -391,6 +399,13 @@ def _read_json(path: Path, bare: bool = False) -> Any:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=None if bare else refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path}: damaged, file not touched: {error}") from error
+
+
+def _read_object(path: Path, bare: bool = False) -> dict[str, Any]:
+    """`_read_json` of a file that has names and values."""
+    if not isinstance(content := _read_json(path, bare), dict):
+        raise Damaged(f"{path}: got {str(content)[:80]!r}, allowed an object of JSON")
+    return content
 
 
 def _get(path: Path, content: Any, key: str, kind: type) -> Any:

@@ -259,6 +259,8 @@ def start(plan: Plan) -> None:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                    start_new_session=True)  # fmt: skip
     (plan.work / "pid").write_text(str(process.pid))
+    while process.poll() is None and not is_training(plan):  # for some milliseconds it has no command yet
+        time.sleep(0.01)
     print(f"training in process {process.pid}: {plan.work / 'training.log'}")
 
 
@@ -338,20 +340,34 @@ def left(plan: Plan) -> float:
 
 
 def is_training(plan: Plan) -> bool:
+    return find_training(plan) is not None
+
+
+def find_training(plan: Plan) -> int | None:
+    """The process that trains, None if it has ended: another one may have got its number since."""
     try:
         pid = int((plan.work / "pid").read_text())
         with suppress(ChildProcessError):  # of another command, usually
             os.waitpid(pid, os.WNOHANG)
         os.kill(pid, 0)
-        return True
+        return pid if is_ours(pid, plan) else None
     except (OSError, ValueError):
-        return False
+        return None
+
+
+def is_ours(pid: int, plan: Plan) -> bool:
+    """Whether a process trains in this plan's folder, as its command says; where the system has no /proc, it is taken to."""
+    if not Path("/proc/self").exists():
+        return True
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # none of a process that only waits to be reaped
+    return b"keep-training" in words and any(json.dumps(str(plan.work)).encode() in word for word in words)
 
 
 def stop(plan: Plan) -> None:
     """End the training: runs keep their last full epoch."""
-    with suppress(OSError, ValueError):
-        os.kill(int((plan.work / "pid").read_text()), signal.SIGTERM)
+    with suppress(OSError):  # it may just have ended
+        if pid := find_training(plan):
+            os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + 70
     while is_training(plan) and time.monotonic() < end:
         time.sleep(0.1)
@@ -515,13 +531,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wait", type=float, default=480, help="seconds that last waits for the end (default: 480)")
     parser.add_argument("--plan", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    plan = load(given.plan) if given.plan else Plan(given.work, minutes=given.minutes)
+    plan = load(given.plan) if given.plan else Plan(given.work.resolve(), minutes=given.minutes)
     if given.rehearse:
         return rehearse()
     if given.command is None:
         parser.error("the command is missing: first, more, last, or --rehearse")
     if given.command in ("train", "keep-training"):
         return train(plan) if given.command == "train" else keep_training(plan)
+    if given.data and not given.data.is_dir():
+        parser.error(f"--data: {given.data}: no such folder")
+    if given.command != "first" and not (plan.work / "end").exists():
+        parser.error(f"{given.command}: no campaign has begun in {plan.work}: run first, or name its --work")
     out = Path(os.environ.get("OUT", plan.work / "out"))
     if given.command == "last":
         return last(plan, out, given.wait)

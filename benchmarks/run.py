@@ -142,7 +142,7 @@ def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int
     _write(place / "machine.json", machine | {"version": 1})
     _announce(results, folder / "benchmarks.json")
     path = place / f"{commit[:8]}-{environment}.json"
-    known = _read_results(path) if path.exists() else {}
+    known = _read(path, "results")["results"] if path.exists() else {}
     _write(path, {
         "commit_hash": commit, "env_name": environment, "date": date * 1000, "python": python, "requirements": requirements,
         "params": machine | {"python": python} | requirements, "env_vars": {}, "result_columns": COLUMNS, "durations": {},
@@ -153,17 +153,20 @@ def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int
     return path
 
 
-def _read_results(path: Path) -> dict:
-    """The results in a file, by benchmark; ends here, naming the file, if it is damaged."""
+def _read(path: Path, *needed: str) -> dict[str, dict]:
+    """The objects in a file of asv, by name, with those that are needed; ends here, naming the file, if it is damaged."""
     try:
-        return dict(json.loads(path.read_text("utf-8"))["results"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = json.loads(path.read_text("utf-8"))
+        if wrong := [name for name in needed if type(found[name]) is not dict]:
+            raise ValueError(f"{wrong[0]}: got {found[wrong[0]]!r}, allowed a dict")
+        return dict(found)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SystemExit(f"--save: {path} is not a file of results: {error!r}; move it away") from error
 
 
 def _announce(benchmarks: Iterable[Benchmark], path: Path) -> None:
     """Put into asv's list what it lacks or has otherwise: readers skip results that are not of the list's version."""
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {"version": 2}  # of the format
+    known = _read(path) if path.exists() else {"version": 2}  # of the format
     for b in benchmarks:
         params = [[repr(v) for v in values] for values in b.params]
         about = {"name": b.name, "params": params, "version": b.version, "type": "track", "unit": b.unit,
@@ -230,6 +233,21 @@ def _require_clean() -> None:
         raise SystemExit(f"--save: commit these changes first, or state a commit with --commit:\n{changes.rstrip()}")
 
 
+def _require_writable(folder: Path) -> None:
+    """End here, rather than after the first measurement, if results cannot be saved."""
+    try:
+        suite("store").check_writable(folder)
+    except OSError as error:
+        raise SystemExit(f"--save: {folder}: {error.strerror}") from error
+
+
+def _check_pattern(text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise SystemExit(f"--bench: got {text!r}, allowed a regular expression: {error}") from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n")[0])
     parser.add_argument("--bench", default="", metavar="REGEX", help="benchmarks whose name matches (default: all)")
@@ -239,6 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--commit", metavar="'HASH TIME'", help="what `git log -1 --format='%%H %%ct'` prints")
     parser.add_argument("--check-commit", action="store_true", help="only see that the commit is known, and run nothing")
     given = parser.parse_args(arguments)
+    _check_pattern(given.bench)
     if given.save and not given.commit:
         _require_clean()
     if given.check_commit:
@@ -249,8 +268,12 @@ def main(arguments: list[str] | None = None) -> int:
     if given.only:
         os.environ["RBD_BENCH_DEVICE"] = given.only
     commit = _commit(given.commit) if given.save else None
+    if commit:
+        _require_writable(given.save)
+    if commit and (known := given.save / "benchmarks.json").exists():
+        _read(known)
     for path in given.save.glob(f"*/{commit[0][:8]}-*.json") if commit else ():
-        _read_results(path)
+        _read(path, "results")
         if given.quick:
             raise SystemExit(f"--quick: got --save with {path}, allowed a folder without results of that commit")
     results = {}

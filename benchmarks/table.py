@@ -23,6 +23,7 @@ from benchmarks.workers import COUNTS, RIVALS, VARIANTS
 ROOT = Path(__file__).parents[1]
 NAME = {"rademacher": "signs", "all_reduce": "gloo's all-reduce"}
 DEVICES = {"cpu": "CPU", "gpu": "GPU"}
+MACHINE = ("machine", "cpu", "num_cpu", "ram", "os")  # what a table says of a machine
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def load(path: Path) -> Results:
         versions = {name: row.get("version") or "" for name, row in rows.items()}
         started = [row["started_at"] for row in rows.values() if row.get("started_at")]
         began = min(started, default=0) / 1000
-        commit = (found["commit_hash"],)
-        return Results(path, found["params"], commit, found["date"], began, found["python"], values, versions)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        commit, machine = (str(found["commit_hash"]),), {name: str(found["params"][name]) for name in MACHINE}
+        int(machine["ram"])  # bytes
+        return Results(path, machine, commit, int(found["date"]), began, found["python"], values, versions)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: not a result file of asv: {error!r}") from error
 
 
@@ -66,7 +68,8 @@ def _cells(params: list[list[str]], results: list) -> dict[tuple[str, ...], floa
 def latest(folder: Path) -> list[Results]:
     """Of every machine the results of the youngest commit for each benchmark, and of its last run; machines by name."""
     machines = sorted(path.parent for path in folder.glob("*/machine.json"))
-    found = [[load(p) for p in sorted(place.glob("*.json")) if p.name != "machine.json"] for place in machines]
+    files = [[p for p in sorted(place.glob("*.json")) if p.name != "machine.json"] for place in machines]
+    found = [[r for r in map(load, paths) if r.values] for paths in files]  # asv writes one also where it could not build
     return [_take_youngest(sorted(results, key=lambda r: (r.committed, r.started))) for results in found if results]
 
 
@@ -308,7 +311,10 @@ def main() -> None:
     given = parser.parse_args()
     from rbd.suite.report import insert_into  # here, as above
 
-    insert_into(given.into, {"asv": lambda: tables(given.results)})
+    try:
+        insert_into(given.into, {"asv": lambda: tables(given.results)})
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"benchmarks.table: {error}") from error
 
 
 if __name__ == "__main__":

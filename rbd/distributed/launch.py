@@ -20,6 +20,7 @@ import torch.distributed as dist
 from rbd.basis import check_integer
 
 TIMEOUT = 60.0  # seconds, timeout of exchanges between workers of ``launch`` and ``join``
+PER_CORE = 16  # processes that ``launch`` starts at most, of some 250 MiB each: a slip must not take all memory
 _ANSWER, _FAILURE = "answer", "failure"  # files of ``launch``: worker 0's result; the traceback of the first that failed
 
 T = TypeVar("T")
@@ -90,14 +91,15 @@ def launch(function: Callable[..., T], workers: int, *args: Any, timeout: float 
         timeout: of an exchange between workers, seconds.
 
     Raises:
-        TypeError, ValueError: workers is not an integer, or less than 1.
+        TypeError, ValueError: workers is not an integer, less than 1, or more than 16 for each core.
         RuntimeError: a worker failed or was killed; the others are stopped, and the traceback of the first one is shown. Or
             worker 0 ended without a result (``sys.exit``).
     """
     import torch.multiprocessing as mp
 
-    if (workers := check_integer("workers", workers)) < 1:
-        raise ValueError(f"workers: got {workers}, allowed 1 or more")
+    most = PER_CORE * _count_cores()
+    if not 1 <= (workers := check_integer("workers", workers)) <= most:
+        raise ValueError(f"workers: got {workers}, allowed 1 ... {most} on this machine ({PER_CORE} a core)")
     store = dist.TCPStore("localhost", 0, None, True, timedelta(seconds=timeout), wait_for_workers=False)
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -25,6 +25,7 @@ from rbd.suite.experiment import Plan
 from rbd.suite.record import Record
 
 ALL = "all"  # the name that stands for every experiment
+DIGITS = len(str(config.LARGEST))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,10 +181,10 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (reproduce, train, sweep, report, figures, dimension):
         where = "records, figures and tables (default: results)"
-        command.add_argument("--results-dir", type=Path, default=Path("results"), help=where)
+        command.add_argument("--results-dir", type=_parse_folder, default="results", help=where)
     for command in (reproduce, train, sweep, data):
         where = "full data sets (default: $RBD_DATA_DIR, else a cache)"
-        command.add_argument("--data-dir", type=Path, help=where)
+        command.add_argument("--data-dir", type=_parse_folder, help=where)
     _shape_help(commands)
     return parser
 
@@ -200,12 +201,12 @@ def _add_sweep(commands: Any) -> argparse.ArgumentParser:
     deadline = "with --lanes: stop after so long, at each run's last full epoch"
     sweep.add_argument("--deadline", type=_parse_number, metavar="SECONDS", help=deadline)
     seeds = "seeds in place of the experiment's own; figures do not use such runs"
-    sweep.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=seeds)
+    sweep.add_argument("--seeds", type=_parse_seed, nargs="+", metavar="SEED", help=seeds)
     sweep.add_argument("--dry-run", action="store_true", help="write the list of runs, show those missing, run none")
     sweep.add_argument("--ray", metavar="ADDRESS", help="Ray cluster to run on, such as auto or ray://host:10001")
     sweep.add_argument("--gpus", type=_parse_gpus, help="with --ray: GPUs of a run (default: 0.25 with cuda, else 0)")
     scripts = "experiment scripts of your own (default: the package's)"
-    sweep.add_argument("--sweeps-dir", type=Path, metavar="DIR", help=scripts)
+    sweep.add_argument("--sweeps-dir", type=_parse_folder, metavar="DIR", help=scripts)
     sweep.set_defaults(run=_sweep)
     return sweep
 
@@ -236,7 +237,7 @@ def _add_dimension(commands: Any) -> argparse.ArgumentParser:
     dims = "dimensions to try; runs that are done are skipped"
     dimension.add_argument("--dims", type=_parse_positive, nargs="+", required=True, metavar="D", help=dims)
     seeds = "seeds to run at each dimension (default: 0 1 2)"
-    dimension.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help=seeds)
+    dimension.add_argument("--seeds", type=_parse_seed, nargs="+", default=[0, 1, 2], metavar="SEED", help=seeds)
     jobs = "runs at a time, which share the cores (default: 1)"
     dimension.add_argument("--jobs", type=_parse_positive, default=1, help=jobs)
     baseline = "d90 is the dimension that reaches 90 %% of this number (default: of the mean at the largest dimension)"
@@ -252,10 +253,23 @@ def _parse_number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"got {text!r}, allowed a finite number > 0")
 
 
-def _parse_positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed an integer >= 1")
-    return int(text)
+def _parse_positive(text: str, low: int = 1) -> int:
+    if text.isdecimal() and len(text) <= DIGITS and low <= (value := int(text)) <= config.LARGEST:
+        return value
+    raise argparse.ArgumentTypeError(f"got {text!r}, allowed an integer {low} ... {config.LARGEST}")
+
+
+def _parse_seed(text: str) -> int:
+    return _parse_positive(text, low=0)
+
+
+def _parse_folder(text: str) -> Path:
+    """A directory, or where one can be made. An empty text is a variable of the shell that is not set."""
+    path = Path(text)
+    there = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)  # a link may lead nowhere
+    if not text or os.path.lexists(there) and not there.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed a directory{f'; {there} is not one' * bool(text)}")
+    return path
 
 
 def _parse_gpus(text: str) -> float:
@@ -433,12 +447,17 @@ def _figures(given: argparse.Namespace) -> int:
     from rbd.suite import figures
 
     names, states = figures.choose(given.names), []
-    for number, name in enumerate(names, 1):
-        print(f"[{number}/{len(names)}] {name}, profile {given.profile}: ", end="", flush=True)
-        drawn = figures.draw(name, given.profile, given.results_dir, given.allow_missing)
-        states.append(drawn.state)
-        told = {"drawn": "drawn", "empty": f"nothing to draw yet: {drawn.message}", "failed": f"FAILED: {drawn.message}"}
-        print(f"{told[drawn.state]} ({drawn.seconds:.1f} s)", flush=True)
+    try:
+        for number, name in enumerate(names, 1):
+            print(f"[{number}/{len(names)}] {name}, profile {given.profile}: ", end="", flush=True)
+            drawn = figures.draw(name, given.profile, given.results_dir, given.allow_missing)
+            states.append(drawn.state)
+            told = {"drawn": "drawn", "empty": f"nothing to draw yet: {drawn.message}", "failed": f"FAILED: {drawn.message}"}
+            print(f"{told[drawn.state]} ({drawn.seconds:.1f} s)", flush=True)
+    except KeyboardInterrupt:
+        with suppress(ValueError, OSError):  # the index has what was drawn until now
+            figures.write_index(given.results_dir, figures.list_notebooks())
+        raise
     path = figures.write_index(given.results_dir, figures.list_notebooks())
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("drawn", "empty", "failed") if state in states)
     where = f"figures and tables: {given.results_dir}" + (f"; index: {path}" if path else "")

@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import sysconfig
+import tokenize
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -135,7 +136,8 @@ def _read_script(name: str, results: Path) -> Target:
     if not script.is_file():
         raise FileNotFoundError(f"{script}: there is no such script")
     try:
-        text = script.read_text("utf-8")
+        with tokenize.open(script) as file:  # in its encoding, as Python reads it, without a mark of the byte order
+            text = file.read()
         tree = ast.parse(text, script.name)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{script}: not a Python script: {error}") from error
@@ -264,7 +266,7 @@ def load(target: Target, run: Run) -> Outcome | None:
         return Outcome(_check_number("metric", content["metric"]), _check_number("seconds", content["seconds"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: {error}; remove it, and the run is done again") from error
 
 

@@ -135,9 +135,9 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
 
 def conclude(wanted: Experiment, profile: str, plan: Plan, results: Path) -> None:
     """Let an experiment conclude from its own runs, if it does; warnings on stderr."""
-    if wanted.conclude:
+    if function := wanted.conclude:
         records, _ = plan.look(results)
-        for line in wanted.call(wanted.conclude, profile, plan.configs, records, results):
+        for line in wanted.call(lambda: list(function(profile, plan.configs, records, results) or ())):
             print(f"rbd: warning: {line}", file=sys.stderr)
 
 
@@ -153,7 +153,8 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
         return f"{path}: to be measured"
     store.check_writable(path.parent)
     with store.lock(store.lock_path(name, results), f"{path}: another process is measuring it", wait=0):
-        about = f", about {cost.format_duration(wanted.call(wanted.cost, profile))}" if wanted.cost else ""
+        seconds = wanted.estimate(profile)
+        about = "" if seconds is None else f", about {cost.format_duration(seconds)}"
         print(f"{name}: measuring{about}", flush=True)
         began, values = perf_counter(), record.encode(wanted.call(wanted.measure, profile, data_dir))
         content = {"name": name, "question": wanted.question, "values": values, "environment": record.environment()}

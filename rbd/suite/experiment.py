@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,8 @@ class Experiment:
         question: in one sentence.
         runs: profile -> the runs, with a given learning rate or a request for the chosen one (rates.tuned).
         measure: (profile, directory of the full data sets) -> values for JSON.
-        conclude: (profile, configs, records, results directory) -> warnings; called when its runs have ended or stopped.
+        conclude: (profile, configs, records, results directory) -> warnings, or None; called when its runs have
+            ended or stopped.
         cost: profile -> about how many seconds `measure` takes.
         alone: whether its runs are done one at a time, because their seconds are a result.
 
@@ -52,7 +54,7 @@ class Experiment:
     question: str
     runs: Callable[[str], Iterable[RunConfig | Request]] | None = None
     measure: Callable[[str, str | os.PathLike[str] | None], Any] | None = None
-    conclude: Callable[[str, Iterable[RunConfig], Iterable[Record], str | os.PathLike[str]], list[str]] | None = None
+    conclude: Callable[[str, Iterable[RunConfig], Iterable[Record], str | os.PathLike[str]], list[str] | None] | None = None
     cost: Callable[[str], float] | None = None
     alone: bool = False
 
@@ -79,6 +81,13 @@ class Experiment:
                 raise ValueError(f"experiment {self.name}: runs: got {run!r}, allowed RunConfig(...) and tuned(...)")
         found = rates.resolve(wanted, rates.load(profile, results))
         return Plan(f"{self.name}-{profile}", found.configs, self.question, found.waiting, found.untuned)
+
+    def estimate(self, profile: str) -> float | None:
+        """About how many seconds `measure` takes; None where the script does not say. Raises as `call` does."""
+        seconds = self.call(self.cost, profile) if self.cost else None
+        if seconds is not None and not isinstance(seconds, Real):
+            raise ValueError(f"experiment {self.name}: cost: got {seconds!r}, allowed a number of seconds")
+        return None if seconds is None else float(seconds)
 
     def call(self, function: Callable, *arguments) -> Any:
         """What a function of the script returns.
@@ -307,7 +316,7 @@ def count(experiment: Experiment, profile: str, results: str | os.PathLike[str],
     """
     if experiment.measure:
         done = store.measurement_path(f"{experiment.name}-{profile}", results).exists()
-        wall = experiment.call(experiment.cost, profile) if experiment.cost and not done else None
+        wall = None if done else experiment.estimate(profile)
         return {"measures": True, "runs": 1, "done": int(done), "missing": int(not done), "seconds": wall}
     plan, cores = experiment.plan(profile, results), cost.count_cores()
     records, damaged = plan.look(results)

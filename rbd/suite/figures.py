@@ -32,8 +32,12 @@ LONG = 300  # characters of a line of evidence
 INDEX = "index"  # the name that stands for the index alone
 QUIET = "--log-level=40"
 TIMEOUT = 600  # seconds a cell may take
-STALE = "**STALE**: `rbd figures` could not draw this again; figure, table and the numbers here are of an earlier time"
+STALE = "**STALE**: `rbd figures` could not draw this again; numbers, table and figure are of earlier times"
 OLD = "STALE: "  # before the verdict of such evidence
+NEEDS = {"claim", "evidence", "profile", "command", "records", "commits"}  # of all evidence
+LISTS = {"evidence", "records", "commits"}  # of lines
+TEXTS = ("claim", "verdict", "number", "paper", "profile", "command", *LISTS)
+KINDS = dict.fromkeys(TEXTS, str) | {"runs": int, "expected": int, "stale": bool}  # of the parts of evidence
 BLANK = "# Results\n\n<!-- evidence -->\n<!-- /evidence -->\n"
 DETAILS = "details.md"  # beside the index
 ABOVE_DETAILS = """# Details of the results
@@ -84,11 +88,16 @@ def choose(names: Iterable[str], analysis: Path = ANALYSIS) -> list[str]:
 
 def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing: bool = False,
          analysis: Path = ANALYSIS) -> Drawn:  # fmt: skip
-    """Run one notebook. A failure is returned, not raised; evidence of an earlier time is then marked as stale."""
+    """Run one notebook. A failure is returned, not raised.
+
+    Its evidence is marked as stale until it has written new one, which it does last: so whatever ends it, even a signal,
+    leaves no new figure beside numbers that seem as new.
+    """
     from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 
     start, state, message = time.perf_counter(), "drawn", ""
     parameters = {"profile": profile, "results": str(Path(results).resolve()), "allow_missing": allow_missing}
+    unmarked = _mark_stale(Path(results) / "tables" / f"{name_files(name, profile)}.json")
     try:
         _execute(analysis / f"{name}.ipynb", parameters)
     except CellExecutionError as error:
@@ -97,11 +106,8 @@ def draw(name: str, profile: str, results: str | os.PathLike[str], allow_missing
             state, message = "empty", error.evalue
     except (CellControlSignal, DeadKernelError, RuntimeError, ValueError, OSError) as error:
         state, message = "failed", f"{type(error).__name__}: {error}"
-    if state != "drawn":
-        try:
-            _mark_stale(Path(results) / "tables" / f"{name_files(name, profile)}.json")
-        except (ValueError, OSError) as error:
-            state, message = "failed", f"{message}; {error}"
+    if state != "drawn" and unmarked:
+        state, message = "failed", f"{message}; {unmarked}"
     return Drawn(name, state, time.perf_counter() - start, message)
 
 
@@ -110,9 +116,14 @@ def name_files(name: str, profile: str) -> str:
     return name if name in ONE else f"{name}-{profile}"
 
 
-def _mark_stale(path: Path) -> None:
-    if path.exists():
-        tables.write_evidence(path.parents[1], path.stem, _read_evidence(path) | {"stale": True})
+def _mark_stale(path: Path) -> str:
+    """Mark evidence, if there is any; returns why that failed, if it did."""
+    try:
+        if path.exists():
+            tables.write_evidence(path.parents[1], path.stem, _read_evidence(path) | {"stale": True})
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _execute(path: Path, parameters: dict[str, Any]) -> None:
@@ -228,11 +239,21 @@ def name_experiment(stem: str) -> str:
 def _read_evidence(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
-        if missing := {"claim", "evidence", "profile", "command", "records", "commits"} - set(content):
-            raise ValueError(f"missing {', '.join(sorted(missing))}")
+        _check_evidence(content)
         return content
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not the evidence of a notebook: {error}; remove it and run `rbd figures`") from error
+
+
+def _check_evidence(content: Any) -> None:
+    """Raise ValueError or TypeError if it lacks something, or something is of another type."""
+    needed = NEEDS | {"expected"} if "runs" in content else NEEDS
+    if missing := needed - set(content):
+        raise ValueError(f"missing {', '.join(sorted(missing))}")
+    for name in [name for name in KINDS if name in content]:
+        kind, value, is_list = KINDS[name], content[name], name in LISTS
+        if is_list != isinstance(value, list) or any(type(v) is not kind for v in (value if is_list else [value])):
+            raise ValueError(f"{name}: got {value!r}, allowed {'a list of ' * is_list}{kind.__name__}")
 
 
 def _describe_unrun(name: str, profile: str, questions: dict[str, str], analysis: Path) -> dict[str, Any]:

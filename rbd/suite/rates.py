@@ -187,6 +187,6 @@ def _choices(file: Path, profile: str) -> dict[str, dict[str, Any]]:
         return {name: chosen | {"lr": float(chosen["lr"])} for name, chosen in found["rates"].items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file}: not a choice of learning rates, file not touched: {error!r}; remove it, then run "
                          f"`rbd sweep learning_rate --profile {profile}`, which chooses anew") from error  # fmt: skip

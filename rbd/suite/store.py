@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,7 +83,7 @@ def lock(path: Path, told: str, wait: float = -1) -> Iterator[None]:
 
 
 def write(path: Path, content: str | bytes, what: str = "a file") -> Path:
-    """Write content (text as UTF-8) to the file atomically; make its directory; return the path.
+    """Write content (text as UTF-8) to the file atomically; make its directory; return the path. Permissions stay.
 
     Raises OSError naming the directory if that cannot be made or written.
     """
@@ -93,6 +94,8 @@ def write(path: Path, content: str | bytes, what: str = "a file") -> Path:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(OSError):  # there is none yet
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f"cannot save {what}: {error.strerror}", str(path.parent)) from error

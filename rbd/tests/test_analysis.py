@@ -551,6 +551,23 @@ def test_asv_results_of_another_version_or_shape(tmp_path):
         load.asv(tmp_path)
 
 
+@pytest.mark.parametrize(("file", "edit"), [
+    ("aaaaaaaa-env.json", lambda r: r.update(commit_hash=1)),
+    ("aaaaaaaa-env.json", lambda r: r.update(date={})),
+    ("aaaaaaaa-env.json", lambda r: r.update(result_columns=[{}])),
+    ("aaaaaaaa-env.json", lambda r: r["results"].update({"memory.track_import": 3})),
+    ("aaaaaaaa-env.json", lambda r: r["results"]["memory.track_import"].__setitem__(0, 3)),
+    ("../benchmarks.json", None), ("machine.json", None),
+])  # fmt: skip
+def test_asv_results_with_a_part_of_another_type_are_named(file, edit, tmp_path):
+    made_up.asv(tmp_path)
+    path = (tmp_path / "asv" / "here" / file).resolve()
+    change(path, edit) if edit else path.write_text("[]")
+    with pytest.raises(load.Damaged, match=f"^{re.escape(str(path))}: "):
+        load.asv(tmp_path)
+        load.describe_machine(tmp_path, "here")
+
+
 # ---------------------------------------------------------------- style and tables
 
 

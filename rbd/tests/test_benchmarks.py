@@ -497,9 +497,31 @@ def test_saving_again_keeps_what_was_measured_before(benchmarks, monkeypatch, tm
     monkeypatch.setattr(run, "benchmarks", lambda _: pytest.fail("it would have measured"))
     with pytest.raises(SystemExit, match="--quick: got --save with .*, allowed a folder without results"):
         run.main(["--quick", "--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
-    path.write_text("{")
-    with pytest.raises(SystemExit, match=f"--save: {re.escape(str(path))} is not a file of results: .*; move it away"):
-        run.main(["--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
+    for damaged, text in product((path, tmp_path / "benchmarks.json"), ("{", "[" * 100_000)):
+        damaged.write_text(text)
+        with pytest.raises(SystemExit, match=f"--save: {re.escape(str(damaged))} is not a file of results: .*; move it"):
+            run.main(["--save", str(tmp_path), "--commit", f"{COMMIT} 1"])
+        damaged.write_text('{"results": {}}')
+
+
+def test_bad_input_of_the_commands_is_refused_in_a_line(benchmarks, tmp_path, monkeypatch, capsys):
+    """Before anything is measured, or a rented GPU waits for data."""
+    run, file, commit = benchmarks("run"), tmp_path / "file", ["--commit", f"{COMMIT} 1"]
+    file.touch()
+    monkeypatch.setattr(run, "benchmarks", lambda _: pytest.fail("it would have measured"))
+    with pytest.raises(SystemExit, match=r"^--bench: got '\[', allowed a regular expression: "):
+        run.main(["--bench", "["])
+    with pytest.raises(SystemExit, match=f"^--save: {re.escape(str(file))}: "):
+        run.main(["--save", str(file), *commit])
+    monkeypatch.setattr(sys, "argv", ["table", "--into", str(tmp_path / "gone.md")])
+    with pytest.raises(SystemExit, match=r"^benchmarks.table: .*gone\.md"):
+        benchmarks("table").main()
+    for words, message in ((["first", "--data", "nowhere"], "--data: nowhere: no such folder"),
+                           (["more"], "more: no campaign has begun in "), (["last"], "last: no campaign has begun in ")):
+        with pytest.raises(SystemExit):
+            benchmarks("gpu_campaign").main([*words, "--work", str(tmp_path / "work")])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
 
 
 def test_results_of_changed_files_are_not_saved_under_the_commit(benchmarks, monkeypatch, tmp_path):
@@ -587,9 +609,15 @@ def test_table_of_workers(benchmarks, tmp_path):
 def test_table_names_a_file_that_is_none_of_asvs(benchmarks, tmp_path):
     (tmp_path / "vm").mkdir()
     (tmp_path / "vm" / "machine.json").write_text("{}")
-    (tmp_path / "vm" / "x.json").write_text('{"results": 3}')
-    with pytest.raises(ValueError, match="x.json: not a result file of asv"):
-        benchmarks("table").tables(tmp_path)
+    whole = {"result_columns": [], "results": {}, "commit_hash": COMMIT, "date": 1, "python": "3.12",
+             "params": {"machine": "vm", "cpu": "x", "num_cpu": "1", "ram": "1", "os": "x"}}  # fmt: skip
+    bad = [whole | {"results": 3}, whole | {"params": {}}, whole | {"params": whole["params"] | {"ram": ""}}, [], 1]
+    for text in ("{", "[" * 100_000, "\xff", *map(json.dumps, bad)):
+        (tmp_path / "vm" / "x.json").write_text(text, "latin-1")
+        with pytest.raises(ValueError, match=r"x\.json: not a result file of asv"):
+            benchmarks("table").tables(tmp_path)
+    (tmp_path / "vm" / "x.json").write_text(json.dumps(whole))
+    assert benchmarks("table").tables(tmp_path) == "No results are committed yet."
 
 
 def test_readme_has_the_tables_of_the_committed_results(benchmarks):
@@ -787,12 +815,37 @@ def test_training_starts_again_after_a_fault(benchmarks, tmp_path, monkeypatch):
     assert campaign.keep_training(campaign.Plan(tmp_path)) == 0 and not statuses and pauses == [1, 2]
 
 
+def sleep(*words: str) -> subprocess.Popen:
+    """A process with these words in its command."""
+    code = "import time; print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE)
+    process.stdout.readline()  # it has its command now
+    return process
+
+
 def test_a_second_training_is_not_started(benchmarks, tmp_path, monkeypatch, capsys):
     campaign = benchmarks("gpu_campaign")
-    (tmp_path / "pid").write_text(str(os.getpid()))
-    monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: pytest.fail("a second one"))
-    campaign.start(campaign.Plan(tmp_path))
-    assert capsys.readouterr().out == f"training goes on in process {os.getpid()}\n"
+    plan = campaign.Plan(tmp_path)
+    with sleep("keep-training", "--plan", campaign.dump(plan)) as training:
+        (tmp_path / "pid").write_text(str(training.pid))
+        monkeypatch.setattr(campaign.subprocess, "Popen", lambda *_, **__: pytest.fail("a second one"))
+        campaign.start(plan)
+        assert capsys.readouterr().out == f"training goes on in process {training.pid}\n"
+        campaign.stop(plan)
+        assert not campaign.is_training(plan)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux tells the command of a process")
+def test_a_process_that_got_the_number_of_the_training_is_left_alone(benchmarks, tmp_path):
+    campaign = benchmarks("gpu_campaign")
+    plan, elsewhere = campaign.Plan(tmp_path), campaign.dump(campaign.Plan(tmp_path / "other"))
+    for words in ((), ("keep-training", "--plan", elsewhere), ("report", "--plan", campaign.dump(plan))):
+        with sleep(*words) as other:
+            (tmp_path / "pid").write_text(str(other.pid))
+            assert not campaign.is_training(plan)
+            campaign.stop(plan)
+            assert other.poll() is None
+            other.kill()
 
 
 SWEEP = """

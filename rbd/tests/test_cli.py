@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
     (["--lr", "-0.5"], "lr: got -0.5, allowed a finite number > 0"),
     (["--lr", "nan"], "lr: got nan, allowed a finite number > 0"),
     (["--sigma", "inf"], "sigma: got inf, allowed a finite number > 0"),
-    (["--threads", "0"], "argument --threads: got '0', allowed an integer >= 1"),
+    (["--threads", "0"], "argument --threads: got '0', allowed an integer 1 ... 4294967295"),
     (["--colour", "red"], "unrecognized arguments: --colour red"),
     # what does not fit together
     (["--method", "sgd", "--dim", "5"], "rbd: error: dim=5 does not apply to method 'sgd'"),
@@ -194,6 +195,7 @@ def test_nobody_waits_for_torch_who_does_not_train(script, tmp_path):
     (["--dim", "101771"], "rbd: error: dim: got 101771, allowed 1 ... 101770"),
     (["--partition", "even:9", "--dim", "8"], "rbd: error: dim: got 8, allowed 9 ... 101770"),
     (["--method", "nes", "--epochs", "1"], "rbd: error: epochs: got 1, allowed 2 and above: nes takes 250 batches a step"),
+    (["--workers", "100000"], "rbd: error: workers: got 100000, allowed 1 ..."),
     (["--batch-size", "5001"], "rbd: error: batch_size: got 5001, allowed 1 ... 5000"),
     pytest.param(["--device", "cuda"], "rbd: error: device: got 'cuda', allowed cpu",
                  marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
@@ -244,11 +246,24 @@ def test_missing_data_is_named_with_the_command_that_mends_it(here, capsys):
     assert not [path for path in here.rglob("*") if path.is_file()]
 
 
-def test_results_directory_in_the_way_is_named(here, capsys):
+@pytest.mark.parametrize("words", [["train"], ["reproduce"], ["sweep", "table1"], ["sweep", "--list"], ["report"],
+                                   ["figures", "index"], ["dimension", "a.py:f", "--dims", "1"]], ids=" ".join)  # fmt: skip
+def test_what_is_no_directory_is_refused_by_every_command(words, here, capsys):
     Path("results").write_text("mine")
-    said = refused(SMALL, capsys)
-    assert "cannot save a record" in said and "results/runs/train" in said
-    assert Path("results").read_text() == "mine"
+    with suppress(OSError):  # Windows allows it to few
+        Path("link").symlink_to("nowhere")
+    places = {"results/a/b": "; results is not one", "link": "; link is not one", "": ""}
+    assert "argument --results-dir: got 'results', allowed a directory; results is not one" in refused(words, capsys)
+    for name, place in places.items() if Path("link").is_symlink() else ():
+        said = refused([*words, "--results-dir", name], capsys)
+        assert said.endswith(f"argument --results-dir: got {name!r}, allowed a directory{place}")
+    assert Path("results").read_text() == "mine" and len(list(here.iterdir())) <= 2
+
+
+def test_what_is_no_directory_of_data_or_scripts_is_refused(here, capsys):
+    Path("file").touch()
+    assert "--data-dir: got 'file', allowed a directory; file is not one" in refused(["data", "--data-dir", "file"], capsys)
+    assert "--sweeps-dir: got '', allowed a directory" in refused(["sweep", "x", "--sweeps-dir", ""], capsys)
 
 
 def test_damaged_record_is_named(here, capsys):
@@ -1013,8 +1028,9 @@ def test_sweep_measures_once(scripts, capsys):
     (["nothing"], "name: got 'nothing', allowed demo, depth"),
     (["demo", "--sweeps-dir", "nowhere"], "sweeps-dir: there are no experiment scripts (*.py) in nowhere"),
     (["--list", "--sweeps-dir", "nowhere"], "sweeps-dir: there are no experiment scripts (*.py) in nowhere"),
-    (["demo", "--jobs", "0"], "argument --jobs: got '0', allowed an integer >= 1"),
-    (["demo", "--seeds", "-1"], "seed: got -1, allowed an integer 0 ..."),
+    (["demo", "--jobs", "0"], "argument --jobs: got '0', allowed an integer 1 ... 4294967295"),
+    (["demo", "--seeds", "-1"], "argument --seeds: got '-1', allowed an integer 0 ... 4294967295"),
+    (["demo", "--jobs", "9" * 5000], "9', allowed an integer 1 ... 4294967295"),
     (["demo", "--profile", "big"], "invalid choice: 'big'"),
     (["demo", "--gpus", "-1"], "argument --gpus: got '-1', allowed 0 ... 1, or a whole number of GPUs"),
     (["demo", "--gpus", "nan"], "argument --gpus: got 'nan', allowed"),

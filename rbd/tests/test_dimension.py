@@ -275,7 +275,9 @@ def test_no_metric_is_a_failure(function, message, here, capsys):
     (["mine.py:takes_one", "--dims", "1"], "takes_one: too many positional arguments; allowed a function of (dim, seed)"),
     (["mine.py:HERE", "--dims", "1"], "allowed a function of (dim, seed)"),
     (["mine.py:accuracy"], "the following arguments are required: --dims"),
-    (["mine.py:accuracy", "--dims", "0"], "argument --dims: got '0', allowed an integer >= 1"),
+    (["mine.py:accuracy", "--dims", "0"], "argument --dims: got '0', allowed an integer 1 ... 4294967295"),
+    (["mine.py:accuracy", "--dims", "1", str(2**32)], "argument --dims: got '4294967296', allowed an integer 1 ..."),
+    (["mine.py:accuracy", "--dims", "1", "--seeds", "-1"], "argument --seeds: got '-1', allowed an integer 0 ..."),
     (["mine.py:accuracy", "--dims", "1", "--baseline", "-1"], "argument --baseline: got '-1', allowed a finite number > 0"),
 ])  # fmt: skip
 def test_bad_input_is_refused(words, message, here, capsys):
@@ -289,13 +291,21 @@ def test_bad_input_is_refused(words, message, here, capsys):
     assert not list(here.rglob("*.json"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_a_script_is_read_as_python_reads_it(encoding, here, capsys):
+    cookie = "# coding: latin-1\n" * (encoding == "latin-1")
+    Path("odd.py").write_bytes(f"{cookie}def f(dim, seed):\n    return float(len('ä'))\n".encode(encoding))
+    assert main(["dimension", "odd.py:f", "--dims", "1", "--seeds", "0"]) == 0
+    assert "| 1 | 1.000 (n = 1) |" in capsys.readouterr().out
+
+
 def test_a_damaged_record_is_named_and_left(here, capsys):
     words = ["dimension", "mine.py:accuracy", "--dims", "10", "--seeds", "0"]
     assert main(words) == 0
     path = folder(here) / "dim10-seed0.json"
     whole = {"format": 1, "dim": 10, "seed": 0, "metric": 1, "seconds": 1}
     bad = [whole | {name: value} for name in ("metric", "seconds") for value in ("3", True, None, [3], math.nan, 10**400)]
-    for text in ("{", "3", '{"format": 1}', *map(json.dumps, [whole | {"dim": 11}, *bad])):
+    for text in ("{", "[" * 100_000, "3", '{"format": 1}', *map(json.dumps, [whole | {"dim": 11}, *bad])):
         path.write_text(text)
         assert main(words) == 2
         assert f"{path.relative_to(here)}: damaged: " in capsys.readouterr().err and path.read_text() == text

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import rbd
-from rbd.suite import experiment, paper, rates, record
+from rbd.suite import executor, experiment, paper, rates, record
 from rbd.suite.config import RunConfig, find_size
 from rbd.suite.experiment import Experiment, Plan
 from rbd.suite.rates import Request
@@ -145,6 +146,17 @@ def test_whatever_a_function_of_a_script_raises_names_the_experiment(name, tmp_p
     wanted = Experiment("x", "Why?", **functions)
     with pytest.raises(ValueError, match="^experiment x: KeyError: 'lr'$"):
         wanted.plan("quick", tmp_path) if name == "runs" else wanted.call(broken, "quick")
+
+
+@pytest.mark.parametrize("returned", ["soon", [1], None, 3])
+def test_whatever_a_function_of_a_script_returns_names_the_experiment(returned, tmp_path):
+    """What is no number of seconds broke the list of all experiments; of `conclude`, None is no warning."""
+    said = f"experiment x: cost: got {returned!r}, allowed a number of seconds"
+    with nullcontext() if returned in (None, 3) else pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        experiment.count(Experiment("x", "Why?", measure=max, cost=lambda profile: returned), "quick", tmp_path)
+    concludes = Experiment("x", "Why?", runs=lambda profile: [], conclude=lambda *_: returned)
+    with pytest.raises(ValueError, match="^experiment x: TypeError: ") if returned == 3 else nullcontext():
+        executor.conclude(concludes, "quick", concludes.plan("quick", tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("run", [{"model": "fc"}, None, (RUN,)])

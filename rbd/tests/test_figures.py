@@ -103,6 +103,21 @@ def test_a_damaged_record_fails_though_runs_may_be_missing(tmp_path, capfd):
     assert damaged.read_text() == "{"
 
 
+@pytest.mark.parametrize("change", [
+    {"claim": None}, {"verdict": ["yes"]}, {"number": 3}, {"evidence": "text"}, {"evidence": [1]}, {"records": None},
+    {"commits": 1}, {"runs": "5"}, {"expected": None}, {"stale": "no"},
+], ids=str)  # fmt: skip
+def test_evidence_of_other_types_is_named(change, tmp_path):
+    path = put(tmp_path, "redraw-quick", **change)
+    ((name, got),) = change.items()
+    said = re.escape(f"{path}: not the evidence of a notebook: ")
+    with pytest.raises(ValueError, match=f"^{said}{name}: got {re.escape(repr(got))}, allowed "):
+        figures.index(tmp_path, ["redraw"])
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=f"^{said}"):
+        figures.index(tmp_path, ["redraw"])
+
+
 @pytest.mark.parametrize(("text", "given"), [("{", []), ("[]", ["--allow-missing"])])
 def test_damaged_evidence_is_a_failure_of_its_notebook_alone(text, given, tmp_path, capfd):
     """It cannot be marked as stale; the others are drawn, and the index, which needs it, names it at the end."""
@@ -140,6 +155,7 @@ def has_reader(fifo: Path) -> bool:
 def test_interrupted_it_says_so_and_leaves_no_kernel(number, status, word, names, place, tmp_path):
     """While a kernel starts, and in a cell (which reads a record that never comes); in a later notebook, too."""
     fifo = made_up.experiment(tmp_path, "curves")[0]
+    evidence = put(tmp_path, "curves-quick")
     fifo.unlink()
     os.mkfifo(fifo)
     words = [sys.executable, "-m", "rbd", "figures", *names, "--results-dir", str(tmp_path)]
@@ -147,10 +163,12 @@ def test_interrupted_it_says_so_and_leaves_no_kernel(number, status, word, names
     run = subprocess.Popen(words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = psutil.Process(run.pid)
     wait_for((lambda: has_reader(fifo)) if place == "cell" else (lambda: bool(process.children())))
+    assert json.loads(evidence.read_text("utf-8"))["stale"]  # already, as nothing may come after a signal
     kernels = process.children(recursive=True)
     run.send_signal(number)
     said = run.communicate(timeout=60)
     assert (run.returncode, said[1]) == (status, f"\nrbd: {word}\n")
+    assert "| STALE: " in (tmp_path / "README.md").read_text("utf-8")
     assert kernels and not any(kernel.is_running() for kernel in kernels)
 
 

@@ -147,6 +147,7 @@ def test_rates_of_the_results_directory_go_before_those_of_the_package(tmp_path)
 @pytest.mark.parametrize("content", [
     "", "[]", "{}", '{"rates": {"a": {}}}', '{"profile": "paper", "rates": {}}',
     *(f'{{"rates": {{"a": {{"lr": {lr}}}}}}}' for lr in ('"x"', '"0.1"', "true", "-1", "0", "NaN", "Infinity", "null")),
+    pytest.param(f'{{"rates": {{"a": {{"lr": {10**400}}}}}}}', id="beyond float"), pytest.param("[" * 100_000, id="deep"),
 ])  # fmt: skip
 def test_damaged_choice_is_named(content, tmp_path):
     """With what can be done: the search alone reads the file too, and would stop."""

@@ -166,16 +166,18 @@ def test_links_hold_where_the_results_directory_has_spaces(tmp_path):
 
 
 def test_what_stands_around_the_marks_stays_byte_for_byte(tmp_path):
-    """Line ends of both kinds; and a link to the file, which others may share, stays a link."""
+    """Line ends of both kinds, and permissions; and a link to the file, which others may share, stays a link."""
     there, link = tmp_path / "there.md", tmp_path / "README.md"
     there.write_bytes(b"a\nb\r\n<!-- t --><!-- /t -->\nc\r\n")
+    there.chmod(0o600)
+    mode = there.stat().st_mode
     try:
         link.symlink_to(there)
     except OSError:  # Windows allows it to few
         link = there
     report.insert_into(link, {"t": lambda: "1\n2"})
     assert there.read_bytes() == b"a\nb\r\n<!-- t -->\r\n1\r\n2\r\n<!-- /t -->\nc\r\n"
-    assert link == there or link.is_symlink()
+    assert there.stat().st_mode == mode and (link == there or link.is_symlink())
     before = there.stat().st_mtime_ns
     report.insert_into(link, {"t": lambda: "1\n2"})
     assert there.stat().st_mtime_ns == before
