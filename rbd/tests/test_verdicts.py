@@ -176,7 +176,7 @@ def test_a_mean_of_rows_with_single_runs_has_no_interval(tmp_path):
     execute("verdicts", tmp_path, "paper")
     row = claims(tmp_path, "paper")["1: redraw beats fixed"]
     measured = "RBD − FPD, paper's rates where known, mean of 2 rows"
-    assert row[:5] == [REPRODUCED, measured, "+28.8 points", "no interval", "6"]
+    assert row[:5] == [REPRODUCED, measured, "+28.8 points", "no interval", "6 runs"]
 
 
 def test_runs_of_one_basis_count_once(tmp_path):
@@ -191,7 +191,7 @@ def test_runs_of_one_basis_count_once(tmp_path):
         made_up.manifest(tmp_path, name, "paper", [])
     execute("verdicts", tmp_path, "paper")
     row = claims(tmp_path, "paper")["2: compartments improve"]
-    assert (row[2], row[4]) == ("+2.0 points", "6")
+    assert (row[2], row[4]) == ("+2.0 points", "6 runs")
 
 
 def test_d_is_that_of_the_table_where_it_was_run(tmp_path):
