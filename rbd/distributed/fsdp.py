@@ -16,6 +16,8 @@ from rbd.compartment import Compartment
 from rbd.distributed.exchange import Workers
 from rbd.distributed.variants import Direction, Part, find_by_dtype
 
+FLATTENED = "a parameter of FullyShardedDataParallel, of which each worker would train a part alone: use fully_shard (FSDP2)"
+
 
 def local_pieces(shapes: Sequence[tuple[int, ...]], worker: int, workers: int) -> tuple[tuple[int, int], ...]:
     """Where worker r's rows of each parameter lie in the vector of all: [start, stop), cut as torch.chunk along dim 0."""
@@ -104,11 +106,9 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def is_flattened(tensor: Tensor) -> bool:
-    """Whether it is a parameter of FullyShardedDataParallel (FSDP1), which is an ordinary tensor of this worker's values."""
+    """Whether it is a parameter of FullyShardedDataParallel (FSDP1): an ordinary tensor of this worker's values, which only
+    a private mark of torch's tells from others."""
     return getattr(tensor, "_fsdp_flattened", False)
-
-
-FLATTENED = "a parameter of FullyShardedDataParallel, of which each worker would train a part alone: use fully_shard (FSDP2)"
 
 
 def sharded_workers(params: Sequence[Tensor]) -> Workers:

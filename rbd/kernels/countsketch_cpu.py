@@ -78,7 +78,7 @@ _TABLE = _FRONT + CHUNK + 2 * LANES  # x: of the table of coordinates, in expand
 _JOINED = _TABLE + WORDS * LANES  # x: of a chunk that is spread over several tensors, in project
 _SCRATCH = _TABLE + 2 * DOUBLED + 2 * LANES  # x: its length
 _SUMS = UNIT_ROWS + LANES  # sums: its length
-_SHIFTS = WORDS + LANES  # words: of those of the offsets of 64 segments
+_SHIFTS = WORDS + LANES  # words: of those of the offsets of 64 segments, after the signs of a chunk and 16 of them again
 _TURNS = _SHIFTS + WORDS  # words: of the turns of 64 segments of up to 16 rows; a register is read from any of them
 _LANES = _TURNS + WORDS + LANES  # words: of the two vectors of _make_lanes
 _WORDS = _LANES + 2 * LANES  # words: its length
@@ -106,9 +106,16 @@ def _offset(q, total, words):
 
 @_inline
 def _sign(words, i, model):
-    """Signs of the 16 columns that begin at place i of a chunk, a multiple of 16 unless words go on after 64."""
+    """Signs of the 16 columns of a chunk that begin at place i, a multiple of 16; at any place after _repeat_words."""
     word = load(words, i & 63)
     return like(_rademacher(word << splat_u32(31 - (i >> 6))), model)
+
+
+@_inline
+def _repeat_words(words):
+    """Let the words of a chunk go on as column 64 does: with its first word, moved to the next bit."""
+    first = load(words, 0)
+    store(words, WORDS, (first >> splat_u32(1)) | (first << splat_u32(31)))
 
 
 @_inline
@@ -147,7 +154,7 @@ def _sign_chunk(g, column, words, x):
 
 @_inline
 def _sign_some(g, low, high, column, words, x):
-    """x = signed g, all columns of the chunk at that column; 0 outside low ... high - 1."""
+    """x = signed g, the columns low ... high - 1 of the chunk at that column; 0 for its others."""
     for i in range(0, CHUNK, LANES):
         j = column + i
         if low <= j and j + LANES <= high:
@@ -179,7 +186,7 @@ def _accumulate(g, column, count, start, stop, words, sums, place, fresh, x):
 
     Columns start ... stop - 1 may be read. fresh: sums = signed columns, overwriting what was there.
     """
-    head = place & (LANES - 1) if count > SHORT else 0  # stores to aligned places are faster
+    head = place & (LANES - 1) if count > SHORT else 0  # aligned stores are faster; short runs lose more by another register
     column, place, end, i = column - head, place - head, head + count, 0
     if head:
         _accumulate_lanes(g, column, head, min(end, LANES), start, stop, words, sums, place, fresh, x)
@@ -213,8 +220,7 @@ def _add_run(vector, low, high, column, place, count, fresh, state, name, words,
             chunk = column // CHUNK
             g, t = _reach(vector, CHUNK * chunk, low, high, t, x)
             _make_words(SIGNS | (BLOCKS * chunk), 0, number, seed, stream, step, words)
-            w0 = load(words, 0)
-            store(words, WORDS, (w0 >> splat_u32(1)) | (w0 << splat_u32(31)))  # so that _sign can read from any place
+            _repeat_words(words)
         start, stop = max(low, CHUNK * chunk), min(high, CHUNK * (chunk + 1))
         n = min(count, stop - column)
         _accumulate(g, column, n, start, stop, words, sums, place, fresh, x)
