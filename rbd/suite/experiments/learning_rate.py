@@ -59,14 +59,14 @@ def is_sparse(config: RunConfig) -> bool:
 
 
 def choose_octaves(profile: str, config: RunConfig) -> range:
-    """Exponents of the rates: nine octaves, ends included; for ResNets ten, every second one."""
+    """Exponents of the rates: nine octaves, ends included; for ResNet-8 ten, every second one."""
     low, is_resnet = find_lowest(profile, config), config.model.startswith("resnet")
     step = 2 if is_resnet else 1
     if profile == "paper" and config.model != "fc" and "nes" not in config.method:
         # An epoch takes minutes, so only rates about the one to expect, low + 4 ... low + 7: the quick profile's best one,
         # less what ten times the images took off it on the FC net (an octave for rbd; for sgd and fpd one to three). The
         # paper's rates are inside. A search then costs less than one run of 100 epochs; `rbd sweep full_length` refines it.
-        # On ResNet-8 they took nothing off (SGD trains best at 0.5, RBD at 2 and 8 alike), so ResNets begin higher.
+        # On ResNet-8 they took nothing off (SGD trains best at 0.5, RBD at 2 and 8 alike), so it begins higher.
         first = low + (4 if is_resnet else 1)
         return range(first, first + 8, step)
     return range(low, low + OCTAVES + step, step)
@@ -80,15 +80,14 @@ def find_lowest(profile: str, config: RunConfig) -> int:
     if config.method == "sgd":
         return -7 - long
     shift = -3 if is_sparse(config) else 3 if config.dim is not None and config.dim < 50 else 0  # η grows with √(D/d)
-    low = {"fc": -2, "fc200": -2, "cnn": -4, "lenet": -4, "resnet8": -3, "resnet32": -3}[config.model]
+    low = {"fc": -2, "fc200": -2, "cnn": -4, "lenet": -4, "resnet8": -3}[config.model]
     return low + shift - long
 
 
 def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
     """Epochs of a search run: fewer than those of the reported ones; more for nes, which takes d batches a step.
 
-    Rates that CNNs and ResNets found in one to three epochs diverged later or lay at the edge. So ten, as with the FC net;
-    ResNet-32, of which an epoch takes some ten minutes, has three.
+    Rates that CNNs and ResNet-8 found in one to three epochs diverged later or lay at the edge. So ten, as with the FC net.
     """
     if config.method == "nes":
         return min(config.epochs, {"fc": 20, "cnn": 10}.get(config.model, 10 if profile == "paper" else 4))
@@ -97,7 +96,7 @@ def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
     large = config.model == "fc" and (config.dim or 0) > 250 and not is_sparse(config)
     if profile == "quick":  # cnn and resnet8: as long as the reported runs; rates found in fewer epochs diverged
         return {"fc": 3 if large else 10 if main else 5}.get(config.model, config.epochs)
-    return {"fc": 2 if large else 10, "resnet32": 3}.get(config.model, 10)
+    return 2 if large else 10
 
 
 EXPERIMENT = Experiment(NAME, __doc__, runs, conclude=rates.conclude)
