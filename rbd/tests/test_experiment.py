@@ -476,7 +476,7 @@ def test_hybrids_without_rates_wait_all_of_them(profile, sets):
 
 def test_all_begins_with_the_rates_and_follows_the_design():
     assert NAMES[:5] == ["learning_rate", "full_length", "table1", "curves", "dimension"]
-    last = ["as_released", "effective_rate", "nes", "normals", "paper_rates", "settings", "sparse"]
+    last = ["as_released", "compression", "effective_rate", "nes", "normals", "paper_rates", "settings", "sparse"]
     assert NAMES[-len(last) :] == last and set(experiment.ORDER) <= set(NAMES)
 
 
