@@ -31,7 +31,7 @@ from rbd.distributed.fsdp import (
 )
 from rbd.distributed.variants import VARIANTS, Direction, Part
 from rbd.distribution import distribution as distribution_of
-from rbd.kernels.memory import is_ordinary
+from rbd.kernels.memory import is_expanded, is_ordinary
 from rbd.partition import Partition, check_ordered, parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
@@ -216,6 +216,10 @@ class _RandomBases(torch.optim.Optimizer):
         for p in group["params"]:
             if not p.is_floating_point() or torch.finfo(p.dtype).bits < 16:
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 to 64 bits")
+            if p.layout != torch.strided:
+                raise TypeError(f"params: got a parameter of layout {p.layout}, allowed torch.strided (dense values)")
+            if is_expanded(p):
+                raise ValueError("params: got an expanded parameter, whose values share places in memory: clone it")
         if len(devices := {str(p.device) for p in group["params"]}) > 1:
             raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device in a group")
         self._check_choices(group)
@@ -457,9 +461,9 @@ class RBD(_RandomBases):
     The arguments before variant may differ between parameter groups. The state is (seed, step), kept in the groups: a
     ``state_dict`` is a few numbers, resuming is bit-exact, and any number of workers can load it. A parameter without a
     gradient, or frozen since, counts as zeros and is not moved; one with requires_grad=False when the optimizer is made is
-    left out until add_param_group adds it (a warning says so if it needs a gradient). A step with lr = 0 in all groups changes nothing and
-    is not counted. Parameters of 16 bits are updated in float32 and rounded once. If a ``GradScaler`` finds an overflow on
-    one worker, all skip that step.
+    left out until add_param_group adds it (a warning says so if it needs a gradient). A step with lr = 0 in all groups
+    changes nothing and is not counted. Parameters of 16 bits are updated in float32 and rounded once. If a ``GradScaler``
+    finds an overflow on one worker, all skip that step.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.

@@ -614,6 +614,8 @@ def _check_model(model: nn.Module) -> None:
             raise TypeError(f"model: {name} is sharded: make the Subspace first, and give it to fully_shard as a whole")
         if is_flattened(p):
             raise TypeError(f"model: {name} is {FLATTENED}")
+        if p.layout != torch.strided:  # whose values no checksum can read
+            raise TypeError(f"model: {name} has the layout {p.layout}: give the model dense parameters first")
         if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
             raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the "
                             f"model plain parameters first")  # fmt: skip

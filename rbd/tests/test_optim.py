@@ -1030,6 +1030,9 @@ def test_parameters_that_no_step_could_move(optimizer_class):
         ([here, there], ValueError, "^params: got parameters on cpu, meta, allowed one device in a group$"),
         (eight[:1], TypeError, "^params: got a parameter of torch.float8_e4m3fn, allowed real floating-point dtypes of"),
         (eight[1:], TypeError, "^params: got a parameter of torch.float8_e5m2, allowed"),
+        ([here, nn.Parameter(torch.eye(5).to_sparse())], TypeError, "^params: got a parameter of layout torch.sparse_coo, "),
+        ([nn.Parameter(torch.eye(5).to_sparse_csr())], TypeError, "^params: got a parameter of layout torch.sparse_csr"),
+        ([here, nn.Parameter(torch.zeros(5, 1).expand(5, 6))], ValueError, "^params: got an expanded parameter, whose"),
     ):
         with pytest.raises(error, match=message):
             optimizer_class(params, lr=0.1, dim=20)

@@ -1088,6 +1088,13 @@ class Complex(nn.Module):
         self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
 
 
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Parameter(torch.ones(20))
+        self.sparse = nn.Parameter(torch.eye(3).to_sparse_csr())
+
+
 class Whole(nn.Module):
     def __init__(self):
         super().__init__()
@@ -1116,6 +1123,7 @@ class Whole(nn.Module):
     (lambda: nn.Sequential(Subspace(Net(), 3)), {}, TypeError, r"^model: there is a Subspace in it already"),
     (lambda: Net().to("meta"), {}, ValueError, r"^model: first.weight has no values yet"),
     (_lazy, {}, ValueError, r"^model: 0.weight has no values yet"),
+    (Sparse, {"params": "dense"}, TypeError, r"^model: sparse has the layout torch.sparse_csr: give the model dense param"),
     (Complex, {"dim": 1}, TypeError, r"^params: got weight \(torch.complex64\), allowed real floating-point parameters$"),
     (Whole, {"dim": 1, "params": ["codes", "scale"]}, TypeError, r"^params: got codes \(torch.int8\), allowed real"),
 ])  # fmt: skip
