@@ -31,7 +31,7 @@ from rbd.distributed.fsdp import (
 )
 from rbd.distributed.variants import VARIANTS, Direction, Part
 from rbd.distribution import distribution as distribution_of
-from rbd.kernels.memory import is_ordinary
+from rbd.kernels.memory import is_expanded, is_ordinary
 from rbd.partition import Partition, check_ordered, parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
@@ -216,6 +216,10 @@ class _RandomBases(torch.optim.Optimizer):
         for p in group["params"]:
             if not p.is_floating_point() or torch.finfo(p.dtype).bits < 16:
                 raise TypeError(f"params: got a parameter of {p.dtype}, allowed real floating-point dtypes of 16 to 64 bits")
+            if p.layout != torch.strided:
+                raise TypeError(f"params: got a parameter of layout {p.layout}, allowed torch.strided (dense values)")
+            if is_expanded(p):
+                raise ValueError("params: got an expanded parameter, whose values share places in memory: clone it")
         if len(devices := {str(p.device) for p in group["params"]}) > 1:
             raise ValueError(f"params: got parameters on {', '.join(sorted(devices))}, allowed one device in a group")
         self._check_choices(group)
@@ -358,8 +362,8 @@ def _views(u: Tensor, params: list[Tensor]) -> list[Tensor]:
 
 
 def _gradients(params: list[Tensor]) -> list[Tensor | None]:
-    """Of every parameter; None where there is none. Raises TypeError if one is sparse."""
-    grads = [p.grad for p in params]
+    """Of every parameter; None where there is none, or one is left from before it was frozen. Refuses sparse ones."""
+    grads = [p.grad if p.requires_grad else None for p in params]
     if any(grad is not None and grad.is_sparse for grad in grads):
         raise TypeError("sparse gradients are not supported")
     return grads
@@ -392,7 +396,7 @@ class _Vectors:
 
     def project_in_place(self, params: list[Tensor], step: int | Tensor) -> Tensor | None:
         """Φ g (d,) of gradients read where they are; None where the kernels cannot do that."""
-        grads = [p.grad for p in params]
+        grads = _gradients(params)
         if self._prepared is None or any(g is not None and g.shape != p.shape for g, p in zip(grads, params)):
             return None
         return self._prepared.project(grads, self.g.dtype, step)
@@ -456,10 +460,10 @@ class RBD(_RandomBases):
 
     The arguments before variant may differ between parameter groups. The state is (seed, step), kept in the groups: a
     ``state_dict`` is a few numbers, resuming is bit-exact, and any number of workers can load it. A parameter without a
-    gradient counts as zeros and is not moved; one with requires_grad=False when the optimizer is made is left out until
-    add_param_group adds it (a warning says so if it needs a gradient). A step with lr = 0 in all groups changes nothing and
-    is not counted. Parameters of 16 bits are updated in float32 and rounded once. If a ``GradScaler`` finds an overflow on
-    one worker, all skip that step.
+    gradient, or frozen since, counts as zeros and is not moved; one with requires_grad=False when the optimizer is made is
+    left out until add_param_group adds it (a warning says so if it needs a gradient). A step with lr = 0 in all groups
+    changes nothing and is not counted. Parameters of 16 bits are updated in float32 and rounded once. If a ``GradScaler``
+    finds an overflow on one worker, all skip that step.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
@@ -570,7 +574,7 @@ class RBD(_RandomBases):
     @staticmethod
     def _move(group: dict, values: list[Tensor], updates: list[Tensor]) -> None:
         """θ -= η u, for the parameters of a group that have a gradient; values: this worker's values of them."""
-        pairs = [(p, v) for p, v, w in zip(values, updates, group["params"]) if w.grad is not None]
+        pairs = [(p, v) for p, v, grad in zip(values, updates, _gradients(group["params"])) if grad is not None]
         if pairs:
             torch._foreach_add_(*zip(*pairs), alpha=-float(group["lr"]))
 
@@ -591,8 +595,8 @@ class RBD(_RandomBases):
     def _queue_move(self, index: int) -> tuple[Tensor, BasisSpec]:
         """-η Φ g (d,) of a group, and its bases."""
         group = self.param_groups[index]
-        if any(p.grad is None for p in group["params"]):
-            raise ValueError("capturable=True needs a gradient in every parameter")
+        if any(grad is None for grad in _gradients(group["params"])):
+            raise ValueError("capturable=True needs a gradient in every parameter, and none of them frozen")
         part = self._part(index)
         with kernels.keep_apart(self, part.g.device):
             c = kernels.project(part.g, part.spec)  # (d,)
@@ -669,7 +673,7 @@ class RBD(_RandomBases):
             facts |= {f"{of}{name}": group[name] for name in SETTINGS} | {f"{of}lr": float(group["lr"])}
             facts |= {f"{of}size": sum(group["size"])}
             facts |= {f"{of}shapes": [tuple(p.shape) for p in group["params"]]}
-            facts |= {f"{of}has_gradient": [p.grad is not None for p in group["params"]]}
+            facts |= {f"{of}has_gradient": [grad is not None for grad in _gradients(group["params"])]}
             if workers.variant != "sharded":  # where every worker holds other values
                 facts |= {f"{of}parameters": digest(group["params"])}
         workers.agree(facts)
@@ -684,7 +688,7 @@ def _local(tensors: list[Tensor]) -> list[Tensor]:
 def _culprit(group: dict, of: str, bad: list[int], workers: Workers | None) -> str:
     """What is not finite, and what is allowed: gradients by name, else those of the workers ``bad``, else projections."""
     names = group.get("param_names") or [f"parameter {i}{of}" for i in range(len(group["params"]))]
-    found = [n for n, p in zip(names, group["params"]) if p.grad is not None and not _finite(p.grad)]
+    found = [n for n, grad in zip(names, _gradients(group["params"])) if grad is not None and not _finite(grad)]
     if found:
         return f"NaN or infinity in {', '.join(found)}, allowed finite values"
     if workers is not None and workers.size > 1:

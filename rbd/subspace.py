@@ -133,8 +133,7 @@ class Subspace(nn.Module):
 
     def _move_weights(self) -> _MovedWeights:
         base, c = self._find_base(), self._parameters["coordinates"]
-        theta = _Theta.apply(c, self._spec, base)
-        return _MovedWeights(base, theta, (id(c), c._version if theta[0].requires_grad else 0))
+        return _MovedWeights(base, _Theta.apply(c, self._spec, base), c)
 
     def _forward_compiled(self, args: tuple, kwargs: dict) -> Any:
         """``forward`` by operations that torch.compile can trace."""
@@ -458,23 +457,24 @@ class _MovedWeights:
     Attributes:
         base: θ0.
         theta: the tensors of θ.
-        key: equal for two passes with the same coordinates.
+        coordinates, version: c, kept so that no other tensor gets its id, and how often it had been changed.
     """
 
-    __slots__ = ("base", "key", "theta")
+    __slots__ = ("base", "coordinates", "theta", "version")
 
-    def __init__(self, base: _BaseWeights, theta: Sequence[Tensor], key: tuple):
-        self.base, self.theta, self.key = base, theta, key
+    def __init__(self, base: _BaseWeights, theta: Sequence[Tensor], coordinates: Tensor | None):
+        self.base, self.theta, self.coordinates = base, theta, coordinates
+        self.version = 0 if coordinates is None or coordinates.is_inference() else coordinates._version
 
     def is_clashing(self, other: _MovedWeights) -> bool:
         """Whether the other is another θ, and one of the models has a module whose parameters the other one's θ moves."""
         mine, theirs = self.base, other.base
-        return self.key != other.key and not (
-            mine.movers.isdisjoint(theirs.modules) and theirs.movers.isdisjoint(mine.modules))
+        alike = mine is theirs and self.coordinates is other.coordinates and self.version == other.version
+        return not (alike or (mine.movers.isdisjoint(theirs.modules) and theirs.movers.isdisjoint(mine.modules)))
 
     def without_values(self) -> _MovedWeights:
         """Tensors in the place of θ with which nothing can be computed."""
-        return _MovedWeights(self.base, [t.detach().to("meta") for t in self.theta], ())
+        return _MovedWeights(self.base, [t.detach().to("meta") for t in self.theta], None)
 
 
 class _ParameterSwap:
@@ -593,10 +593,9 @@ def _watch_backward(out: Any, swap: _ParameterSwap, moved: _MovedWeights) -> Non
     _refuse_parameters(tensors, moved.theta)
     if len(tensors) < len(leaves):
         tensors = _look_into(leaves, moved)
-    if moved.theta[0].requires_grad:
-        for t in tensors:
-            if t.grad_fn is not None:
-                t.register_hook(partial(_begin_backward, swap, moved))
+    for t in tensors:
+        if t.grad_fn is not None:  # also where only the input needs a gradient
+            t.register_hook(partial(_begin_backward, swap, moved))
 
 
 def _check_model(model: nn.Module) -> None:
@@ -615,6 +614,8 @@ def _check_model(model: nn.Module) -> None:
             raise TypeError(f"model: {name} is sharded: make the Subspace first, and give it to fully_shard as a whole")
         if is_flattened(p):
             raise TypeError(f"model: {name} is {FLATTENED}")
+        if p.layout != torch.strided:  # whose values no checksum can read
+            raise TypeError(f"model: {name} has the layout {p.layout}: give the model dense parameters first")
         if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # whose bits only the class itself can read
             raise TypeError(f"model: {name} is a {type(p).__name__}, a subclass of Tensor without plain values: give the "
                             f"model plain parameters first")  # fmt: skip

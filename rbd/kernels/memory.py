@@ -72,9 +72,14 @@ def find_obstacle(x: torch.Tensor) -> str | None:
         return "an inference tensor, which cannot be changed outside of torch.inference_mode(): clone it"
     if x._is_zerotensor():
         return "zeros without memory (from forward-mode derivatives), which cannot be changed: clone them"
-    if not x.is_contiguous() and any(step == 0 and size > 1 for size, step in zip(x.shape, x.stride())):
+    if is_expanded(x):
         return "a tensor (expanded?) of which several values have one place in memory: clone it"
     return None
+
+
+def is_expanded(x: torch.Tensor) -> bool:
+    """Whether several values have one place in memory, along a dimension of stride 0."""
+    return not x.is_contiguous() and any(step == 0 and size > 1 for size, step in zip(x.shape, x.stride()))
 
 
 def check_writable(name: str, tensors: Sequence[torch.Tensor]) -> None:

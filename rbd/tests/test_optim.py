@@ -293,6 +293,29 @@ def test_frozen_parameters_stay_out_of_the_basis():
     assert torch.equal(model[0].weight, frozen)
 
 
+@pytest.mark.parametrize("left", [0.0, 1.0, math.nan])
+def test_parameters_that_are_frozen_later_stay(left):
+    """Whatever gradient is left in them, as after ``zero_grad(set_to_none=False)``: as without one."""
+    model, twin = network(), network()
+    optimizers = [RBD(m.named_parameters(), lr=0.5, dim=20) for m in (model, twin)]
+    for m, optimizer in zip((model, twin), optimizers):
+        train(m, optimizer, 1)
+        m[0].requires_grad_(False)
+        for p in m[0].parameters():
+            p.grad = torch.full_like(p, left) if m is model else None
+        m[2].zero_grad()
+        loss(m).backward()
+        optimizer.step()
+    before = network()
+    train(before, RBD(before.parameters(), lr=0.5, dim=20), 1)
+    assert torch.equal(flat(model.parameters()), flat(twin.parameters()))
+    assert torch.equal(flat(model[0].parameters()), flat(before[0].parameters()))
+    with pytest.raises(ValueError, match="^capturable=True needs a gradient in every parameter, and none of them frozen$"):
+        frozen = RBD([p := parameter(normal(10), normal(10))], lr=0.5, dim=5, capturable=True)
+        p.requires_grad_(False)
+        frozen.step()
+
+
 def test_tied_parameters_count_once():
     model = nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False))
     model[1].weight = model[0].weight
@@ -1007,6 +1030,9 @@ def test_parameters_that_no_step_could_move(optimizer_class):
         ([here, there], ValueError, "^params: got parameters on cpu, meta, allowed one device in a group$"),
         (eight[:1], TypeError, "^params: got a parameter of torch.float8_e4m3fn, allowed real floating-point dtypes of"),
         (eight[1:], TypeError, "^params: got a parameter of torch.float8_e5m2, allowed"),
+        ([here, nn.Parameter(torch.eye(5).to_sparse())], TypeError, "^params: got a parameter of layout torch.sparse_coo, "),
+        ([nn.Parameter(torch.eye(5).to_sparse_csr())], TypeError, "^params: got a parameter of layout torch.sparse_csr"),
+        ([here, nn.Parameter(torch.zeros(5, 1).expand(5, 6))], ValueError, "^params: got an expanded parameter, whose"),
     ):
         with pytest.raises(error, match=message):
             optimizer_class(params, lr=0.1, dim=20)
@@ -1608,7 +1634,7 @@ def test_capturable_takes_a_rate_in_device_memory():
 
 def test_capturable_needs_all_gradients():
     optimizer = RBD([parameter(torch.ones(3), torch.ones(3)), parameter(torch.ones(2))], lr=1.0, dim=2, capturable=True)
-    with pytest.raises(ValueError, match="^capturable=True needs a gradient in every parameter$"):
+    with pytest.raises(ValueError, match="^capturable=True needs a gradient in every parameter, and none of them frozen$"):
         optimizer.step()
 
 

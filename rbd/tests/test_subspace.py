@@ -275,6 +275,19 @@ def test_checkpoints_inside_the_model_see_the_moved_parameters(reentrant):
     torch.testing.assert_close(gradient(sub, X, sub.coordinates), gradient(plain, X, plain.coordinates))
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_see_the_moved_parameters_where_only_the_input_needs_a_gradient(reentrant):
+    """As where an adapter that is not trained gives gradients to a prompt, or to the model before it."""
+    grads = []
+    for sub in (make(Net()), make(Net(reentrant))):
+        start, x = [p.clone() for p in sub.model.parameters()], X.clone().requires_grad_()
+        sub.requires_grad_(False)
+        sub(x).square().sum().backward()
+        grads.append(x.grad)
+        assert is_put_back(sub, start) and sub.coordinates.grad is None
+    assert torch.equal(*grads)
+
+
 @dataclass
 class Out:
     loss: torch.Tensor
@@ -501,6 +514,22 @@ def test_two_parameters_in_one_backward_pass_with_checkpoints_fail_loudly():
                 loss.backward()
             one(X)  # whatever a failed pass left is put back
         assert is_put_back(one, start)
+
+
+@pytest.mark.parametrize("how", ["one after another", "in place"])
+def test_other_coordinates_are_another_theta(how):
+    """Also where one tensor of them is gone before the next is made, and where they are not trained."""
+    sub, x = make(Net(False)).requires_grad_(how != "in place"), X.clone().requires_grad_()
+    if how == "in place":
+        loss = sub(x).sum()
+        with torch.no_grad():
+            sub.coordinates.mul_(2)
+        loss = loss * sub(x).sum()
+    else:
+        losses = (torch.func.functional_call(sub, {"coordinates": k * sub.coordinates}, (x,)).sum() for k in (1, 2, 3))
+        loss = sum(losses)
+    with pytest.raises(RuntimeError, match="meta"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("reentrant", [None, False])
@@ -1059,6 +1088,13 @@ class Complex(nn.Module):
         self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
 
 
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Parameter(torch.ones(20))
+        self.sparse = nn.Parameter(torch.eye(3).to_sparse_csr())
+
+
 class Whole(nn.Module):
     def __init__(self):
         super().__init__()
@@ -1087,6 +1123,7 @@ class Whole(nn.Module):
     (lambda: nn.Sequential(Subspace(Net(), 3)), {}, TypeError, r"^model: there is a Subspace in it already"),
     (lambda: Net().to("meta"), {}, ValueError, r"^model: first.weight has no values yet"),
     (_lazy, {}, ValueError, r"^model: 0.weight has no values yet"),
+    (Sparse, {"params": "dense"}, TypeError, r"^model: sparse has the layout torch.sparse_csr: give the model dense param"),
     (Complex, {"dim": 1}, TypeError, r"^params: got weight \(torch.complex64\), allowed real floating-point parameters$"),
     (Whole, {"dim": 1, "params": ["codes", "scale"]}, TypeError, r"^params: got codes \(torch.int8\), allowed real"),
 ])  # fmt: skip
