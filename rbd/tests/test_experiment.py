@@ -249,7 +249,7 @@ def test_one_seed_of_everything_goes_before_the_next_one(name, profile):
 
 @pytest.mark.parametrize("profile", experiment.PROFILES)
 def test_learning_rate_searches_octaves_for_whatever_is_asked_for(profile):
-    """Nine; for ResNet-8 ten, every second one. CNN and ResNet-8 by gradients at full scale: seven; six, every second one."""
+    """Nine; ResNet-8: ten, every second one. CNN and ResNet-8 by gradients at full scale: seven; six, every second one."""
     requests = (r for name in WITH_RUNS - {"learning_rate"} for r in experiment.load(name).runs(profile))
     asked = {key for r in requests if isinstance(r, Request) for key in rates.keys(r.config).values()}
     tried: dict[str, set[float]] = {}

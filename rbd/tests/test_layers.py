@@ -45,7 +45,8 @@ FOR_ANALYSIS = ("rbd.suite.paper", "rbd.suite.looks", "rbd.suite.store", "rbd.su
                 "rbd.suite.verdicts", "rbd.suite.findings", "rbd.suite.bootstrap", "rbd.suite.intrinsic",
                 "rbd.suite.record")  # fmt: skip  # what analysis/ may import
 MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogonality",
-             "rbd.suite.experiments.as_released", "rbd.suite.experiments.compression")  # fmt: skip  # torch, when they measure
+             "rbd.suite.experiments.as_released",
+             "rbd.suite.experiments.compression")  # fmt: skip  # torch, when they measure
 NO_TORCH = (*NUMPY_ONLY, "rbd.partition", *FOR_ANALYSIS[:-1], "rbd.suite.report", "rbd.suite.figures",
             "rbd.suite.rates", "rbd.suite.cost", "rbd.suite.experiment", "rbd.suite.executor", "rbd.suite.cli",
             "rbd.suite.dimension", *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
