@@ -178,7 +178,7 @@ def experiment(results: Path, name: str, profile: str = "quick") -> list[Path]:
 
 
 def measurements(results: Path, profile: str = "quick") -> None:
-    """Orthogonality, landscape and as_released, without training."""
+    """Orthogonality, landscape, as_released and compression, without training."""
     rng = np.random.default_rng(0)
     rows = [{"distribution": name, "size": D, "n": 10_000, "std": 0.6 / math.sqrt(D), "expected": math.sqrt(2 / math.pi / D),
              "blocks": list(math.sqrt(2 / math.pi / D) * rng.normal(1, 0.048, 40))}
@@ -195,6 +195,13 @@ def measurements(results: Path, profile: str = "quick") -> None:
     about = {"model": "fc", "data": "mnist-embedded", "images": 2000, "epochs": 5, "n": 5, "distances": list(distances)}
     kept = [{"model": "fc", "data": "mnist-embedded", "lr": 1.0, "dim": 250, "seed": 0, "augment": augment, "kept": k,
              "accuracy": [30.0, 50.0, 60.0 - 2 * k]} for augment in (None, "none") for k in (True, False)]  # fmt: skip
+    ways = (("ddp", 0, None, 9e5, 92.0), ("powersgd", 4, None, 3e4, 91.0), ("topk", 250, None, 7e3, 89.0),
+            ("rbd", 250, "rademacher", 4e3, 78.0), ("rbd", 2500, "countsketch", 3e4, 84.0))  # fmt: skip
+    shared = [{"model": "fc", "data": "mnist-embedded", "workers": 4, "epochs": 10, "way": way, "amount": amount,
+               "distribution": entries, "lr": 0.5, "tried": [[0.25, 80.0], [0.5, 81.0], [1.0, 79.0]],
+               "accuracy": [best - 0.5, best, best + 0.5], "bytes": [sent, sent, sent + 30]}
+              for way, amount, entries, sent, best in ways]  # fmt: skip
+    measurement(results, f"compression-{profile}", shared)
     measurement(results, f"as_released-{profile}", kept)
     measurement(results, f"orthogonality-{profile}", rows)
     measurement(results, f"landscape-{profile}", around | about)

@@ -1451,3 +1451,14 @@ def test_as_released_is_told_beside_fpd(results, notes, tmp_path):
     (plain,) = [r for r in made_up.load_all(tmp_path / "runs" / "paper_rates-paper")
                 if r.config.method == "fpd" and r.config.seed == 0]  # fmt: skip
     assert f"kept 58.0 %, FPD {plain.curve[-1].accuracy:.1f} %" in found[0] and "FPD – %" in found[1]
+
+
+def test_compression_compares_rbd_with_the_best_rival_that_sends_no_more(results, notes):
+    execute("compression", results)
+    told = json.loads((results / "tables" / "compression-quick.json").read_text("utf-8"))
+    assert "RBD, countsketch, d = 2,500 − PowerSGD, rank 4, which sends no more: -7.0 points" in told["evidence"][-1]
+    assert told["verdict"] == "RBD lower" and "1 points: -7.0 points" in told["number"], "nothing sends less than d = 250"
+    lines = (results / "tables" / "compression-quick.md").read_text("utf-8").splitlines()[2:7]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == [
+        "RBD, signs, d = 250", "Top-K, K = 250", "PowerSGD, rank 4", "RBD, countsketch, d = 2,500", "all gradients",
+    ]  # fmt: skip
