@@ -10,7 +10,7 @@ from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.rates import Request, tuned
 
 RATIOS = {"quick": (10, 75, 500), "paper": (10, 25, 75, 250)}
-DEEP = {"model": "resnet32", "data": "cifar10", "epochs": 5}  # 100 take a core eight hours and more
+DEEP: dict[str, Any] = {"model": "resnet32", "data": "cifar10", "epochs": 5}  # 100 take a core eight hours and more
 DEEP_LR = 4.0  # of RBD at d = 500: the rate chosen for ResNet-8, 2, times the root of 6, by how much D is larger; 2^k
 
 

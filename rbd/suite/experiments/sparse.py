@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 from rbd.suite.config import DIM, RunConfig, find_size
 from rbd.suite.experiment import SEEDS, Experiment
@@ -24,7 +25,13 @@ def runs(profile: str) -> Iterator[RunConfig | Request]:
         for (model, data), augment in product(LEARNING_RATES, (None, "none")):
             for dim in (DIM, round(find_size(model, data) / 10)):  # at the default rates: the paper's; at D/10 by length
                 yield RunConfig(model, data, "rbd", dim=dim, distribution="countsketch", seed=seed, augment=augment)
-        figure = {"model": "resnet8", "data": "cifar10", "method": "rbd", "distribution": "countsketch", "seed": seed}
+        figure: dict[str, Any] = {
+            "model": "resnet8",
+            "data": "cifar10",
+            "method": "rbd",
+            "distribution": "countsketch",
+            "seed": seed,
+        }
         yield RunConfig(**figure, dim=round(find_size("resnet8", "cifar10") / 10))
         yield tuned(**figure, dim=500)
 
