@@ -65,12 +65,17 @@ def _cells(params: list[list[str]], results: list) -> dict[tuple[str, ...], floa
     return {cell: value for cell, value in zip(cells, results) if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
-def latest(folder: Path) -> list[Results]:
-    """Of every machine the results of the youngest commit for each benchmark, and of its last run; machines by name."""
+def by_machine(folder: Path) -> list[list[Results]]:
+    """The results of every machine, the oldest commit and run first; machines by name."""
     machines = sorted(path.parent for path in folder.glob("*/machine.json"))
     files = [[p for p in sorted(place.glob("*.json")) if p.name != "machine.json"] for place in machines]
     found = [[r for r in map(load, paths) if r.values] for paths in files]  # asv writes one also where it could not build
-    return [_take_youngest(sorted(results, key=lambda r: (r.committed, r.started))) for results in found if results]
+    return [sorted(results, key=lambda r: (r.committed, r.started)) for results in found if results]
+
+
+def latest(folder: Path) -> list[Results]:
+    """Of every machine the results of the youngest commit for each benchmark, and of its last run."""
+    return [_take_youngest(results) for results in by_machine(folder)]
 
 
 def _take_youngest(results: Sequence[Results]) -> Results:
@@ -293,6 +298,96 @@ def _command(results: Results) -> str:
     return f"tox -e bench -- run {results.commits[-1][:8]}^!"
 
 
+@dataclass(frozen=True)
+class Quantity:
+    """Ratios that are told as one range over all commits of a machine.
+
+    Attributes:
+        name: what a reader is told.
+        cells: benchmark and parameters of each value.
+        target: what every value should reach; None: there is no target.
+        inverse: whether 1/value is told: how many times faster, which should be at least the target. Else at most.
+        unit: of the numbers.
+    """
+
+    name: str
+    cells: tuple[tuple[str, ...], ...]
+    target: float | None = None
+    inverse: bool = False
+    unit: str = " ×"
+
+    def find(self, results: Sequence[Results]) -> list[float]:
+        """Its values in results of one machine, the oldest first, by the last version of each benchmark."""
+        version = {name: r.versions[name] for r in results for name in r.values}
+        found = [r.get(*cell) for r in results for cell in self.cells if r.versions.get(cell[0]) == version.get(cell[0])]
+        return [1 / x if self.inverse else x for x in found if not math.isnan(x)]
+
+    def meets(self, value: float) -> bool:
+        return self.target is not None and (value >= self.target if self.inverse else value <= self.target)
+
+
+def _against(name: str, target: float | None, entries: str, rival: str, *products: str) -> Quantity:
+    cells = tuple((f"ratios.Ratio.track_{product}", "cpu", entries, rival) for product in products)
+    return Quantity(f"{name}, {' and '.join(f'`{product}`' for product in products)}", cells, target, inverse=True)
+
+
+def _sketch(name: str, target: float, rival: str, dims: Sequence[int], *products: str) -> Quantity:
+    cells = tuple((f"ratios.Sketch.track_{p}", "cpu", rival, str(d), "101770") for p in products for d in dims)
+    return Quantity(f"countsketch against {name}, {' and '.join(f'`{p}`' for p in products)}", cells, target, inverse=True)
+
+
+def _step(name: str, target: float, methods: Sequence[str], networks: Sequence[str], dims: Sequence[int] = ()) -> Quantity:
+    cells = [("step.Step.track_against_sgd", "cpu", network, method) for network in networks for method in methods]
+    cells += [("step.Price.track_against_sgd", "cpu", "fc", str(dim), methods[0]) for dim in dims]
+    return Quantity(name, tuple(cells), target)
+
+
+BOTH, SKETCHES, OTHERS = ("project", "expand"), ("rbd countsketch", "rbd countsketch 10000"), ("cnn", "resnet8", "resnet32")
+QUANTITIES = (
+    _against("signs against stored fp32", 10, "rademacher", "stored fp32", "project"),
+    _against("signs against stored fp32", 6, "rademacher", "stored fp32", "expand"),
+    _against("signs against stored bits", None, "rademacher", "stored bits", "project"),
+    _against("signs against stored bits", None, "rademacher", "stored bits", "expand"),
+    _against("uniform against stored fp32", 1.5, "uniform", "stored fp32", *BOTH),
+    _against("normal against stored fp32", 0.5, "normal", "stored fp32", *BOTH),
+    _against("normal against `torch.randn`", 15, "normal", "randn", *BOTH),
+    *(Quantity(f"{NAME.get(way, way)} against stored fp32, `project`, strict turn",
+               (("ratios.BetweenOperations.track_project", way, "stored fp32"),), inverse=True)
+      for way in ("rademacher", "uniform", "normal")),
+    _sketch("signs, d = 250", 15, "rademacher", (250,), *BOTH),
+    _sketch("signs, d = 10,000", 500, "rademacher", (10_000,), *BOTH),
+    _sketch("a stored sketch, d = 250 and 10,000", 3, "stored sketch", (250, 10_000), "project"),
+    _step("step of the FC net with signs, d = 250", 3, ("rbd rademacher",), ("fc",), (250,)),
+    _step("step of the FC net with countsketch, d = 1 to D", 1.35, SKETCHES, ("fc",), DIMS),
+    _step("step of the CNN and the ResNets with countsketch", 1.1, SKETCHES, OTHERS),
+    Quantity("memory of a step with countsketch beyond SGD's, vectors of D floats",
+             tuple(("memory.BesideSGD.track_step", "cpu", "countsketch", dim) for dim in ("250", "10000", "100000")), 3,
+             unit=""),
+    Quantity("the suite's step against a bare loop's", tuple(("loop.Loop.track_against_torch", p) for p in BATCHES), 1.1),
+)  # fmt: skip
+
+
+def targets(folder: Path) -> str:
+    """The range of every quantity over the commits of a machine, and how many of its numbers meet the target."""
+    machines = by_machine(folder)
+    head = ["what", "target", *(text for results in machines for text in (results[0].machine["machine"], "met by"))]
+    rows = []
+    for quantity in QUANTITIES:
+        aim = f"{'≥' if quantity.inverse else '≤'} {quantity.target:g}{quantity.unit}" if quantity.target else "–"
+        told = [text for results in machines for text in _told(quantity, quantity.find(results))]
+        rows.append([quantity.name, aim, *told])
+    return _table(head, rows) if machines else "No results are committed yet."
+
+
+def _told(quantity: Quantity, found: Sequence[float]) -> tuple[str, str]:
+    """The range, and how many meet the target."""
+    if not found:
+        return "n/a", "–"
+    low, high = (_times(x).removesuffix(" ×") for x in (min(found), max(found)))
+    met = f"{sum(map(quantity.meets, found)) if quantity.target else '–'} of {len(found)}"
+    return f"{low if low == high else f'{low} to {high}'}{quantity.unit}", met
+
+
 def tables(folder: Path) -> str:
     return "\n\n".join(section(results) for results in latest(folder)) or "No results are committed yet."
 
@@ -301,7 +396,7 @@ def written(text: str, folder: Path) -> str:
     """A page with the tables between its marks."""
     from rbd.suite.report import insert  # here, so that asv can import this module beside an rbd that has no such function
 
-    return insert(text, "asv", tables(folder))
+    return insert(insert(text, "asv", tables(folder)), "targets", targets(folder))
 
 
 def main() -> None:
@@ -312,7 +407,7 @@ def main() -> None:
     from rbd.suite.report import insert_into  # here, as above
 
     try:
-        insert_into(given.into, {"asv": lambda: tables(given.results)})
+        insert_into(given.into, {"asv": lambda: tables(given.results), "targets": lambda: targets(given.results)})
     except (ValueError, OSError) as error:
         raise SystemExit(f"benchmarks.table: {error}") from error
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.tiles        # on a GPU; prints milliseconds, and marks the constants of rbd/kernels/gpu.py
 
-All give the same bits, which is checked, so a choice is for speed alone. It is made by hand, from this table, and not at run
-time: constants make every machine do the same work.
+All that are tried give the same bits, which is checked, so a choice is for speed alone. It is made by hand, from this
+table, and not at run time: constants make every machine do the same work.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def seconds(call: Callable[[], torch.Tensor]) -> float:
 def tiles(distribution: Distribution, dim: int, size: int, clock: Clock = seconds) -> Iterator[tuple[str, int, bool, float]]:
     """(what, its number, whether that is the constant now, seconds) for rows, warps, programs and parts.
 
+    Fewer than B / 32 warps are left out: a thread would first add the two blocks that it has, which rounds otherwise.
     Other rows or warps than now have no limit of registers: the limits are for those, and others would spill with them.
 
     Raises:
@@ -54,6 +55,8 @@ def tiles(distribution: Distribution, dim: int, size: int, clock: Clock = second
         now = constants.get(distribution.name, gpu.PROGRAMS)
         for count in counts:
             if what == "parts" and distribution.per_word % count:
+                continue
+            if what == "warps" and 32 * count < gpu._BLOCKS[distribution.name]:
                 continue
             free = {distribution.name: (None, None)} if limits and what in ("rows", "warps") and count != now else {}
             with (patch.dict(constants, {distribution.name: count}), patch.dict(limits, free),

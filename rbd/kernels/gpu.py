@@ -3,8 +3,8 @@
 A tile is some rows by some blocks of a chunk: its words are made once, and every part of every word is an entry. Sums
 have a fixed order: along the columns of a lane, over the lanes of a tile by a tree, over the segments of a compartment
 by a tree in float64. There are no float atomics, so every run gives the same bits; the only atomic is a counter, which
-tells the last program of a row group that it is the last. The numbers of rows, parts and warps of a tile and of segments
-of a program affect speed alone. Nothing is tuned at run time.
+tells the last program of a row group that it is the last. The numbers of rows and parts of a tile and of segments of a
+program affect speed alone, and so does that of warps while a tile's blocks have a thread each. Nothing is tuned at run time.
 """
 
 from __future__ import annotations
@@ -455,6 +455,7 @@ DEVICE = "cuda" if isinstance(_project, triton.JITFunction) else "cpu"  # Triton
 if DEVICE == "cuda":
     _ROWS = {"normal": 8, "uniform": 16, "rademacher": 16}  # of a tile of project
     _WARPS = {"normal": 4, "uniform": 4, "rademacher": 2}  # of a program of project; four rows of signs share a load of g
+    # ^ at least _BLOCKS / 32: with fewer, a thread first adds the two blocks that it has, which rounds otherwise
     _REGISTERS = {"normal": (72, 104), "uniform": (128, 168), "rademacher": (None, None)}  # a thread; float32, float64
     _PARTS = {"normal": 2, "uniform": 2, "rademacher": 8}  # of a word, of a tile of expand
     TILE_LANES = 256  # rows times blocks of a tile of expand

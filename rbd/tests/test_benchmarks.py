@@ -565,6 +565,27 @@ def test_the_table_takes_the_last_run_of_a_commit(benchmarks, monkeypatch, tmp_p
     assert read.get(loop.name, "fc mnist") == 3.0 and read.commits == (COMMIT,)
 
 
+def test_the_table_of_targets_counts_the_values_that_meet_them(benchmarks, tmp_path):
+    """Over all commits; where a benchmark has changed, by its last version alone."""
+    run, table = benchmarks("run"), benchmarks("table")
+    assert table.targets(tmp_path) == "No results are committed yet."
+    (project,), (loop,) = map(run.benchmarks, ("ratios.Ratio.track_project", "loop.Loop"))
+    for commit, date, ratio in (("a" * 40, 1, 0.2), ("b" * 40, 2, 0.05)):
+        values = {("cpu", "rademacher", "stored fp32"): ratio, ("cpu", "rademacher", "stored bits"): ratio}
+        results = {b: run.Outcome([values.get(cell, 10 * ratio) for cell in b.cells], [], 1e9, 1.0) for b in (project, loop)}
+        path = run.save(results, tmp_path, commit, date)
+        if date == 1:
+            older = json.loads(path.read_text("utf-8"))
+            older["results"][loop.name][older["result_columns"].index("version")] = "0"
+            path.write_text(json.dumps(older))
+    told, cells = table.targets(tmp_path), len(loop.cells)
+    for line in ("| signs against stored fp32, `project` | ≥ 10 × | 5.0 to 20 × | 1 of 2 |",
+                 "| signs against stored bits, `project` | – | 5.0 to 20 × | – of 2 |",
+                 "| signs against stored fp32, `expand` | ≥ 6 × | n/a | – |",
+                 f"| the suite's step against a bare loop's | ≤ 1.1 × | 0.50 × | {cells} of {cells} |"):  # fmt: skip
+        assert line in told, told
+
+
 def test_saved_results_are_seen_by_the_notebooks(benchmarks, tmp_path):
     """Which skip what asv's list does not have, or has in another version; the rest of the list stays."""
     run = benchmarks("run")
@@ -774,7 +795,8 @@ def test_all_tiles_of_the_gpu_give_the_same_bits(benchmarks, name, monkeypatch):
     for limit, (what, _, now, _) in zip(limits, found, strict=True):
         assert limit == ((None, None) if what in ("rows", "warps") and not now else (72, 96))
     assert [count for what, count, *_ in found if what == "rows"] == list(tiles.ROWS)
-    assert [count for what, count, *_ in found if what == "warps"] == list(tiles.WARPS)
+    warps = [count for what, count, *_ in found if what == "warps"]
+    assert warps == [n for n in tiles.WARPS if 32 * n >= gpu._BLOCKS[name]] and gpu._BLOCKS[name] in (16, 64)
     assert [count for what, count, *_ in found if what == "programs"] == list(tiles.PROGRAMS)
     parts = [count for what, count, *_ in found if what == "parts"]
     assert parts == [n for n in tiles.PARTS if distribution.per_word % n == 0]
