@@ -1036,6 +1036,9 @@ def test_sweep_measures_once(scripts, capsys):
     (["demo", "--gpus", "nan"], "argument --gpus: got 'nan', allowed"),
     (["demo", "--gpus", "1.5"], "argument --gpus: got '1.5', allowed"),
     (["demo", "--gpus", "half"], "argument --gpus: got 'half', allowed"),
+    (["--seeds", "0"], "--seeds: needs NAME, an experiment that `rbd sweep --list` names, or all"),
+    (["--gpus", "0"], "--gpus: needs NAME"), (["--dry-run", "--json"], "--dry-run: needs NAME"),
+    (["--device", "cuda"], "--device: needs NAME"),
 ])  # fmt: skip
 def test_bad_input_of_sweep_is_refused(arguments, message, scripts, capsys):
     assert message in refused(["sweep", *arguments], capsys)
