@@ -688,6 +688,16 @@ def test_tables_by_hand():
     assert tables.interval(stats.summary([1.0])) == "no interval"
 
 
+@pytest.mark.parametrize(("value", "digits", "text"), [
+    (43.65, 1, "43.7"), (2.675, 2, "2.68"), (0.5, 0, "1"), (43.64, 1, "43.6"), (1 / 3, 3, "0.333"),
+    (81.05 - 80.9, 1, "0.2"), (np.mean([89.4, 89.5]), 1, "89.5"),  # 0.1499999999999915 and np.float64(89.45)
+    (1.25e-8, 9, "0.000000013"), (1e300, 1, f"1{'0' * 300}.0"),
+])  # fmt: skip
+def test_numbers_are_rounded_as_a_reader_does(value, digits, text):
+    """Halves of the decimal number away from zero: Python rounds the binary one, which is 43.649999 in the first case."""
+    assert looks.format_number(value, digits) == text and looks.format_number(value, digits, signed=True) == f"+{text}"
+
+
 def test_the_scale_is_set_after_drawing():
     """Seaborn would average logarithms and draw a geometric mean."""
     _, (ax,) = style.axes()
@@ -1246,11 +1256,11 @@ def test_the_price_of_a_step_by_hand(results, tmp_path, notes):
     assert names["predict"]((*fc, "rbd", "countsketch", 250)) == pytest.approx(0.25 * (101_770 / 250) ** 0.5)
     evidence = json.loads((tmp_path / "tables" / "price-quick.json").read_text("utf-8"))["evidence"]
     best = "best at ≤ 1.35 SGD steps: {} ± 0.0 % (n = 3) [{}, {}] at d = {} and {} SGD steps; SGD 90.0 ± 0.0 % (n = 3)"
-    assert evidence[0] == f"FC, MNIST, RBD, dense signs: {best.format(80.2, 80.2, 80.2, 250, 1.25)}"
+    assert evidence[0] == f"FC, MNIST, RBD, dense signs: {best.format(80.3, 80.3, 80.3, 250, 1.25)}"
     assert evidence[1] == f"FC, MNIST, RBD, countsketch: {best.format(82.5, 82.5, 82.5, '2,500', '1.00')}"
     assert "off by at most 3.7 octaves over 6 scales (FC, MNIST, d = 10: η = 2, rule 25.2)" in evidence[4]
     row = (tmp_path / "tables" / "price-quick.md").read_text("utf-8").splitlines()[4]
-    assert row.split(" | ")[1:7] == ["RBD, dense signs", "250", "80.2 ± 0.0 (n = 3)", "12.5", "1.25", "–"]
+    assert row.split(" | ")[1:7] == ["RBD, dense signs", "250", "80.3 ± 0.0 (n = 3)", "12.5", "1.25", "–"]
     fixed = names["fixed"]  # of the sweeps dimension and table1, in the same setting
     assert list(fixed[(*fc, "rbd", "rademacher", 10)]) == [60.0] * 3 and (*fc, "rbd", "countsketch", 250) not in fixed
     assert "Time of a step: the runs' records (FC, CNN)." in notes[0][1].replace("\n", " ")
