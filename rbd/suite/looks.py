@@ -69,11 +69,14 @@ def count(number: int, noun: str) -> str:
 
 
 def format_number(value: float, digits: int = 1, signed: bool = False) -> str:
-    """ "43.7" for 43.65, "+0.2" for 81.05 - 80.9: rounded as a decimal number, halves away from zero."""
-    exact = Decimal(repr(round(float(value), digits + 6)))  # 81.05 - 80.9 is 0.1499999999999915 in binary
+    """ "43.7" for 43.65, "−0.5", and "+0.2" for 81.05 - 80.9: rounded as a decimal number, halves away from zero.
+
+    With a minus sign (U+2212), also for a loss that is zero when rounded: "−0.0".
+    """
+    exact = round(float(value), digits + 6) + 0.0  # 81.05 - 80.9 is 0.1499999999999915 in binary; -0.0 + 0.0 is 0.0
     with localcontext() as context:
         context.rounding = ROUND_HALF_UP
-        return f"{exact:{'+' * signed}.{digits}f}"
+        return f"{Decimal(repr(exact)):{'+' * signed}.{digits}f}".replace("-", "−")
 
 
 def title(model: str, data: str) -> str:

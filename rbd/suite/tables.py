@@ -78,7 +78,8 @@ def points(summary: Summary, digits: int = 1) -> str:
 
 
 def _append_interval(text: str, summary: Summary, digits: int) -> str:
-    return f"{text} {interval(summary, digits)}"
+    """Also "92.3 % (n = 1), no interval"."""
+    return f"{text}{',' * math.isnan(summary.low)} {interval(summary, digits)}"
 
 
 def difference(summary: Summary, pairs: Sequence[tuple[Sized, Sized]], digits: int = 1) -> str:
