@@ -34,15 +34,31 @@ def is_launched() -> bool:
 _joins = itertools.count()
 
 
+def read_integer(name: str, low: int, high: int | None = None) -> int:
+    """A variable of the environment that torchrun sets. Raises ValueError if it is no integer from low to high."""
+    text = os.environ[name]
+    with suppress(ValueError):
+        if low <= (value := int(text)) and (high is None or value <= high):
+            return value
+    allowed = f"an integer {low} ... {high}" if high is not None else f"an integer >= {low}"
+    raise ValueError(f"{name}: got {text!r} in the environment, allowed {allowed}, as torchrun sets it")
+
+
+def _check_place() -> None:
+    """Raise ValueError if WORLD_SIZE or RANK is wrong; where one is not set, torch says so."""
+    if {"WORLD_SIZE", "RANK"} <= set(os.environ):
+        read_integer("RANK", 0, read_integer("WORLD_SIZE", 1) - 1)
+
+
 def _own_gpu() -> int:
     """Number of this worker's GPU: NCCL wants one for each worker of a machine."""
     if lacking := [name for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if name not in os.environ]:
         needed = " and ".join(lacking)
         raise ValueError(f"device: got 'cuda', which needs {needed} in the environment, as torchrun sets them")
-    gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    gpus, here = torch.cuda.device_count(), read_integer("LOCAL_WORLD_SIZE", 1)
     if here > gpus:
         raise ValueError(f"device: got 'cuda' for {here} workers and {gpus} GPUs, allowed a GPU for each, or 'cpu'")
-    return int(os.environ["LOCAL_RANK"])
+    return read_integer("LOCAL_RANK", 0, here - 1)
 
 
 @contextmanager
@@ -55,14 +71,15 @@ def join(workers: int, timeout: float = TIMEOUT, device: str = "cpu") -> Iterato
         device: "cpu" (gloo) or "cuda" (NCCL; each worker gets a GPU of its own).
 
     Raises:
-        TypeError, ValueError: an argument is out of its range; the group has another number of workers; the device is
-            "cuda", and there is no GPU for each of them.
+        TypeError, ValueError: an argument, or RANK or WORLD_SIZE in the environment, is out of its range; the group has
+            another number of workers; the device is "cuda", and there is no GPU for each of them.
     """
     workers = check_integer("workers", workers)
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device: got {device!r}, allowed 'cpu' or 'cuda'")
     ours = not dist.is_initialized()
     if ours:
+        _check_place()
         if device == "cuda":
             torch.cuda.set_device(_own_gpu())
         backend, limit = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout)

@@ -607,13 +607,13 @@ def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribut
             sums.append(_Sum(place=at, rows=k.dim, parts=len(runs), first=first, compartment=i))
             first += len(runs) * k.dim
         at, columns = at + k.dim, columns + k.size * k.dim // k.total
-    return _make_plan(compartments, distribution, units, columns, sums=np.array(sums), partials=first)
+    return _make_plan(compartments, distribution, units, columns, sums=np.array(sums, np.int64), partials=first)
 
 
 @lru_cache(maxsize=256)
 def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distribution, sizes: tuple[int, ...]) -> _Plan:
     """Units of up to UNIT_COLUMNS columns, cut at whole chunks, of one tensor; sizes: of the tensors of the vector."""
-    units, at, bounds = [], 0, np.cumsum([0, *sizes]).tolist()
+    units, at, bounds = [], 0, np.cumsum([0, *sizes], dtype=np.int64).tolist()
     for i, k in enumerate(compartments):
         origin = k.start - k.before
         for t in find_tensors(k, bounds):

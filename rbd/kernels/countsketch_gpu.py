@@ -302,7 +302,7 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
                  sizes: tuple[int, ...]) -> _Plan:  # fmt: skip
     """A row for each overlap of a compartment with a tensor of the target, whose sizes are given."""
     made, words, places = _word_runs(compartments, device)
-    counts, rows, at, bounds = [], [], 0, np.cumsum([0, *sizes]).tolist()
+    counts, rows, at, bounds = [], [], 0, np.cumsum([0, *sizes], dtype=np.int64).tolist()
     for i, (k, place) in enumerate(zip(compartments, places)):
         origin = k.start - k.before
         for tensor in find_tensors(k, bounds):

@@ -504,13 +504,13 @@ class _Plan:
 
 def _make_plan(compartments: Sequence[Compartment], distribution: Distribution, units: list[_Unit], **others) -> _Plan:
     entries = sum(k.size * k.dim for k in compartments)
-    dims = np.array([k.dim for k in compartments])
+    dims = np.array([k.dim for k in compartments], np.int64)
     scales = np.array([distribution.scale(dim=k.total, size=k.length) for k in compartments])
-    return _Plan(np.array(units), _pieces(units), entries, dims, scales, **others)
+    return _Plan(np.array(units, np.int64), _pieces(units), entries, dims, scales, **others)
 
 
 def _pieces(units: Sequence[_Unit], count: int = 16) -> np.ndarray:
-    cost = np.cumsum([unit.rows * (unit.stop_chunk - unit.first_chunk) for unit in units])
+    cost = np.cumsum([unit.rows * (unit.stop_chunk - unit.first_chunk) for unit in units], dtype=np.int64)
     return np.unique(np.r_[0, np.searchsorted(cost, cost[-1] * np.arange(1, count) / count) + 1, len(units)])
 
 
@@ -544,7 +544,7 @@ def _project_plan(compartments: tuple[Compartment, ...], distribution: Distribut
                 units.append(_make_unit(k, r, min(ROWS, k.dim - r), segment, first + s * k.dim + r))
         sums.append(_Sum(place=at, rows=k.dim, parts=len(segments), first=first, compartment=i))
         at, first = at + k.dim, first + len(segments) * k.dim
-    return _make_plan(compartments, distribution, units, sums=np.array(sums), partials=first)
+    return _make_plan(compartments, distribution, units, sums=np.array(sums, np.int64), partials=first)
 
 
 @lru_cache(maxsize=256)

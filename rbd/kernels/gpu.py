@@ -381,7 +381,7 @@ class _Plan:
 
 def _make_table(counts: Sequence[int], rows: Sequence[Any], device) -> tuple[torch.Tensor, torch.Tensor]:
     """Owners and table of rows that have counts programs each."""
-    firsts = np.cumsum([0, *counts])[:-1]
+    firsts = np.cumsum([0, *counts], dtype=np.int64)[:-1]
     table = np.array([row._replace(first=first) for first, row in zip(firsts, rows)], np.int64)
     owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return torch.from_numpy(owners).to(device), torch.from_numpy(table).to(device)
@@ -436,7 +436,7 @@ def _expand_plan(compartments: tuple[Compartment, ...], distribution: Distributi
     table, counts, at = [], [], 0
     tile = distribution.columns * _BLOCKS[distribution.name] // BLOCKS
     splits = distribution.per_word // _PARTS[distribution.name]
-    bounds = np.cumsum([0, *sizes]).tolist()
+    bounds = np.cumsum([0, *sizes], dtype=np.int64).tolist()
     for i, k in enumerate(compartments):
         origin = k.start - k.before
         for tensor in find_tensors(k, bounds):

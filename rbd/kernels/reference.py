@@ -21,16 +21,16 @@ def rows(k: Compartment, spec: BasisSpec, first: int, last: int) -> np.ndarray:
     """Levels of the rows first ... last - 1 of a compartment, counted from its first: (last - first, size) float32."""
     if spec.distribution.sparse:
         of_column, signs = _sketch(k, spec)
-        return np.where(of_column == np.arange(first, last)[:, None], signs, np.float32(0))
-    chunks = np.arange(-(-(k.before + k.size) // spec.distribution.columns))
-    numbers = k.row + np.arange(first, last)
+        return np.where(of_column == np.arange(first, last, dtype=np.int64)[:, None], signs, np.float32(0))
+    chunks = np.arange(-(-(k.before + k.size) // spec.distribution.columns), dtype=np.int64)
+    numbers = k.row + np.arange(first, last, dtype=np.int64)
     made = words(numbers, chunks, spec.seed, spec.stream, int(spec.step), k.number)  # (rows, chunks, 64)
     return spec.distribution.entries(made).reshape(last - first, -1)[:, k.before : k.before + k.size]
 
 
 def _sketch(k: Compartment, spec: BasisSpec) -> tuple[np.ndarray, np.ndarray]:
     """Of every column, the row, minus the compartment's first (so maybe not in 0 ... dim - 1), and the sign: (size,)."""
-    columns = k.before + np.arange(k.size)
+    columns = k.before + np.arange(k.size, dtype=np.int64)
     of_column, signs = sketch(columns, k.total, spec.seed, spec.stream, int(spec.step), k.number)
     return of_column - k.row, signs
 

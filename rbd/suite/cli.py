@@ -26,6 +26,9 @@ from rbd.suite.record import Record
 
 ALL = "all"  # the name that stands for every experiment
 DIGITS = len(str(config.LARGEST))
+FOR_RUNS = dict.fromkeys(("jobs", "lanes", "deadline", "seeds", "ray", "gpus", "data_dir")) | {
+    "dry_run": False, "device": "cpu",
+}  # fmt: skip  # options of `rbd sweep` without a use where it only lists, and their defaults
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -346,6 +349,8 @@ def _find_missing(given: argparse.Namespace, plan: Plan) -> tuple[RunConfig, ...
 
 
 def _sweep(given: argparse.Namespace) -> int:
+    if not (given.list or given.name):
+        _check_nothing_to_run(given)
     if given.list or not given.name:
         profiles = (given.profile,) if given.profile else experiment.PROFILES
         names = None if given.name in (None, ALL) else [given.name]
@@ -365,6 +370,14 @@ def _sweep(given: argparse.Namespace) -> int:
     if given.name == ALL:
         return _tell(executor.perform_all(*how, given.sweeps_dir))
     return _tell(executor.perform(experiment.load(given.name, given.sweeps_dir), *how))
+
+
+def _check_nothing_to_run(given: argparse.Namespace) -> None:
+    """Raise ValueError if an option says how to run an experiment, and none is named."""
+    for name, default in FOR_RUNS.items():
+        if vars(given)[name] != default:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option}: needs NAME, an experiment that `rbd sweep --list` names, or {ALL}")
 
 
 def _tell(problems: Iterable[str]) -> int:

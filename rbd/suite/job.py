@@ -82,8 +82,12 @@ def _import_train() -> Train:
 
 
 def count_torchrun() -> int:
-    """Processes that torchrun started together with this one; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    """Processes that torchrun started together with this one; 1 without it. Raises ValueError as `read_integer` does."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 1
+    from rbd.distributed.launch import read_integer  # with torch, which a process of torchrun needs anyway
+
+    return read_integer("WORLD_SIZE", 1)
 
 
 def run_together(config: RunConfig, directory: Path, results: Path, timeout: float, **options) -> Record | None:

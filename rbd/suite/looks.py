@@ -1,10 +1,11 @@
-"""Names in print and how things are drawn, the same in every figure: a colour for a method, a marker for a distribution.
+"""Names and numbers in print, and how things are drawn: a colour for a method, a marker for a distribution, in every figure.
 
 Colours are those of seaborn's colour-blind palette, black and a grey; markers and dashes differ too, for print in grey.
 """
 
 from __future__ import annotations
 
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
@@ -65,6 +66,17 @@ def label(name: str) -> str:
 def count(number: int, noun: str) -> str:
     """ "1 run", "3 runs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def format_number(value: float, digits: int = 1, signed: bool = False) -> str:
+    """ "43.7" for 43.65, "−0.5", and "+0.2" for 81.05 - 80.9: rounded as a decimal number, halves away from zero.
+
+    With a minus sign (U+2212), also for a loss that is zero when rounded: "−0.0".
+    """
+    exact = round(float(value), digits + 6) + 0.0  # 81.05 - 80.9 is 0.1499999999999915 in binary; -0.0 + 0.0 is 0.0
+    with localcontext() as context:
+        context.rounding = ROUND_HALF_UP
+        return f"{Decimal(repr(exact)):{'+' * signed}.{digits}f}".replace("-", "−")
 
 
 def title(model: str, data: str) -> str:

@@ -125,8 +125,8 @@ def summary(record: Record) -> str:
         return f"{record.outcome} before the end of the first epoch"
     last, seconds = record.curve[-1], record.seconds[-1]
     cosine = "" if last.cosine is None else f", cosine of update and gradient {last.cosine:.4f}"
-    epochs = looks.count(last.epoch, "epoch")
-    return f"{record.outcome} after {epochs}: {last.accuracy:.2f} % validation accuracy{cosine}, {seconds:.1f} s"
+    epochs, accuracy = looks.count(last.epoch, "epoch"), looks.format_number(last.accuracy, 2)
+    return f"{record.outcome} after {epochs}: {accuracy} % validation accuracy{cosine}, {seconds:.1f} s"
 
 
 def final(record: Record) -> float:

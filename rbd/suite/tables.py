@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from rbd.suite import store
+from rbd.suite.looks import format_number
 
 ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--",
@@ -37,8 +38,8 @@ class Summary(Protocol):
 
 def mean(value: float, std: float, n: int, unit: str = "", digits: int = 1, note: str = "") -> str:
     """ "80.8 ± 1.2 % (n = 3)": mean and sample standard deviation, which is NaN for one run."""
-    spread = "" if math.isnan(std) else f" ± {std:.{digits}f}"
-    return f"{value:.{digits}f}{spread}{unit} (n = {n}{note})"
+    spread = "" if math.isnan(std) else f" ± {format_number(std, digits)}"
+    return f"{format_number(value, digits)}{spread}{unit} (n = {n}{note})"
 
 
 def align(text: str) -> str:
@@ -58,13 +59,33 @@ def interval(summary: Summary, digits: int = 1) -> str:
     """ "[79.6, 82.0]", or "no interval" where the spread of the runs is not known."""
     if math.isnan(summary.low):
         return "no interval"
-    return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
+    return f"[{format_number(summary.low, digits)}, {format_number(summary.high, digits)}]"
+
+
+def estimate(summary: Summary, unit: str = "", digits: int = 1) -> str:
+    """ "80.8 ± 1.2 % (n = 3) [79.6, 82.0]"."""
+    return _append_interval(number(summary, unit, digits), summary, digits)
+
+
+def value(summary: Summary, unit: str = "", digits: int = 1, signed: bool = False) -> str:
+    """ "80.8 % [79.6, 82.0]"."""
+    return _append_interval(format_number(summary.value, digits, signed) + unit, summary, digits)
+
+
+def points(summary: Summary, digits: int = 1) -> str:
+    """ "+9.4 points [6.8, 13.4]": a difference of accuracies."""
+    return value(summary, " points", digits, signed=True)
+
+
+def _append_interval(text: str, summary: Summary, digits: int) -> str:
+    """Also "92.3 % (n = 1), no interval"."""
+    return f"{text}{',' * math.isnan(summary.low)} {interval(summary, digits)}"
 
 
 def difference(summary: Summary, pairs: Sequence[tuple[Sized, Sized]], digits: int = 1) -> str:
     """ "+9.4 points [6.8, 13.4], n = 3 + 3": a difference of means, and how many runs of each are behind it."""
     first, second = (sum(map(len, side)) for side in zip(*pairs))
-    return f"{summary.value:+.{digits}f} points {interval(summary, digits)}, n = {first} + {second}"
+    return f"{points(summary, digits)}, n = {first} + {second}"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:

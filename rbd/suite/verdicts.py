@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from rbd.suite.looks import format_number
 from rbd.suite.paper import RUNS
 
 POINTS = 1.5  # of accuracy
@@ -108,7 +109,8 @@ def explain(method: str, theirs: float, ours: Runs | None, bare: Runs | None, ve
     if ours is None:
         return "No run with augmentation yet."
     unknown = ["whether the paper's runs had this learning rate is unknown"] if method == "nes" else []
-    rising = [f"with augmentation still rising at the end, {beside.rise:+.1f} points in the last two fifths of the epochs"]
+    rise = format_number(beside.rise, signed=True)
+    rising = [f"with augmentation still rising at the end, {rise} points in the last two fifths of the epochs"]
     return _join([*elsewhere, _compare(theirs, ours, bare), *unknown, *unrun, *(rising if beside.rise > POINTS else [])])
 
 

@@ -688,6 +688,32 @@ def test_tables_by_hand():
     assert tables.interval(stats.summary([1.0])) == "no interval"
 
 
+@pytest.mark.parametrize(("value", "digits", "text"), [
+    (43.65, 1, "43.7"), (2.675, 2, "2.68"), (0.5, 0, "1"), (43.64, 1, "43.6"), (1 / 3, 3, "0.333"),
+    (81.05 - 80.9, 1, "0.2"), (np.mean([89.4, 89.5]), 1, "89.5"),  # 0.1499999999999915 and np.float64(89.45)
+    (1.25e-8, 9, "0.000000013"), (1e300, 1, f"1{'0' * 300}.0"),
+])  # fmt: skip
+def test_numbers_are_rounded_as_a_reader_does(value, digits, text):
+    """Halves of the decimal number away from zero: Python rounds the binary one, which is 43.649999 in the first case."""
+    assert looks.format_number(value, digits) == text and looks.format_number(value, digits, signed=True) == f"+{text}"
+    assert looks.format_number(-value, digits) == looks.format_number(-value, digits, signed=True) == f"−{text}"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "+0.0"), (-1e-13, "+0.0"), (0.04, "+0.0"), (-0.04, "−0.0")])
+def test_a_loss_keeps_its_sign_where_it_is_zero_when_rounded(value, text):
+    """An interval that ends there excludes 0; noise of binary numbers is no loss."""
+    assert looks.format_number(value, signed=True) == text and looks.format_number(value) == text.lstrip("+")
+
+
+def test_a_number_stands_with_its_interval():
+    known, single = stats.Summary(-1.25, -2.0, -0.5, 4, 1.0), stats.Summary(-0.5, math.nan, math.nan, 1)
+    assert tables.points(known) == "−1.3 points [−2.0, −0.5]" and tables.points(single) == "−0.5 points, no interval"
+    assert tables.difference(single, [([1], [2, 3])], 2) == "−0.50 points, no interval, n = 1 + 2"
+    assert tables.estimate(stats.summary([92.3]), " %") == "92.3 % (n = 1), no interval"
+    assert tables.value(known, digits=2) == "−1.25 [−2.00, −0.50]"
+    assert tables.latex(["−1.3"], []).splitlines()[2] == r"$-$1.3 \\"
+
+
 def test_the_scale_is_set_after_drawing():
     """Seaborn would average logarithms and draw a geometric mean."""
     _, (ax,) = style.axes()
@@ -859,7 +885,7 @@ def test_table1_marks_what_is_apart_from_the_paper(tmp_path, notes):
         found = names["apart"](pair, method, stats.Summary(value, value, value, 3, std))
         assert found == (gap if gap is None else pytest.approx(gap)), (method, value)
     evidence = json.loads((tmp_path / "tables" / "table1-paper.json").read_text("utf-8"))["evidence"][-1]
-    assert evidence.startswith("† ours − the paper's: FC, MNIST, ") and "FC, MNIST, FPD (our rates, signs) -" in evidence
+    assert evidence.startswith("† ours − the paper's: FC, MNIST, ") and "FC, MNIST, FPD (our rates, signs) −" in evidence
 
 
 @pytest.mark.parametrize("name", ["table1", "nes", "learning_rate", "workers", "countsketch", "price"])
@@ -957,7 +983,7 @@ def test_the_verdict_on_distributions_is_how_much_worse_they_may_be(tmp_path, no
     s = stats.gaps(list(zip(signs, normal)), stats.iqm)
     assert s.value == -1.0 and s.low < -1 < s.high and s.n == 40
     won = (36 + 9 / 2) / 100  # pairs with k - 1 > j: 0 + 1 + ... + 8 = 36; with k - 1 = j: 9, which count half
-    told = f"signs − normal = -1.00 points [{s.low:.2f}, {s.high:.2f}], no worse by more than {-s.low:.1f} points"
+    told = f"signs − normal = −1.00 points {tables.interval(s, 2)}, no worse by more than {-s.low:.1f} points"
     assert told in evidence[1] and "interquartile means; n = 20 and 20 runs over 2 data sets" in evidence[1]
     assert f"P(signs > normal) = {won:.2f} [" in evidence[1] and "uniform − normal = +0.00 points" in evidence[0]
     assert "FC, F-MNIST, RBD, signs: 53.5 % [" in "".join(evidence)
@@ -975,7 +1001,7 @@ def test_every_partition_is_told_beside_the_whole(results, notes):
         for partition in ("even:2", "even:8", "even:32", "by_layer"):
             cut = table[(table.partition == partition) & (table.data == data)].accuracy
             gap = stats.gap(cut, whole)
-            assert f"minus whole {gap.value:+.1f} points [{gap.low:.1f}, {gap.high:.1f}]" in line
+            assert f"minus whole {tables.points(gap)}" in line
     assert evidence[2].startswith("signs: P(compartments > whole): even:2 0.") and "(n = 12 runs of both)" in evidence[2]
     assert evidence[3].endswith("n = 24 + 6") and evidence[4].startswith("FC, MNIST, d = 250, countsketch: whole ")
     assert evidence[6].startswith("countsketch: all compartments − one basis ") and evidence[6].endswith("n = 12 + 3")
@@ -1184,7 +1210,7 @@ def test_the_rule_for_the_default(results, tmp_path, notes, gap, seeds, decision
     assert rule.startswith("rule: ") and evidence[: len(decision)] == [f"decision: {decision[0]}", *decision[1:]]
     differences = evidence[len(decision) :]
     assert len(differences) == 8
-    assert "FC, d = 2,500, RBD: countsketch − dense signs = +0.00 points [-0.00, 0.00]" in differences[2]
+    assert "FC, d = 2,500, RBD: countsketch − dense signs = +0.00 points [−0.00, 0.00]" in differences[2]
     assert "(n = 6 + 6 runs, 2 data sets): passes" in differences[2]
     for path in tmp_path.glob(f"runs/*/{records(tmp_path, 'countsketch')[0].name}"):  # sweeps share runs
         path.unlink()
@@ -1206,7 +1232,7 @@ def test_a_single_run_of_countsketch_passes_nothing(results, tmp_path, notes):
     evidence = json.loads((tmp_path / "tables" / "countsketch-quick.json").read_text("utf-8"))["evidence"]
     assert evidence[0] == "decision: no" and evidence[-1] == "2 of 72 runs are missing"
     assert "no interval, as a mean is of a single run or of equal ones: ResNet-8, d = 500, RBD" in evidence
-    assert any("0.00 points no interval (n = 1 + 3 runs, 1 data set): no interval" in line for line in evidence)
+    assert any("0.00 points, no interval (n = 1 + 3 runs, 1 data set): no interval" in line for line in evidence)
 
 
 def test_equal_runs_of_countsketch_pass_nothing(results, tmp_path, notes):
@@ -1216,7 +1242,7 @@ def test_equal_runs_of_countsketch_pass_nothing(results, tmp_path, notes):
     set_accuracies(tmp_path, "countsketch", lambda c: 10.0)
     execute("countsketch", tmp_path)
     evidence = json.loads((tmp_path / "tables" / "countsketch-quick.json").read_text("utf-8"))["evidence"]
-    assert evidence[0] == "decision: no" and any("+0.00 points no interval (n = 6 + 6" in line for line in evidence)
+    assert evidence[0] == "decision: no" and any("+0.00 points, no interval (n = 6 + 6" in line for line in evidence)
 
 
 def test_countsketch_is_compared_at_equal_rates(results, tmp_path, notes):
@@ -1246,11 +1272,11 @@ def test_the_price_of_a_step_by_hand(results, tmp_path, notes):
     assert names["predict"]((*fc, "rbd", "countsketch", 250)) == pytest.approx(0.25 * (101_770 / 250) ** 0.5)
     evidence = json.loads((tmp_path / "tables" / "price-quick.json").read_text("utf-8"))["evidence"]
     best = "best at ≤ 1.35 SGD steps: {} ± 0.0 % (n = 3) [{}, {}] at d = {} and {} SGD steps; SGD 90.0 ± 0.0 % (n = 3)"
-    assert evidence[0] == f"FC, MNIST, RBD, dense signs: {best.format(80.2, 80.2, 80.2, 250, 1.25)}"
+    assert evidence[0] == f"FC, MNIST, RBD, dense signs: {best.format(80.3, 80.3, 80.3, 250, 1.25)}"
     assert evidence[1] == f"FC, MNIST, RBD, countsketch: {best.format(82.5, 82.5, 82.5, '2,500', '1.00')}"
     assert "off by at most 3.7 octaves over 6 scales (FC, MNIST, d = 10: η = 2, rule 25.2)" in evidence[4]
     row = (tmp_path / "tables" / "price-quick.md").read_text("utf-8").splitlines()[4]
-    assert row.split(" | ")[1:7] == ["RBD, dense signs", "250", "80.2 ± 0.0 (n = 3)", "12.5", "1.25", "–"]
+    assert row.split(" | ")[1:7] == ["RBD, dense signs", "250", "80.3 ± 0.0 (n = 3)", "12.5", "1.25", "–"]
     fixed = names["fixed"]  # of the sweeps dimension and table1, in the same setting
     assert list(fixed[(*fc, "rbd", "rademacher", 10)]) == [60.0] * 3 and (*fc, "rbd", "countsketch", 250) not in fixed
     assert "Time of a step: the runs' records (FC, CNN)." in notes[0][1].replace("\n", " ")
@@ -1374,7 +1400,7 @@ def test_hollow_marks_of_runs_of_one_seed_have_no_interval(tmp_path, notes):
     execute("redraw", tmp_path)
     assert "n = 1 seed." in notes[0][1]
     evidence = json.loads((tmp_path / "tables" / "redraw-quick.json").read_text("utf-8"))["evidence"]
-    assert all("% (n = 1) no interval" in line for line in evidence if line.startswith("FC"))
+    assert all("% (n = 1), no interval" in line for line in evidence if line.startswith("FC"))
     assert all("no interval" in line and "[" not in line for line in evidence)
 
 
@@ -1412,7 +1438,7 @@ def test_the_effective_rate_by_hand(tmp_path, notes):
     ]
     lines = (tmp_path / "tables" / "effective_rate-quick.md").read_text("utf-8").splitlines()[2:6]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert [row[6] for row in rows] == ["-0.5", "-1.5", "-1.6", "+0.0"]
+    assert [row[6] for row in rows] == ["−0.5", "−1.5", "−1.6", "+0.0"]
     assert [row[8] for row in rows] == ["1.0", "3.0", "3.2", "0.0"]  # at the first epoch
 
 
@@ -1442,7 +1468,7 @@ def test_effective_rate_tells_what_it_predicted_for_table_1(tmp_path, notes):
 def test_as_released_is_told_beside_fpd(results, notes, tmp_path):
     execute("as_released", results)
     found = json.loads((results / "tables" / "as_released-quick.json").read_text("utf-8"))["evidence"]
-    assert found[0] == "FC, MNIST, crop and brightness: kept 58.0 %, FPD 60.0 %, difference -2.0 points (n = 1, no interval)"
+    assert found[0] == "FC, MNIST, crop and brightness: kept 58.0 %, FPD 60.0 %, difference −2.0 points (n = 1, no interval)"
     values = json.loads((results / "measurements" / "as_released-quick.json").read_text("utf-8"))["values"]
     made_up.measurement(tmp_path, "as_released-paper", [row | {"data": "mnist"} for row in values if row["kept"]])
     made_up.experiment(tmp_path, "paper_rates", "paper")
@@ -1456,8 +1482,8 @@ def test_as_released_is_told_beside_fpd(results, notes, tmp_path):
 def test_compression_compares_rbd_with_the_best_rival_that_sends_no_more(results, notes):
     execute("compression", results)
     told = json.loads((results / "tables" / "compression-quick.json").read_text("utf-8"))
-    assert "RBD, countsketch, d = 2,500 − PowerSGD, rank 4, which sends no more: -7.0 points" in told["evidence"][-1]
-    assert told["verdict"] == "RBD lower" and "1 points: -7.0 points" in told["number"], "nothing sends less than d = 250"
+    assert "RBD, countsketch, d = 2,500 − PowerSGD, rank 4, which sends no more: −7.0 points" in told["evidence"][-1]
+    assert told["verdict"] == "RBD lower" and "1 points: −7.0 points" in told["number"], "nothing sends less than d = 250"
     lines = (results / "tables" / "compression-quick.md").read_text("utf-8").splitlines()[2:7]
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == [
         "RBD, signs, d = 250", "Top-K, K = 250", "PowerSGD, rank 4", "RBD, countsketch, d = 2,500", "all gradients",

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import rbd
-from rbd.suite import cli, config, cost, datasets, executor, experiment, job, rates, record, report, store, train
+from rbd.suite import cli, config, cost, datasets, executor, experiment, job, looks, rates, record, report, store, train
 from rbd.suite.cli import main
 from rbd.suite.config import DEFAULTS, RunConfig
 from rbd.suite.experiment import Plan
@@ -695,7 +695,7 @@ def test_report_of_a_part_says_how_much_is_missing_and_goes_between_the_marks(he
     readme.write_text("# Ünïcode\n<!-- table1-quick -->\nold\n<!-- /table1-quick -->\nend\n", "utf-8")
     assert main(["report", "--into", "README.md"]) == 0
     out = capsys.readouterr().out
-    assert "**2 runs are missing.**" in out and f"{made.curve[-1].accuracy:.1f} (n = 1)" in out
+    assert "**2 runs are missing.**" in out and f"{looks.format_number(made.curve[-1].accuracy)} (n = 1)" in out
     text = readme.read_text("utf-8")
     assert text.startswith("# Ünïcode\n<!-- table1-quick -->\n| network") and text.endswith("<!-- /table1-quick -->\nend\n")
     assert "old" not in text and report.table([made], "quick") in text
@@ -1036,6 +1036,9 @@ def test_sweep_measures_once(scripts, capsys):
     (["demo", "--gpus", "nan"], "argument --gpus: got 'nan', allowed"),
     (["demo", "--gpus", "1.5"], "argument --gpus: got '1.5', allowed"),
     (["demo", "--gpus", "half"], "argument --gpus: got 'half', allowed"),
+    (["--seeds", "0"], "--seeds: needs NAME, an experiment that `rbd sweep --list` names, or all"),
+    (["--gpus", "0"], "--gpus: needs NAME"), (["--dry-run", "--json"], "--dry-run: needs NAME"),
+    (["--device", "cuda"], "--device: needs NAME"),
 ])  # fmt: skip
 def test_bad_input_of_sweep_is_refused(arguments, message, scripts, capsys):
     assert message in refused(["sweep", *arguments], capsys)

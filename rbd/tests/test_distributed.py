@@ -40,7 +40,7 @@ from rbd.distributed.launch import _work
 from rbd.distribution import DISTRIBUTIONS
 from rbd.optim import rbd_direction
 from rbd.partition import Compartment, partition
-from rbd.suite import store, wire
+from rbd.suite import job, store, wire
 from rbd.suite.config import RunConfig
 from rbd.suite.train import train
 
@@ -833,6 +833,23 @@ def test_join_refuses_what_it_does_not_know(workers, device, error, message):
     """Of a device other than the string "cuda" it had made a group for CPUs."""
     with pytest.raises(error, match=message), distributed.join(workers, device=device):
         pass
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: got 'abc' in the environment, allowed an integer >= 1, as torchrun sets it"),
+    ({"WORLD_SIZE": "0"}, "WORLD_SIZE: got '0' in the environment, allowed an integer >= 1, as torchrun sets it"),
+    ({"RANK": ""}, "RANK: got '' in the environment, allowed an integer 0 ... 1, as torchrun sets it"),
+    ({"RANK": "2"}, "RANK: got '2' in the environment, allowed an integer 0 ... 1, as torchrun sets it"),
+])  # fmt: skip
+def test_a_place_among_the_workers_that_is_none(changes, message, monkeypatch):
+    """torch says "invalid literal for int()", and waits for a worker beyond the last one."""
+    for name, value in ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"} | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"), distributed.join(2):
+        pass
+    if "WORLD_SIZE" in changes:
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            job.count_torchrun()
 
 
 @pytest.fixture

@@ -445,6 +445,33 @@ def test_one_plan_serves_all_rows(backend, name):
     assert (after.misses, after.hits) == (before.misses, before.hits + 2)
 
 
+class OfWindows:
+    """NumPy as it was on Windows before version 2: Python's integers become 32 bits long where no dtype is named."""
+
+    def __getattr__(self, name: str):
+        return getattr(np, name)
+
+    def array(self, values, dtype=None):
+        return self._shorten(np.array(values, dtype), dtype)
+
+    def cumsum(self, values, dtype=None):
+        return self._shorten(np.cumsum(values, dtype=dtype), dtype)
+
+    def _shorten(self, made: np.ndarray, dtype) -> np.ndarray:
+        return made.astype(np.int32) if dtype is None and made.dtype == np.int64 else made
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("rademacher", (101_770,)), ("countsketch", (2**30,) * 3)])
+def test_plans_have_64_bits_where_integers_have_32(name, sizes, monkeypatch):
+    """Places in 3 · 2**30 values do not fit 32 bits, and a table of another dtype is another signature of a kernel."""
+    distribution, k = distribution_of(name), one(2, sum(sizes), total=2)
+    module, cut = kernels.load("cpu", distribution.sparse), [sizes] if distribution.sparse else []
+    monkeypatch.setattr(module, "np", OfWindows())
+    plans = [module._project_plan.__wrapped__(k, distribution), module._expand_plan.__wrapped__(k, distribution, *cut)]
+    integers = [a for plan in plans for a in vars(plan).values() if isinstance(a, np.ndarray) and a.dtype.kind == "i"]
+    assert len(integers) >= 3 and {a.dtype for a in integers} == {np.dtype(np.int64)}
+
+
 def test_segments_of_the_gpu_do_not_depend_on_the_number_of_rows():
     """A row's bits come from how its columns are cut, so `shares` of a basis add up alike for any number of workers."""
     from rbd.kernels import gpu

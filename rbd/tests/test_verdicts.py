@@ -334,7 +334,7 @@ def test_claim_4_holds_for_every_variant(tmp_path, losses, words):
         path.write_text(json.dumps(content), "utf-8")
     execute("verdicts", tmp_path)
     row = claims(tmp_path, "quick")["4: workers share seeds"]
-    assert row[0] == words and (losses is None or row[2] == "-3.0 points")
+    assert row[0] == words and (losses is None or row[2] == "−3.0 points")
 
 
 def test_nothing_at_all_is_nothing_to_judge(tmp_path):
