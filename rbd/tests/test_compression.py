@@ -12,7 +12,7 @@ import torch.distributed as dist
 from rbd.distributed import launch
 from rbd.suite import datasets
 from rbd.suite.experiments import compression
-from rbd.suite.experiments.compression import Memory, Way, choose, search, send_largest, send_random
+from rbd.suite.experiments.compression import HOOKS, Memory, Way, choose, search
 
 SIZE, STEPS = 40, 3
 
@@ -33,7 +33,7 @@ def draw(rank, step):
 
 def send(hook, count):
     """Updates of some steps, and what every worker has kept after them."""
-    memory = Memory(count, seed=1)
+    memory = Memory(count, 1, "countsketch")
     updates = [hook(memory, Bucket(draw(dist.get_rank(), step))).wait().clone() for step in range(STEPS)]
     kept = torch.empty(dist.get_world_size(), SIZE)
     dist.all_gather(list(kept), memory.kept)
@@ -51,8 +51,9 @@ def train_ways(ways):
 
 def work():
     """What this file looks at, in one start of the workers."""
-    ways = [Way("ddp"), Way("bf16"), Way("topk", 250), Way("randomk", 250), Way("rbd", 250, "countsketch")]
-    updates = {hook.__name__: {count: send(hook, count) for count in (5, SIZE)} for hook in (send_largest, send_random)}
+    ways = [Way("ddp"), Way("bf16"), Way("topk", 250), Way("randomk", 250), Way("rbd", 250, "countsketch"),
+            Way("kept", 250, "countsketch")]  # fmt: skip
+    updates = {name: {count: send(hook, count) for count in (5, SIZE)} for name, hook in HOOKS.items()}
     return updates, train_ways(ways)
 
 
@@ -66,26 +67,26 @@ def sent(done):
     return done[0]
 
 
-@pytest.mark.parametrize("hook", ["send_largest", "send_random"])
+@pytest.mark.parametrize("hook", sorted(HOOKS))
 def test_what_a_worker_does_not_send_it_keeps(sent, hook):
     """Updates and the mean of what is kept add up to the mean of the gradients."""
     updates, kept = sent[hook][5]
     whole = torch.stack([draw(rank, step) for rank in range(compression.WORKERS) for step in range(STEPS)])
     torch.testing.assert_close(updates.sum(0) + kept.mean(0), whole.sum(0) / compression.WORKERS)
-    most = 5 * compression.WORKERS if hook == "send_largest" else 5
+    most = {"topk": 5 * compression.WORKERS, "randomk": 5, "kept": SIZE}[hook]
     assert all(0 < int(u.count_nonzero()) <= most for u in updates)
 
 
-@pytest.mark.parametrize("hook", ["send_largest", "send_random"])
+@pytest.mark.parametrize("hook", sorted(HOOKS))
 def test_all_entries_are_the_mean_of_the_gradients(sent, hook):
     updates, kept = sent[hook][SIZE]
     for step, u in enumerate(updates):
         torch.testing.assert_close(u, torch.stack([draw(r, step) for r in range(compression.WORKERS)]).mean(0))
-    assert not kept.any()
+    torch.testing.assert_close(kept, torch.zeros_like(kept))
 
 
 def test_the_largest_entries_are_sent_first(sent):
-    updates, _ = sent["send_largest"][5]
+    updates, _ = sent["topk"][5]
     wanted = torch.zeros(SIZE)
     for rank in range(compression.WORKERS):
         g = draw(rank, 0)
@@ -115,6 +116,7 @@ def test_every_way_trains_and_sends_what_it_says(done):
     if math.isnan(runs["ddp"].bytes_per_step):
         pytest.skip("this system does not count bytes")
     D = 101_770
-    floats = {"ddp": 2 * D * 3 / 4, "bf16": D * 3 / 4, "topk": 2 * 250 * 3, "randomk": 2 * 250 * 3 / 4, "rbd": 250 * 3}
+    floats = {"ddp": 2 * D * 3 / 4, "bf16": D * 3 / 4, "topk": 2 * 250 * 3, "randomk": 2 * 250 * 3 / 4, "rbd": 250 * 3,
+              "kept": 2 * 250 * 3 / 4}  # fmt: skip
     for name, values in floats.items():  # gloo's headers come on top
         assert 4 * values <= runs[name].bytes_per_step <= 1.1 * 4 * values + 3_000, name

@@ -24,9 +24,10 @@ class Way:
 
     Attributes:
         name: ddp and bf16 send all gradients; powersgd a product of two thin matrices; topk the K largest entries of a
-            worker's gradient, randomk K entries drawn for all workers; rbd d coordinates.
-        amount: the rank of powersgd, K of topk and randomk, d of rbd.
-        distribution: of rbd.
+            worker's gradient, randomk K entries drawn for all workers; rbd d coordinates; kept the same, but a worker adds
+            to its next gradient what its coordinates do not hold, as it does in topk, randomk and powersgd.
+        amount: the rank of powersgd, K of topk and randomk, d of rbd and kept.
+        distribution: of rbd and kept.
     """
 
     name: str
@@ -36,7 +37,8 @@ class Way:
 
 WAYS = (Way("ddp"), Way("bf16"), Way("powersgd", 1), Way("powersgd", 4), Way("topk", 250), Way("topk", 2500),
         Way("randomk", 250), Way("randomk", 2500), Way("rbd", 250, "rademacher"), Way("rbd", 2500, "countsketch"),
-        Way("rbd", 10_000, "countsketch"))  # fmt: skip
+        Way("rbd", 10_000, "countsketch"), Way("kept", 250, "rademacher"), Way("kept", 2500, "countsketch"),
+        Way("kept", 10_000, "countsketch"))  # fmt: skip
 
 
 def measure(profile: str, data_dir=None) -> list[dict[str, Any]]:
@@ -73,7 +75,7 @@ def measure_way(way: Way, sets) -> dict[str, Any]:
 
 
 def guess_rate(way: Way) -> float:
-    """SGD's rate, times √W for the mean of W batches, and √(D/d) for RBD."""
+    """SGD's rate, times √W for the mean of W batches, and √(D/d) for RBD, which sends a part of a gradient only."""
     lr = default_lr("fc", "mnist", "sgd") * sqrt(WORKERS)
     return lr * sqrt(find_size("fc", "mnist") / way.amount) if way.name == "rbd" else lr
 
@@ -146,8 +148,8 @@ def choose_hook(way: Way, model, seed: int) -> tuple[Any, Callable]:
     if way.name == "powersgd":
         state = powerSGD_hook.PowerSGDState(None, way.amount, start_powerSGD_iter=2, random_seed=seed)
         return state, powerSGD_hook.powerSGD_hook
-    if way.name in ("topk", "randomk"):
-        return Memory(way.amount, seed), send_largest if way.name == "topk" else send_random
+    if way.name in HOOKS:
+        return Memory(way.amount, seed, way.distribution), HOOKS[way.name]
     return None, default_hooks.bf16_compress_hook if way.name == "bf16" else default_hooks.allreduce_hook
 
 
@@ -155,8 +157,9 @@ def choose_hook(way: Way, model, seed: int) -> tuple[Any, Callable]:
 class Memory:
     """What a worker has not sent, and adds to its next gradient: error feedback, Stich et al. 2018 (arXiv 1809.07599)."""
 
-    count: int  # K, entries sent in a step
+    count: int  # K or d, values sent in a step
     seed: int
+    distribution: str | None = None
     step: int = 0
     kept: Any = 0.0  # (D,)
 
@@ -194,6 +197,20 @@ def send_random(memory: Memory, bucket):
     return fulfil(g.zero_().index_copy_(0, at, sent / WORKERS))
 
 
+def send_coordinates(memory: Memory, bucket):
+    """u = Φᵀ (1/W) Σ_r Φ h_r, where h_r is worker r's gradient with what it kept; it keeps h_r - Φᵀ Φ h_r."""
+    import torch.distributed as dist
+
+    from rbd import Basis
+
+    h = bucket.buffer().add_(memory.kept)  # (D,)
+    basis = Basis(memory.count, len(h), str(memory.distribution), memory.seed, step=memory.step)
+    c = basis.project(h)  # (d,)
+    memory.kept, memory.step = h - basis.expand(c), memory.step + 1
+    dist.all_reduce(c)
+    return fulfil(h.copy_(basis.expand(c / WORKERS)))
+
+
 def fulfil(result):
     """A future that has its result."""
     import torch
@@ -203,4 +220,5 @@ def fulfil(result):
     return done
 
 
+HOOKS = {"topk": send_largest, "randomk": send_random, "kept": send_coordinates}
 EXPERIMENT = Experiment("compression", __doc__, measure=measure, cost=cost)
