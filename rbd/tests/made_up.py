@@ -196,7 +196,8 @@ def measurements(results: Path, profile: str = "quick") -> None:
     kept = [{"model": "fc", "data": "mnist-embedded", "lr": 1.0, "dim": 250, "seed": 0, "augment": augment, "kept": k,
              "accuracy": [30.0, 50.0, 60.0 - 2 * k]} for augment in (None, "none") for k in (True, False)]  # fmt: skip
     ways = (("ddp", 0, None, 9e5, 92.0), ("powersgd", 4, None, 3e4, 91.0), ("topk", 250, None, 7e3, 89.0),
-            ("rbd", 250, "rademacher", 4e3, 78.0), ("rbd", 2500, "countsketch", 3e4, 84.0))  # fmt: skip
+            ("rbd", 250, "rademacher", 4e3, 78.0), ("rbd", 2500, "countsketch", 3e4, 84.0),
+            ("kept", 2500, "countsketch", 2e4, 90.0))  # fmt: skip
     shared = [{"model": "fc", "data": "mnist-embedded", "workers": 4, "epochs": 10, "way": way, "amount": amount,
                "distribution": entries, "lr": 0.5, "tried": [[0.25, 80.0], [0.5, 81.0], [1.0, 79.0]],
                "accuracy": [best - 0.5, best, best + 0.5], "bytes": [sent, sent, sent + 30]}

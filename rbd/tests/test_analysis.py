@@ -1482,9 +1482,13 @@ def test_as_released_is_told_beside_fpd(results, notes, tmp_path):
 def test_compression_compares_rbd_with_the_best_rival_that_sends_no_more(results, notes):
     execute("compression", results)
     told = json.loads((results / "tables" / "compression-quick.json").read_text("utf-8"))
-    assert "RBD, countsketch, d = 2,500 − PowerSGD, rank 4, which sends no more: −7.0 points" in told["evidence"][-1]
+    assert "RBD, countsketch, d = 2,500 − PowerSGD, rank 4, which sends no more: −7.0 points" in told["evidence"][-3]
+    kept = "RBD with error feedback, countsketch, d = 2,500 − "
+    assert told["evidence"][-2].startswith(f"{kept}Top-K, K = 250, which sends no more: +1.0 points")
+    assert told["evidence"][-1].startswith(f"{kept}without it: +6.0 points")
     assert told["verdict"] == "RBD lower" and "1 points: −7.0 points" in told["number"], "nothing sends less than d = 250"
-    lines = (results / "tables" / "compression-quick.md").read_text("utf-8").splitlines()[2:7]
+    lines = (results / "tables" / "compression-quick.md").read_text("utf-8").splitlines()[2:8]
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == [
-        "RBD, signs, d = 250", "Top-K, K = 250", "PowerSGD, rank 4", "RBD, countsketch, d = 2,500", "all gradients",
+        "RBD, signs, d = 250", "Top-K, K = 250", "RBD with error feedback, countsketch, d = 2,500", "PowerSGD, rank 4",
+        "RBD, countsketch, d = 2,500", "all gradients",
     ]  # fmt: skip
