@@ -108,7 +108,8 @@ class Table:
 
 
 def evaluation(split: Split, batch_size: int = _EVALUATED) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order, not augmented; the last batch may be smaller. Predictions do not depend on its size.
+    """All images in order, not augmented; the last batch may be smaller. With one thread predictions do not
+    depend on its size.
 
     Grey images: / 255. Colour images: (v - mean) / max(std, 1 / sqrt(n)), mean and (population) standard deviation
     over the n = C H W values v in 0 ... 1 of the image itself.

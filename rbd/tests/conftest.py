@@ -105,7 +105,7 @@ def fresh_python(tmp_path_factory) -> Callable[..., str]:
         file.write_text(script)
         done = subprocess.run(
             [sys.executable, file, *arguments], env={**os.environ, "PYTHONPATH": str(root), **environment},
-            cwd=file.parent, capture_output=True, text=True, timeout=200,
+            cwd=file.parent, capture_output=True, text=True, timeout=400,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -219,8 +219,12 @@ def test_loss_is_the_mean_over_the_epoch_and_accuracy_that_of_the_model(few):
 
 @pytest.mark.parametrize(("model", "shape"), [("fc", (1, 28, 28)), ("cnn", (3, 32, 32)), ("resnet8", (3, 32, 32))])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_predictions_do_not_depend_on_the_size_of_evaluations_batches(model, shape, channels_last):
-    """To the bit, so that records made with other sizes stay those of their configurations."""
+def test_predictions_do_not_depend_on_the_size_of_evaluations_batches(model, shape, channels_last, set_threads):
+    """To the bit with one thread, as runs of sweeps have: records made with other sizes stay those of their configurations.
+
+    With two, torch's product of the FC net's first layer has other last bits for other sizes on an Intel Cascade Lake.
+    """
+    set_threads(1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (250, *shape), dtype=torch.uint8, generator=generator)
     split, network = datasets.Split(images, torch.zeros(250, dtype=torch.int64)), models.build(model, shape, 0).eval()
