@@ -91,7 +91,7 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
     if bucket.is_last():
         state.advance()
     if not compartments:  # empty tensors alone, such as one of another dtype than all others
-        return _fulfil(g)
+        return fulfil(g)
     part = Part(g, BasisSpec(tuple(compartments), state.distribution, state.seed, 0, drawn))
     c = project(part, "common", state.workers.rank, state.workers.size)
     everyone = c.new_empty(state.workers.size * len(c))
@@ -106,10 +106,10 @@ def coordinates_hook(state: CoordinatesState, bucket: dist.GradBucket) -> torch.
 
 def ordered_hook(workers: Workers, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's mean of gradients, but summed in the order of the workers, so that one process can follow bit for bit."""
-    return _fulfil(bucket.buffer().copy_(workers.mean(bucket.buffer())))
+    return fulfil(bucket.buffer().copy_(workers.mean(bucket.buffer())))
 
 
-def _fulfil(result: Tensor) -> torch.futures.Future[Tensor]:
+def fulfil(result: Tensor) -> torch.futures.Future[Tensor]:
     """A future that has its result."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(result)

@@ -109,12 +109,16 @@ def test_a_search_goes_on_until_the_best_rate_lies_inside():
     assert choose({2.0: 10.0, 1.0: 10.0, 4.0: 9.0}) == 1.0, "the smallest of equal ones"
 
 
-def test_every_way_trains_and_sends_what_it_says(done):
-    """D = 101,770: all gradients take 2 D (W-1)/W floats, bf16 half of it, d coordinates d (W-1)."""
+def test_every_way_trains(done):
     runs = done[1]
     assert abs(runs["ddp"].accuracy - runs["bf16"].accuracy) < 5 and runs["ddp"].accuracy > 15  # chance: 10
+
+
+def test_every_way_sends_what_it_says(done):
+    """D = 101,770: all gradients take 2 D (W-1)/W floats, bf16 half of it, d coordinates d (W-1)."""
+    runs = done[1]
     if math.isnan(runs["ddp"].bytes_per_step):
-        pytest.skip("this system does not count bytes")
+        pytest.skip("bytes on the wire are counted on Linux alone: rbd.suite.wire")
     D = 101_770
     floats = {"ddp": 2 * D * 3 / 4, "bf16": D * 3 / 4, "topk": 2 * 250 * 3, "randomk": 2 * 250 * 3 / 4, "rbd": 250 * 3,
               "kept": 2 * 250 * 3 / 4}  # fmt: skip

@@ -24,8 +24,9 @@ class Way:
 
     Attributes:
         name: ddp and bf16 send all gradients; powersgd a product of two thin matrices; topk the K largest entries of a
-            worker's gradient, randomk K entries drawn for all workers; rbd d coordinates; kept the same, but a worker adds
-            to its next gradient what its coordinates do not hold, as it does in topk, randomk and powersgd.
+            worker's gradient, randomk K entries drawn for all workers; rbd d coordinates, in a basis for each tensor (the
+            library's hook); kept d coordinates in one basis, and a worker adds to its next gradient what they do not hold,
+            as it does in topk, randomk and powersgd.
         amount: the rank of powersgd, K of topk and randomk, d of rbd and kept.
         distribution: of rbd and kept.
     """
@@ -173,6 +174,7 @@ def send_largest(memory: Memory, bucket):
     """u = (1/W) Σ_r C_r, where C_r has the K largest entries of worker r's gradient: their places and values are sent."""
     import torch
 
+    from rbd.distributed.ddp_hook import fulfil
     from rbd.distributed.exchange import gather_single
 
     g = bucket.buffer().add_(memory.kept)  # (D,): the FC net fills a single bucket
@@ -189,6 +191,8 @@ def send_random(memory: Memory, bucket):
     import torch
     import torch.distributed as dist
 
+    from rbd.distributed.ddp_hook import fulfil
+
     g = bucket.buffer().add_(memory.kept)  # (D,)
     draw = torch.Generator().manual_seed(memory.seed * 2**32 + memory.step)
     at = torch.randperm(len(g), generator=draw)[: memory.count]  # (K,)
@@ -202,6 +206,7 @@ def send_coordinates(memory: Memory, bucket):
     import torch.distributed as dist
 
     from rbd import Basis
+    from rbd.distributed.ddp_hook import fulfil
 
     h = bucket.buffer().add_(memory.kept)  # (D,)
     basis = Basis(memory.count, len(h), str(memory.distribution), memory.seed, step=memory.step)
@@ -209,15 +214,6 @@ def send_coordinates(memory: Memory, bucket):
     memory.kept, memory.step = h - basis.expand(c), memory.step + 1
     dist.all_reduce(c)
     return fulfil(h.copy_(basis.expand(c / WORKERS)))
-
-
-def fulfil(result):
-    """A future that has its result."""
-    import torch
-
-    done: Any = torch.futures.Future()
-    done.set_result(result)
-    return done
 
 
 HOOKS = {"topk": send_largest, "randomk": send_random, "kept": send_coordinates}
