@@ -22,7 +22,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from rbd.suite import cost, experiment, looks, rates, record, store
+from rbd.suite import cost, experiment, looks, measurement, rates, record, store
 from rbd.suite.config import RunConfig
 from rbd.suite.experiment import Experiment, Plan
 from rbd.suite.job import Ended, Failure, attempt
@@ -105,7 +105,7 @@ def perform(wanted: Experiment, profile: str, results: Path, resources: Resource
     if wanted.measure:
         if seeds is not None:
             raise ValueError(f"seeds: {wanted.name} measures, it has no runs with seeds")
-        print(measure(wanted, profile, results, resources.data_dir, dry), flush=True)
+        print(measurement.measure(wanted, profile, results, resources.data_dir, dry), flush=True)
         return
     plan = wanted.plan(profile, results)
     store.update(store.manifest_path(plan.name, results), plan.manifest(), "a list of runs")
@@ -139,27 +139,6 @@ def conclude(wanted: Experiment, profile: str, plan: Plan, results: Path) -> Non
         records, _ = plan.look(results)
         for line in wanted.call(lambda: list(function(profile, plan.configs, records, results) or ())):
             print(f"rbd: warning: {line}", file=sys.stderr)
-
-
-def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.PathLike[str] | None = None,
-            dry: bool = False) -> str:  # fmt: skip
-    """Measure, unless the file is there or the run is dry; write values, question and environment; say what was done."""
-    assert wanted.measure
-    name = f"{wanted.name}-{profile}"
-    path = store.measurement_path(name, results)
-    if path.exists():
-        return f"{path}: measured before; remove the file to measure again"
-    if dry:
-        return f"{path}: to be measured"
-    store.check_writable(path.parent)
-    with store.lock(store.lock_path(name, results), f"{path}: another process is measuring it", wait=0):
-        seconds = wanted.estimate(profile)
-        about = "" if seconds is None else f", about {cost.format_duration(seconds)}"
-        print(f"{name}: measuring{about}", flush=True)
-        began, values = perf_counter(), record.encode(wanted.call(wanted.measure, profile, data_dir))
-        content = {"name": name, "question": wanted.question, "values": values, "environment": record.environment()}
-        store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
-    return f"{path}: measured in {cost.format_duration(perf_counter() - began)}"
 
 
 def run_missing(plan: Plan, missing: tuple[RunConfig, ...], results: Path, resources: Resources, alone: bool = False,

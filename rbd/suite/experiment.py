@@ -40,20 +40,24 @@ class Experiment:
         name: also the name of its script.
         question: in one sentence.
         runs: profile -> the runs, with a given learning rate or a request for the chosen one (rates.tuned).
-        measure: (profile, directory of the full data sets) -> values for JSON.
+        measure: (profile, directory of the full data sets) -> values for JSON; with parts, (part, profile, directory) -> the
+            row of a part.
+        parts: profile -> what is measured one after the other; each row is kept when it is there, so that a measurement
+            goes on after an interruption. Parts are told apart by their repr.
         conclude: (profile, configs, records, results directory) -> warnings, or None; called when its runs have
             ended or stopped.
         cost: profile -> about how many seconds `measure` takes.
         alone: whether its runs are done one at a time, because their seconds are a result.
 
     Raises:
-        ValueError: there is no question, or not exactly one of runs and measure.
+        ValueError: there is no question, not exactly one of runs and measure, or parts without measure.
     """
 
     name: str
     question: str
     runs: Callable[[str], Iterable[RunConfig | Request]] | None = None
-    measure: Callable[[str, str | os.PathLike[str] | None], Any] | None = None
+    measure: Callable[..., Any] | None = None
+    parts: Callable[[str], Iterable[Any]] | None = None
     conclude: Callable[[str, Iterable[RunConfig], Iterable[Record], str | os.PathLike[str]], list[str] | None] | None = None
     cost: Callable[[str], float] | None = None
     alone: bool = False
@@ -65,6 +69,8 @@ class Experiment:
             raise ValueError(f"experiment {self.name}: it needs a question")
         if (self.runs is None) == (self.measure is None):
             raise ValueError(f"experiment {self.name}: it needs either runs or measure")
+        if self.parts and not self.measure:
+            raise ValueError(f"experiment {self.name}: parts are of a measurement, and it has runs")
 
     def plan(self, profile: str, results: str | os.PathLike[str]) -> Plan:
         """Its runs in a profile, at the learning rates that have been chosen so far; none if it measures.

@@ -516,15 +516,6 @@ def test_two_sweeps_at_once_share_the_work(demo):
     assert not list((here / "results").rglob("*.tmp")) and not list((here / "results" / "locks").iterdir())
 
 
-def test_a_measurement_that_could_not_be_kept_is_not_begun(tmp_path):
-    (tmp_path / "measurements").write_text("a file, where a directory is needed")
-    began = []
-    wanted = experiment.Experiment("slow", "Is it kept?", measure=lambda *given: began.append(given))
-    with pytest.raises(OSError, match="cannot save a record: "):
-        executor.measure(wanted, "quick", tmp_path)
-    assert not began
-
-
 def test_a_sweep_that_is_done_writes_nothing(tmp_path, monkeypatch, capsys):
     """Its results may be read-only; and a list that has changed is written."""
     wanted = experiment.Experiment("done", "Is it?", runs=lambda profile: [RUN])

@@ -34,6 +34,7 @@ LAYERS = {  # modules may import from their own layer or a lower one, lazily or 
     "rbd.suite.intrinsic": 8,
     "rbd.suite.rates": 9, "rbd.suite.cost": 9, "rbd.suite.experiment": 9,
     "rbd.suite.job": 10, "rbd.suite.cluster": 10, "rbd.suite.streams": 10, "rbd.suite.executor": 10,
+    "rbd.suite.measurement": 10,
     "rbd.suite.experiments": 10,
     "rbd.suite.dimension": 11, "rbd.suite.figures": 11, "rbd.suite.cli": 11, "rbd.__main__": 11,
 }  # fmt: skip
@@ -49,7 +50,8 @@ MEASURING = ("rbd.suite.experiments.landscape", "rbd.suite.experiments.orthogona
              "rbd.suite.experiments.compression")  # fmt: skip  # torch, when they measure
 NO_TORCH = (*NUMPY_ONLY, "rbd.partition", *FOR_ANALYSIS[:-1], "rbd.suite.report", "rbd.suite.figures",
             "rbd.suite.rates", "rbd.suite.cost", "rbd.suite.experiment", "rbd.suite.executor", "rbd.suite.cli",
-            "rbd.suite.dimension", *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
+            "rbd.suite.measurement", "rbd.suite.dimension",
+            *(name for name in EXPERIMENTS if name not in MEASURING))  # fmt: skip
 PUBLIC = "rbd"  # the public names: __version__ for all, the rest lazily
 
 

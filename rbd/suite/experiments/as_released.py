@@ -14,8 +14,13 @@ KEPT = {"quick": (True, False), "paper": (True,)}  # plain FPD at full scale: ru
 LR, DIM, BATCH, SEED = LEARNING_RATES["fc", "mnist"]["fpd"], 250, 32, 0  # those of the runs to compare with
 
 
-def measure(profile: str, data_dir=None) -> list[dict[str, Any]]:
-    """Validation accuracy (%) after every epoch, with augmentation and without: a run each.
+def parts(profile: str) -> list[dict[str, Any]]:
+    """With augmentation and without: a run each."""
+    return [{"augment": augment, "kept": kept} for augment in (None, "none") for kept in KEPT[profile]]
+
+
+def measure(part: dict[str, Any], profile: str, data_dir=None) -> dict[str, Any]:
+    """Validation accuracy (%) after every epoch.
 
     The released code stores c = Φ g, moves by θ ← θ - η Φᵀ c, and evaluates the network at θ + Φᵀ c. Its preset for FPD
     does not set c to zero in between, so the next gradient is taken at θ + Φᵀ c, against the direction of the last move;
@@ -25,11 +30,7 @@ def measure(profile: str, data_dir=None) -> list[dict[str, Any]]:
 
     sets = datasets.load(DATA[profile], data_dir)
     about = {"model": "fc", "data": DATA[profile], "lr": LR, "dim": DIM, "seed": SEED}
-    return [
-        {**about, "augment": augment, "kept": kept, "accuracy": train(sets, EPOCHS[profile], augment, kept)}
-        for augment in (None, "none")
-        for kept in KEPT[profile]
-    ]
+    return {**about, **part, "accuracy": train(sets, EPOCHS[profile], **part)}
 
 
 def cost(profile: str) -> float:
@@ -72,4 +73,4 @@ def descend(model, theta, u, stream: Iterable, kept: bool) -> None:
         theta.sub_(u, alpha=LR)
 
 
-EXPERIMENT = Experiment("as_released", __doc__, measure=measure, cost=cost)
+EXPERIMENT = Experiment("as_released", __doc__, measure=measure, parts=parts, cost=cost)

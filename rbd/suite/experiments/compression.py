@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from math import sqrt
 from typing import Any
@@ -42,15 +42,24 @@ WAYS = (Way("ddp"), Way("bf16"), Way("powersgd", 1), Way("powersgd", 4), Way("to
         Way("kept", 10_000, "countsketch"))  # fmt: skip
 
 
-def measure(profile: str, data_dir=None) -> list[dict[str, Any]]:
-    """A row for each way: the rates that were tried, the best one, its accuracies (%), and bytes that a worker sends a step.
+def parts(profile: str) -> tuple[Way, ...]:
+    return WAYS
+
+
+def measure(way: Way, profile: str, data_dir=None) -> dict[str, Any]:
+    """Of a way: the rates that were tried, the best one, its accuracies (%), and bytes that a worker sends a step.
 
     The FC net by plain SGD, each worker on batches of its own. Every way has the same images, and a rate of its own.
+
+    Raises:
+        OSError: the system does not count bytes.
     """
     from rbd.distributed import launch
-    from rbd.suite.experiments.compression import measure_ways  # by its own name, which worker processes can import
+    from rbd.suite import wire
+    from rbd.suite.experiments.compression import Way, measure_way  # by their own names, which worker processes can import
 
-    return launch(measure_ways, WORKERS, profile, data_dir)
+    wire.count_bytes()  # raises before the training, not after it
+    return launch(measure_way, WORKERS, Way(**asdict(way)), profile, data_dir)
 
 
 def cost(profile: str) -> float:
@@ -58,15 +67,11 @@ def cost(profile: str) -> float:
     return len(WAYS) * 8 * EPOCHS * (IMAGES[profile] // BATCH // WORKERS) * 15e-3
 
 
-def measure_ways(profile: str, data_dir) -> list[dict[str, Any]]:
+def measure_way(way: Way, profile: str, data_dir) -> dict[str, Any]:
     """What `measure` returns; called by all workers at once."""
     from rbd.suite import datasets
 
     sets = datasets.load(DATA[profile], data_dir)
-    return [measure_way(way, sets) for way in WAYS]
-
-
-def measure_way(way: Way, sets) -> dict[str, Any]:
     tried = search(lambda lr: train(way, lr, SEARCH, sets).accuracy, guess_rate(way))
     lr = choose(tried)
     runs = [train(way, lr, seed, sets) for seed in SEEDS]
@@ -101,7 +106,7 @@ def choose(tried: dict[float, float]) -> float:
 @dataclass(frozen=True)
 class Run:
     accuracy: float  # %
-    bytes_per_step: float  # that worker 0 sends, by the kernel's count, in the last epoch; NaN where it does not count
+    bytes_per_step: float  # that worker 0 sends, by the kernel's count, in the last epoch
 
 
 def train(way: Way, lr: float, seed: int, sets) -> Run:
@@ -111,7 +116,7 @@ def train(way: Way, lr: float, seed: int, sets) -> Run:
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim import SGD
 
-    from rbd.suite import batches, models
+    from rbd.suite import batches, models, wire
     from rbd.suite.train import accuracy
 
     model = models.build("fc", (1, 28, 28), seed)
@@ -119,23 +124,13 @@ def train(way: Way, lr: float, seed: int, sets) -> Run:
     replica.register_comm_hook(*choose_hook(way, model, seed))
     steps = len(sets.train) // BATCH // WORKERS
     for epoch in range(EPOCHS):
-        sent = count_sent()
+        sent = wire.count_bytes().sent
         for x, y in islice(batches.batches(sets.train, BATCH, seed, epoch, dist.get_rank(), WORKERS), steps):
             optimizer.zero_grad()
             cross_entropy(replica(x), y).backward()
             optimizer.step()
-        sent = count_sent() - sent
+        sent = wire.count_bytes().sent - sent
     return Run(accuracy(model, sets.validation), sent / steps)
-
-
-def count_sent() -> float:
-    """Bytes; NaN where the system does not count them."""
-    from rbd.suite import wire
-
-    try:
-        return wire.count_bytes().sent
-    except OSError:
-        return float("nan")
 
 
 def choose_hook(way: Way, model, seed: int) -> tuple[Any, Callable]:
@@ -217,4 +212,4 @@ def send_coordinates(memory: Memory, bucket):
 
 
 HOOKS = {"topk": send_largest, "randomk": send_random, "kept": send_coordinates}
-EXPERIMENT = Experiment("compression", __doc__, measure=measure, cost=cost)
+EXPERIMENT = Experiment("compression", __doc__, measure=measure, parts=parts, cost=cost)

@@ -15,23 +15,25 @@ BLOCKS = 40  # of pairs, whose means are kept: enough to resample, few enough to
 SEED = 100
 
 
-def measure(profile: str, data_dir=None) -> list[dict[str, Any]]:
-    """A row for every distribution and D: mean and standard deviation of |cos| over n independent pairs of directions, and
-    the means of BLOCKS blocks of them."""
-    return [measure_pairs(name, size, PAIRS[profile]) for name in DISTRIBUTIONS for size in SIZES]
+def parts(profile: str) -> list[tuple[str, int]]:
+    """Every distribution and D."""
+    return [(name, size) for name in DISTRIBUTIONS for size in SIZES]
 
 
-def cost(profile: str) -> float:
-    """Seconds: 250 µs a pair, and 10 ns a column."""
-    return len(DISTRIBUTIONS) * PAIRS[profile] * sum(2.5e-4 + 1e-8 * size for size in SIZES)
-
-
-def measure_pairs(distribution: str, size: int, pairs: int) -> dict[str, Any]:
+def measure(part: tuple[str, int], profile: str, data_dir=None) -> dict[str, Any]:
+    """Mean and standard deviation of |cos| over n independent pairs of directions, and the means of blocks of them."""
+    distribution, size = part
+    pairs = PAIRS[profile]
     cosines = [abs(draw_cosine(distribution, size, step)) for step in range(pairs)]
     expected = math.sqrt(2 / (math.pi * size))  # of normal entries, as D grows; arXiv 2011.04720
     blocks = [float(f"{mean(cosines[block::BLOCKS]):.6g}") for block in range(BLOCKS)]
     return {"distribution": distribution, "size": size, "n": pairs, "mean": mean(cosines), "std": stdev(cosines),
             "expected": expected, "blocks": blocks}  # fmt: skip
+
+
+def cost(profile: str) -> float:
+    """Seconds: 250 µs a pair, and 10 ns a column."""
+    return len(DISTRIBUTIONS) * PAIRS[profile] * sum(2.5e-4 + 1e-8 * size for size in SIZES)
 
 
 def draw_cosine(distribution: str, size: int, step: int) -> float:
@@ -45,4 +47,4 @@ def draw_cosine(distribution: str, size: int, step: int) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
 
-EXPERIMENT = Experiment("orthogonality", __doc__, measure=measure, cost=cost)
+EXPERIMENT = Experiment("orthogonality", __doc__, measure=measure, parts=parts, cost=cost)
