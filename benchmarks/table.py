@@ -307,6 +307,7 @@ class Quantity:
         cells: benchmark and parameters of each value.
         target: what every value should reach; None: there is no target.
         inverse: whether 1/value is told: how many times faster, which should be at least the target. Else at most.
+        either: whether the larger of value and 1/value is told: how far two times differ, whichever is longer.
         unit: of the numbers.
     """
 
@@ -314,13 +315,15 @@ class Quantity:
     cells: tuple[tuple[str, ...], ...]
     target: float | None = None
     inverse: bool = False
+    either: bool = False
     unit: str = " ×"
 
     def find(self, results: Sequence[Results]) -> list[float]:
         """Its values in results of one machine, the oldest first, by the last version of each benchmark."""
         version = {name: r.versions[name] for r in results for name in r.values}
         found = [r.get(*cell) for r in results for cell in self.cells if r.versions.get(cell[0]) == version.get(cell[0])]
-        return [1 / x if self.inverse else x for x in found if not math.isnan(x)]
+        known = [1 / x if self.inverse else x for x in found if not math.isnan(x)]
+        return [max(x, 1 / x) for x in known] if self.either else known
 
     def meets(self, value: float) -> bool:
         return self.target is not None and (value >= self.target if self.inverse else value <= self.target)
@@ -331,9 +334,11 @@ def _against(name: str, target: float | None, entries: str, rival: str, *product
     return Quantity(f"{name}, {' and '.join(f'`{product}`' for product in products)}", cells, target, inverse=True)
 
 
-def _sketch(name: str, target: float, rival: str, dims: Sequence[int], *products: str) -> Quantity:
-    cells = tuple((f"ratios.Sketch.track_{p}", "cpu", rival, str(d), "101770") for p in products for d in dims)
-    return Quantity(f"countsketch against {name}, {' and '.join(f'`{p}`' for p in products)}", cells, target, inverse=True)
+def _sketch(name: str, target: float, rival: str, dims: Sequence[int], *products: str, sizes: Sequence[int] = (101_770,),
+            **side: bool) -> Quantity:  # fmt: skip
+    """side: inverse or either, of a Quantity."""
+    cells = tuple((f"ratios.Sketch.track_{p}", "cpu", rival, str(d), str(D)) for p in products for d in dims for D in sizes)
+    return Quantity(f"countsketch {name}, {' and '.join(f'`{p}`' for p in products)}", cells, target, **side)
 
 
 def _step(name: str, target: float, methods: Sequence[str], networks: Sequence[str], dims: Sequence[int] = ()) -> Quantity:
@@ -354,9 +359,19 @@ QUANTITIES = (
     *(Quantity(f"{NAME.get(way, way)} against stored fp32, `project`, strict turn",
                (("ratios.BetweenOperations.track_project", way, "stored fp32"),), inverse=True)
       for way in ("rademacher", "uniform", "normal")),
-    _sketch("signs, d = 250", 15, "rademacher", (250,), *BOTH),
-    _sketch("signs, d = 10,000", 500, "rademacher", (10_000,), *BOTH),
-    _sketch("a stored sketch, d = 250 and 10,000", 3, "stored sketch", (250, 10_000), "project"),
+    _sketch("against signs, d = 250", 15, "rademacher", (250,), *BOTH, inverse=True),
+    _sketch("against signs, d = 10,000", 500, "rademacher", (10_000,), *BOTH, inverse=True),
+    *(_sketch("against a stored sketch, d = 250 and 10,000", 3, "stored sketch", SKETCH_DIMS, product, inverse=True)
+      for product in BOTH),
+    _sketch("against a stored sketch, d = 250 and 10,000, D ≥ 1e7", 3, "stored sketch", SKETCH_DIMS, *BOTH,
+            sizes=(10**7, 10**8), inverse=True),
+    _sketch("against a Hadamard transform, d = 250 and 10,000, D = 1e7", 3, "hadamard", SKETCH_DIMS, *BOTH, sizes=(10**7,),
+            inverse=True),
+    _sketch("against scikit-learn's sparse projection, d = 250, D = 1e7", 3, "sklearn sparse", (250,), *BOTH,
+            sizes=(10**7,), inverse=True),
+    _sketch("at d = 250 and 10,000, longer time over shorter", 1.25, "d = 250", (10_000,), *BOTH, either=True),
+    _sketch("as a multiple of the time of `u.copy_(g)`, d = 250 and 10,000, D ≥ 1e7", 2.5, "copy", SKETCH_DIMS, *BOTH,
+            sizes=(10**7, 10**8)),
     _step("step of the FC net with signs, d = 250", 3, ("rbd rademacher",), ("fc",), (250,)),
     _step("step of the FC net with countsketch, d = 1 to D", 1.35, SKETCHES, ("fc",), DIMS),
     _step("step of the CNN and the ResNets with countsketch", 1.1, SKETCHES, OTHERS),

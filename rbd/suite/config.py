@@ -16,7 +16,7 @@ from numbers import Real
 from sys import float_info
 from typing import Any
 
-from rbd.partition import parse
+from rbd.partition import by_ratio, parse
 from rbd.suite import paper
 
 MODELS = ("fc", "cnn", "resnet8", "resnet32", "fc200", "lenet")
@@ -91,8 +91,7 @@ class RunConfig:
         used |= _resolve_switch(given) | _resolve_augment(given)
         for name in sorted(OPTIONAL & given.keys() - used.keys()):
             raise ValueError(f"{name}={given[name]!r} does not apply to method {method!r}")
-        dim = given.get("dim", DIM)
-        resolved = {"lr": default_lr(model, data, method, dim, given.get("sigma"))} | used | given
+        resolved = {"lr": default_lr(model, data, method, _find_dim(given), given.get("sigma"))} | used | given
         if str(resolved.get("partition")).startswith("by_ratio"):  # d_k = max(⌈D_k/R⌉, 10)
             if "dim" in given:
                 raise ValueError(f"dim={self.dim} is not supported with partition={self.partition!r}, which decides it")
@@ -165,7 +164,7 @@ def _resolve_switch(given: dict[str, Any]) -> dict[str, Any]:
     then = SWITCH[given["method"]]
     if given["switch"] >= given["epochs"]:
         raise ValueError(f"switch: got {given['switch']}, allowed 1 ... {given['epochs'] - 1} (before the last epoch)")
-    then_lr = default_lr(given["model"], given["data"], then, given.get("dim", DIM))
+    then_lr = default_lr(given["model"], given["data"], then, _find_dim(given))
     return DEFAULTS[then] | {"switch": None, "then_lr": then_lr}
 
 
@@ -175,6 +174,14 @@ def _resolve_augment(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("augment", "none") not in allowed:
         raise ValueError(f"augment: got {given['augment']!r}, allowed {', '.join(allowed)} with data {given['data']!r}")
     return {"augment": None} if "augment" in given else {}
+
+
+def _find_dim(given: dict[str, Any]) -> int:
+    """The d of default rates. With by_ratio:R that of one layer of D parameters, as there is no network here: about D/R."""
+    name, ratio = parse(given.get("partition", "whole"))
+    if name == "by_ratio":
+        return by_ratio((("all", find_size(given["model"], given["data"])),), ratio).dim
+    return given.get("dim", DIM)
 
 
 def default_lr(model: str, data: str, method: str, dim: int = DIM, sigma: float | None = None) -> float:

@@ -586,6 +586,23 @@ def test_the_table_of_targets_counts_the_values_that_meet_them(benchmarks, tmp_p
         assert line in told, told
 
 
+def test_targets_of_sketches_have_a_size_and_a_side(benchmarks, tmp_path):
+    """At least, at most, or within a factor both ways: a ratio of 0.8 is 1.25."""
+    run, table = benchmarks("run"), benchmarks("table")
+    values = {("stored sketch", 101_770): 0.5, ("stored sketch", 10**8): 0.2, ("copy", 10**7): 0.7, ("copy", 101_770): 9}
+    for what, flat in (("project", 0.8), ("expand", 1.3)):
+        (sketch,) = run.benchmarks(f"ratios.Sketch.track_{what}")
+        found = [values.get((rival, size), flat if (rival, dim, size) == ("d = 250", 10_000, 101_770) else math.nan)
+                 if device == "cpu" else math.nan for device, rival, dim, size in sketch.cells]  # fmt: skip
+        run.save({sketch: run.Outcome(found, [], 1e9, 1.0)}, tmp_path, COMMIT, 1)
+    told = table.targets(tmp_path)
+    for line in ("a stored sketch, d = 250 and 10,000, `expand` | ≥ 3 × | 2.0 × | 0 of 2 |",
+                 "a stored sketch, d = 250 and 10,000, D ≥ 1e7, `project` and `expand` | ≥ 3 × | 5.0 × | 4 of 4 |",
+                 "longer time over shorter, `project` and `expand` | ≤ 1.25 × | 1.25 to 1.30 × | 1 of 2 |",
+                 "250 and 10,000, D ≥ 1e7, `project` and `expand` | ≤ 2.5 × | 0.70 × | 4 of 4 |"):  # fmt: skip
+        assert line in told, told
+
+
 def test_saved_results_are_seen_by_the_notebooks(benchmarks, tmp_path):
     """Which skip what asv's list does not have, or has in another version; the rest of the list stays."""
     run = benchmarks("run")

@@ -218,8 +218,8 @@ def test_bad_input_as_typed(tmp_path):
     ("--dim 9332 --model cnn --data mnist", (0.0988, None)), ("--model resnet8 --data cifar10 --method sgd", (0.5, None)),
     ("--model resnet8 --data cifar10 --dim 7833", (1.58, None)), ("--dim 10177 --method sgd --switch 1", (0.125, 0.395)),
     ("--dim 10177 --switch 1", (0.395, 0.125)), ("--dim 10177 --method subspace-adam", (0.00316, None)),
-    ("--dim 101770 --lr 0.5", (0.5, None)), ("--dim 20 --method nes", (319, None)), ("--partition by_ratio:60", (1, None)),
-    ("--dim 9 --method sgd --switch 1 --then-lr 2", (0.125, 2)),
+    ("--dim 101770 --lr 0.5", (0.5, None)), ("--dim 20 --method nes", (319, None)),
+    ("--partition by_ratio:60", (0.968, None)), ("--dim 9 --method sgd --switch 1 --then-lr 2", (0.125, 2)),
 ])  # fmt: skip
 def test_train_without_a_rate_takes_the_papers_or_sgds_times_the_root(words, rates, here, monkeypatch):
     """√(101,770/1,017) is 10, √(93,322/9,332) = √(101,770/10,177) = 3.16."""

@@ -80,6 +80,15 @@ def test_paper_learning_rates(model, data, method, lr):
     assert RunConfig(model=model, data=data, method=method, lr=3).lr == 3.0
 
 
+def test_default_rates_with_a_ratio_are_for_about_the_ratio_of_parameters():
+    """0.125 √(D/d) with d = ⌈D/R⌉, at least 10; not the paper's rate for d = 250. Explicit rates keep their ids."""
+    assert [RunConfig(partition=f"by_ratio:{ratio}").lr for ratio in (1, 60, 2.5, 1e5)] == [0.125, 0.968, 0.198, 12.6]
+    assert RunConfig(method="subspace-adam", partition="by_ratio:60").lr == 0.00774  # 0.001 √60
+    assert RunConfig(method="sgd", switch=3, partition="by_ratio:60").then_lr == 0.968
+    record = RunConfig("resnet8", "fmnist-embedded", partition="by_ratio:10", epochs=5, lr=2.0)  # in networks-quick
+    assert record.id == "2aa0235e696a90cf"
+
+
 def test_every_combination_has_a_rate():
     ids = {RunConfig(model=m, data=d, method=k).id for m, d, k in itertools.product(
         config.MODELS, config.DATA, config.METHODS)}

@@ -1091,9 +1091,10 @@ def test_shares_are_all_rows_once(workers):
     assert max(counts) - min(counts) <= 1
 
 
-def test_workers_with_own_bases_never_replay_each_other():
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_workers_with_own_bases_never_replay_each_other(name):
     """The released code adds seed, step and worker up, so that worker w at step t replays worker 0 at step t + w."""
-    made = {(seed, step, worker): Basis(2, 300, seed=seed, step=step, stream=worker).dense().numpy().tobytes()
+    made = {(seed, step, worker): Basis(2, 300, name, seed=seed, step=step, stream=worker).dense().numpy().tobytes()
             for seed in range(3) for step in range(3) for worker in range(3)}  # fmt: skip
     assert len(set(made.values())) == 27
 

@@ -1515,11 +1515,13 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("redraw", [0, 1, 2])
 @pytest.mark.parametrize("form", FORMS)
-def test_capturable_is_the_same_update(form, redraw, device):
+@pytest.mark.parametrize("name", ["rademacher", "countsketch"])
+def test_capturable_is_the_same_update(name, form, redraw, device):
     """To rounding: -η multiplies the coordinates there, and the direction otherwise. 5 steps of 2 roundings each."""
     models = [network(torch.float64).to(device) for _ in range(2)]
     for model, capturable in zip(models, (False, True)):
-        optimizer = RBD(model.named_parameters(), lr=0.3, dim=20, partition=form, redraw=redraw, capturable=capturable)
+        optimizer = RBD(model.named_parameters(), lr=0.3, dim=20, partition=form, distribution=name, redraw=redraw,
+                        capturable=capturable)  # fmt: skip
         for step in range(5):
             optimizer.zero_grad()
             model(normal(16, 6, seed=step, dtype=torch.float64).to(device)).square().mean().backward()
