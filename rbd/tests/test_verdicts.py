@@ -68,14 +68,17 @@ def test_numbers_of_ours_by_hand():
     assert verdicts.subtract(None, alone) is None and math.isnan(verdicts.subtract(alone, Runs(1.0, 1.0, 2)).std)
 
 
-RATE, DIM, RISE = Beside(rate=0.5), Beside(dim=987), Beside(rise=4.0)
+RATE, DIM, RISE, BASES = Beside(rate=0.5), Beside(dim=987), Beside(rise=4.0), Beside(bases=Runs(55.0, 3.0, 3))
+ALONE_TOLD = "one basis only (FC, MNIST has a standard deviation of 3.0 points over 3 seeds)"
 
 
 @pytest.mark.parametrize(("method", "ours", "bare", "beside", "words"), [
     ("rbd", 94.0, 90.0, RATE, "Agrees in the setting that the paper describes."),
-    ("rbd", 80.0, 93.0, RISE, "Agrees without augmentation."),
-    ("rbd", 80.0, 93.0, RATE, "Agrees without augmentation; with augmentation, agrees at η = 0.5."),
-    ("rbd", 80.0, 93.0, DIM, "Agrees without augmentation; D/400 = 987 not run."),
+    ("rbd", 80.0, 93.0, RISE, "Agrees without augmentation, which costs 13.0 points here."),
+    ("rbd", 97.0, 93.0, RISE, "Agrees without augmentation, which adds 4.0 points here."),
+    ("rbd", None, 93.0, RISE, "Agrees without augmentation."),
+    ("rbd", 80.0, 93.0, RATE, "Agrees without augmentation, which costs 13.0 points here; with augmentation, agrees at η ="),
+    ("rbd", 80.0, 93.0, DIM, "Agrees without augmentation, which costs 13.0 points here; D/400 = 987 not run."),
     ("rbd", None, 80.0, DIM, "No run with augmentation yet."),
     ("nes", 10.0, None, Beside(), "Without augmentation not run yet; whether the paper's runs had this learning rate is"),
     ("nes", 96.0, 97.0, Beside(), "Both settings are above the paper; whether the paper's runs had this learning rate is"),
@@ -87,13 +90,32 @@ RATE, DIM, RISE = Beside(rate=0.5), Beside(dim=987), Beside(rise=4.0)
     ("rbd", 97.0, 99.0, Beside(), "Both settings are above the paper."),
     ("fpd", 97.0, 99.0, Beside(other_dim=250, other_bare=True),
      "Agrees at d = 250 without augmentation; both settings are above the paper."),
-    ("fpd", 97.0, 94.0, Beside(other_dim=250), "Agrees without augmentation; agrees at d = 250 with augmentation."),
+    ("fpd", 97.0, 94.0, Beside(other_dim=250),
+     "Agrees without augmentation, which adds 3.0 points here; agrees at d = 250 with augmentation."),
+    ("fpd", 80.0, 93.0, BASES, f"Agrees without augmentation, which costs 13.0 points here; {ALONE_TOLD}."),
+    ("fpd", 97.0, 99.0, BASES, f"Both settings are above the paper; {ALONE_TOLD}."),
+    ("fpd", None, None, BASES, "No run with augmentation yet."),
 ])  # fmt: skip
 def test_every_cause_is_one_sentence(method, ours, bare, beside, words):
     runs = [None if value is None else Runs(value, ALONE, 1) for value in (ours, bare)]
     verdict = verdicts.judge(*(r and verdicts.agrees(r, 94.0) for r in runs))
     cause = verdicts.explain(method, 94.0, *runs, verdict, beside)
     assert cause.startswith(words) and cause.endswith(".") and ". " not in cause
+
+
+@pytest.mark.parametrize(("gap", "bare", "counts", "search", "words"), [
+    (17.7, None, (1, 1), "10 epochs", "RBD leads here too, by fewer points; n = 1 each; rates from a search of 10 epochs, "
+     "neighbouring ones not run at full length (the paper's are unknown); without augmentation not run yet."),
+    (26.0, 23.0, (2, 1), "", "RBD leads here too, by more points; n = 2 + 1; rates our own (the paper's are unknown); both "
+     "settings are above the paper."),
+    (-2.0, None, (1, 1), "", "N = 1 each; rates our own (the paper's are unknown); without augmentation not run yet."),
+    (20.0, None, (1, 1), "", "Agrees in the setting that the paper describes."),
+    (None, None, (0, 0), "10 epochs", "No run with augmentation yet."),
+])  # fmt: skip
+def test_the_cause_of_a_difference_is_one_sentence(gap, bare, counts, search, words):
+    runs = [None if value is None else Runs(value, ALONE, sum(counts)) for value in (gap, bare)]
+    verdict = verdicts.judge(*(r and verdicts.agrees(r, 20.5) for r in runs))
+    assert verdicts.explain_gap("fpd", 20.5, *runs, verdict, counts, search) == words
 
 
 @pytest.mark.parametrize(("on_demand", "stored", "held"), [
@@ -162,7 +184,7 @@ def test_causes_come_from_the_records(tmp_path):
     rbd, sgd, fpd, cifar = (find(tmp_path, f"FC, {data}", method)["cause"] for data, method in cells)
     unrun = "Without augmentation not run yet"
     assert rbd == f"{unrun}; with augmentation still rising at the end, +4.0 points in the last two fifths of the epochs."
-    assert sgd == "Agrees without augmentation; with augmentation, agrees at η = 0.0625."
+    assert sgd == "Agrees without augmentation, which costs 2.9 points here; with augmentation, agrees at η = 0.0625."
     assert fpd == f"{unrun}." and cifar == f"{unrun}; D/400 = 987 not run."
 
 
@@ -225,6 +247,14 @@ def test_differences_of_figure_1(tmp_path):
     fpd, nes = (find(tmp_path, "ResNet-8, CIFAR-10", f"RBD − {name}") for name in ("FPD", "NES"))
     assert (fpd["ours"], fpd["n"], fpd["verdict"]) == ("+26.6", "4", NOT_REPRODUCED)
     assert (nes["ours"], nes["n"], nes["verdict"]) == ("+40.0", "3", REPRODUCED)
+    assert fpd["cause"].startswith("RBD leads here too, by more points; n = 2 each; rates our own (the paper")
+    told = ["; rates from a search of 10 epochs, neighbouring ones not run at full length (the", "; rates our own (the"]
+    for (name, epochs), words in zip((("learning_rate", 10), ("full_length", 100)), told):
+        other = RunConfig(**resnet, method="rbd", lr=16.0, epochs=epochs, seed=100)
+        last = (Point(epochs, 1, 32, 1, 1.0, 40.0, None),)
+        record.save(Record(other, "finished", last, (1.0,), made_up.WHERE), tmp_path / "runs" / f"{name}-paper")
+        execute("verdicts", tmp_path, "paper")
+        assert words in find(tmp_path, "ResNet-8, CIFAR-10", "RBD − FPD")["cause"]
     put(tmp_path, (36.52, 36.52), **resnet, method="fpd")
     execute("verdicts", tmp_path, "paper")
     assert find(tmp_path, "ResNet-8, CIFAR-10", "RBD − FPD")["verdict"] == REPRODUCED
