@@ -201,6 +201,11 @@ def test_a_mean_of_rows_with_single_runs_has_no_interval(tmp_path):
     row = claims(tmp_path, "paper")["1: redraw beats fixed"]
     measured = "RBD − FPD, paper's rates where known, mean of 2 rows"
     assert row[:5] == [REPRODUCED, measured, "+28.8 points", "no interval", "6 runs"]
+    for method, accuracy in (("rbd", 86.0), ("fpd", 77.0)):  # + 9, the paper: 85.65 − 77.3
+        put(tmp_path, (accuracy,), data="fmnist", method=method, augment="none")
+    execute("verdicts", tmp_path, "paper")
+    cause = claims(tmp_path, "paper")["1: redraw beats fixed"][-1]
+    assert cause == "Augmentation costs FPD more than RBD: without it the lead is +9.0 points (paper +8.4, 1 rows)."
 
 
 def test_runs_of_one_basis_count_once(tmp_path):
@@ -216,6 +221,18 @@ def test_runs_of_one_basis_count_once(tmp_path):
     execute("verdicts", tmp_path, "paper")
     row = claims(tmp_path, "paper")["2: compartments improve"]
     assert (row[2], row[4]) == ("+2.0 points", "6 runs")
+    put(tmp_path, (93.0, 93.2), method="rbd", partition="even:4", lr=0.5)
+    put(tmp_path, (93.0, 93.2), method="rbd", partition="even:8", lr=0.5)
+    listed = [record.load(path).config for path in sorted((tmp_path / "runs" / "some").glob("*.json"))]
+    kept = [config for config in listed if config.partition != "even:4" or config.lr == 0.5]
+    made_up.manifest(tmp_path, "compartments", "paper", [json.loads(config.canonical()) for config in kept])
+    for name in ("settings", "table1", "curves"):
+        whole = [config for config in listed if config.partition == "whole" and name == "settings"]
+        made_up.manifest(tmp_path, name, "paper", [json.loads(config.canonical()) for config in whole])
+    execute("verdicts", tmp_path, "paper")
+    row = claims(tmp_path, "paper")["2: compartments improve"]
+    assert row[0] == NOT_REPRODUCED
+    assert row[-1] == "Perhaps the rates (our own; from K = 4 on, half of one basis's); only FC was run."
 
 
 def test_d_is_that_of_the_table_where_it_was_run(tmp_path):
@@ -305,6 +322,14 @@ def test_claims_on_made_up_results(tmp_path):
     told = found["3: up to 10 × faster"][:3]
     assert told == [NOT_REPRODUCED, "time of project, stored / on demand (signs)", "3.8 ×, best 7.5 ×"]
     assert found["5: on all networks and data"][2] == "5 of 5 rows"
+    told = {name: row[-1] for name, row in found.items()}
+    assert all(re.fullmatch(r"[A-Z].*\.", cause) and ". " not in cause and len(cause) <= 120 for cause in told.values())
+    assert told["1: redraw beats fixed"].startswith("Quick profile only (5,000 images, ")
+    assert told["2: compartments improve"] == "Perhaps the rates (of a search over 2 epochs); only FC was run."
+    assert re.search(r"normal entries, of 16 bits, reach [\d.]+ ×\.$", told["3: up to 10 × faster"])
+    assert told["4: workers share seeds"].startswith("Quick profile only (5,000 images, 3 epochs, one machine): the diff")
+    assert re.search(r"least lead is \+[\d.]+ points \(.*; n = 3 \+ 3\)\.$", told["5: on all networks and data"])
+    assert "likely cause" not in (tmp_path / "tables" / "claims-short-quick.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("augment", [None, "none"])
