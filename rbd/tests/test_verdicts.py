@@ -193,6 +193,7 @@ def test_a_mean_of_rows_with_single_runs_has_no_interval(tmp_path):
     put(tmp_path, (52.5, 56.5), method="fpd")
     execute("verdicts", tmp_path, "paper")
     limits = " ".join((tmp_path / "tables" / "verdicts-paper.md").read_text("utf-8").partition("\n\n")[2].split())
+    assert "NES: the paper's learning rate is unknown; ours is what NES inherits" in limits
     assert "as the paper's runs do, though ours can spread more (FPD, FC, MNIST: 2.8 against 0.4 points); of fig" in limits
     assert claims(tmp_path, "paper")["1: redraw beats fixed"][3] != "no interval"
     put(tmp_path, (80.0,), data="fmnist", method="rbd")
