@@ -323,6 +323,7 @@ def test_claims_on_made_up_results(tmp_path):
     told = found["3: up to 10 × faster"][:3]
     assert told == [NOT_REPRODUCED, "time of project, stored / on demand (signs)", "3.8 ×, best 7.5 ×"]
     assert found["5: on all networks and data"][2] == "5 of 5 rows"
+    assert found["1: redraw beats fixed"][6] == "–"  # the paper's lead is of full data
     told = {name: row[-1] for name, row in found.items()}
     assert all(re.fullmatch(r"[A-Z].*\.", cause) and ". " not in cause and len(cause) <= 120 for cause in told.values())
     assert told["1: redraw beats fixed"].startswith("Quick profile only (5,000 images, ")
