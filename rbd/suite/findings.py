@@ -31,7 +31,8 @@ RULES = f"""\
   *{SMALL[1]}* and *{SMALL[2]}*. The size of the difference does not decide; the paper's is given for
   comparison.
 - **Numbers of the paper.** Ours agrees if it is at most {POINTS} points away, or at most two standard deviations of the
-  difference of the two means, √(s²/n + s'²/n'); a single run of ours is taken to spread as the paper's do.
+  difference of the two means, √(s²/n + s'²/n'). Two limits: a single run of ours is taken to spread as the paper's do,
+  though ours can spread more; of figure 1 no spread is known, so for single runs {POINTS} points decide.
   *{REPRODUCED}*: all numbers agree in the set-up that the paper describes. *{WITHOUT}*: all agree without
   augmentation. *{PARTLY}*: some agree in either. *{NOT_REPRODUCED}*: none does.
 - **Speed.** *{REPRODUCED}*: in the newest commit measured on some machine, the fastest dense distribution is {FASTER:g}

@@ -964,6 +964,44 @@ def test_the_choice_of_a_learning_rate_is_the_best_mean(results, notes):
         assert lr == max(tried, key=lambda rate: mean(tried[rate])) and len(tried) == 11
 
 
+def test_no_rate_of_nes_is_called_the_papers(tmp_path, notes):
+    """The paper does not give one; the released configuration lets NES inherit RBD's."""
+    wanted = []
+    for data, method, lr in (("mnist", "nes", 319.0), ("mnist", "rbd", 1.0), ("fmnist", "nes", 2.0)):
+        wanted.append(dict(model="fc", data=data, method=method, epochs=3, lr=lr, **made_up.SIGNS))
+    for name in ("table1", "paper_rates", "normals"):
+        made_up.manifest(tmp_path, name, "paper", wanted if name == "paper_rates" else [])
+    for name in ("paper_rates", "learning_rate"):
+        for values in wanted:
+            made_up.save(values, tmp_path / "runs" / f"{name}-paper")
+    made_up.manifest(tmp_path, "learning_rate", "paper", wanted)
+    for name in ("table1", "learning_rate"):
+        execute(name, tmp_path, "paper")
+    rows = [read_rows(tmp_path / "tables" / f"{name}-paper.md") for name in ("table1", "table1-epochs", "learning_rate")]
+    places = {row[1]: row[2:] for row in rows[0] if row[0] == "FC, MNIST"}
+    assert places["ours: the paper's rates, signs"][0] == places["ours: the released configuration's rate, signs"][1] == "–"
+    assert {row[2] for row in rows[1] if row[1] == "NES, signs"} == {"the released configuration's rate", "our rates"}
+    assert {tuple(row[:2]): row[3:5] for row in rows[2]} == {
+        ("FC, MNIST", "NES"): ["–", "319"], ("FC, MNIST", "RBD"): ["1", "–"], ("FC, F-MNIST", "NES"): ["–", "160"],
+    }  # fmt: skip
+    evidence = json.loads((tmp_path / "tables" / "learning_rate-paper.json").read_text("utf-8"))["evidence"]
+    assert "; the released configuration's: 319)" in evidence[0] and "; paper's η: 1)" in evidence[1]
+
+
+def test_no_committed_row_of_nes_has_the_papers_rates():
+    for name in ("table1", "table1-epochs", "learning_rate"):
+        head, *rows = read_rows(ROOT / "results" / "tables" / f"{name}-paper.md", head=True)
+        place = head.index("NES") if name == "table1" else head.index("paper's η") if name == "learning_rate" else 2
+        mine = [row for row in rows if name == "table1" and "the paper's rates" in row[1] or row[1].startswith("NES")]
+        assert mine and all(row[place] != "the paper's rates" and not re.search(r"\d", row[place]) for row in mine)
+
+
+def read_rows(path: Path, head: bool = False) -> list[list[str]]:
+    lines = [line for line in path.read_text("utf-8").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return [*cells[: 1 if head else 0], *cells[2:]]
+
+
 def test_the_verdict_on_distributions_is_how_much_worse_they_may_be(tmp_path, notes):
     """10 runs of each on both data sets; normal ones are k = 0 ... 9, signs 1 less: interquartile means 4.5 and 3.5."""
     level = {"mnist-embedded": 70.0, "fmnist-embedded": 50.0}
