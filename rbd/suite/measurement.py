@@ -34,33 +34,44 @@ def measure(wanted: Experiment, profile: str, results: Path, data_dir: str | os.
         about = "" if seconds is None else f", about {cost.format_duration(seconds)}"
         print(f"{name}: measuring{about}", flush=True)
         began, kept = perf_counter(), path.with_suffix(".parts")
-        values = find_values(wanted, profile, data_dir, kept)
-        content = {"name": name, "question": wanted.question, "values": values, "environment": record.environment()}
+        environment = record.environment()
+        values = find_values(wanted, profile, data_dir, kept, environment)
+        content = {"name": name, "question": wanted.question, "environment": environment, **values}
         store.write(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "a measurement")
         kept.unlink(missing_ok=True)
     return f"{path}: measured in {cost.format_duration(perf_counter() - began)}"
 
 
-def find_values(wanted: Experiment, profile: str, data_dir: str | os.PathLike[str] | None, kept: Path) -> Any:
-    """What the experiment measures; with parts, their rows: those in the file `kept` are taken, the others added to it."""
+def find_values(wanted: Experiment, profile: str, data_dir: str | os.PathLike[str] | None, kept: Path,
+                environment: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """values, what the experiment measures: with parts, their rows; and earlier_environments, where some have others.
+
+    Rows in the file `kept` are taken from there, each with the environment that measured it, and new ones are added to it.
+    """
     assert wanted.measure
     if not wanted.parts:
-        return record.encode(wanted.call(wanted.measure, profile, data_dir))
+        return {"values": record.encode(wanted.call(wanted.measure, profile, data_dir))}
     parts, rows = wanted.call(lambda: list(wanted.parts(profile))), read_rows(kept)  # type: ignore[misc]
     with tqdm(parts, wanted.name, unit="part", leave=False, disable=None) as shown:
         for part in shown:
             if repr(part) not in rows:
-                rows[repr(part)] = record.encode(wanted.call(wanted.measure, part, profile, data_dir))
+                row = record.encode(wanted.call(wanted.measure, part, profile, data_dir))
+                rows[repr(part)] = {"row": row, "environment": environment}
                 store.write(kept, json.dumps(rows, indent=1, allow_nan=False) + "\n", "a part of a measurement")
-    return [rows[repr(part)] for part in parts]
+    used = [rows[repr(part)] for part in parts]
+    earlier: list[dict[str, Any]] = []
+    for row in used:
+        if row["environment"] not in (environment, *earlier):
+            earlier.append(row["environment"])
+    return {"values": [row["row"] for row in used]} | ({"earlier_environments": earlier} if earlier else {})
 
 
-def read_rows(path: Path) -> dict[str, Any]:
-    """repr of a part -> its row, for the parts that were measured before an interruption."""
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """repr of a part -> its row and environment, for the parts that were measured before an interruption."""
     try:
         rows = json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove it to measure all parts again") from error
-    if not isinstance(rows, dict):
-        raise ValueError(f"{path}: got {type(rows).__name__}, expected rows; remove it to measure all parts again")
+        if not all(row.keys() == {"row", "environment"} for row in rows.values()):
+            raise ValueError("a part needs row and environment")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: no parts of a measurement ({error}); remove it to measure all of them again") from error
     return rows

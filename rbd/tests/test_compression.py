@@ -124,3 +124,13 @@ def test_every_way_sends_what_it_says(done):
               "kept": 2 * 250 * 3 / 4}  # fmt: skip
     for name, values in floats.items():  # gloo's headers come on top
         assert 4 * values <= runs[name].bytes_per_step <= 1.1 * 4 * values + 3_000, name
+
+
+def test_where_bytes_are_not_counted_nothing_is_trained(monkeypatch):
+    def refuse():
+        raise OSError("bytes on the wire are read from TCP_INFO")
+
+    monkeypatch.setattr("rbd.suite.wire.count_bytes", refuse)
+    monkeypatch.setattr("rbd.distributed.launch", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(OSError, match="TCP_INFO"):
+        compression.measure(Way("ddp"), "quick")

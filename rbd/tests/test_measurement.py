@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rbd.suite import record
 from rbd.suite.experiment import Experiment
 from rbd.suite.measurement import measure
 
@@ -44,25 +45,28 @@ def test_parts_are_measured_once_each_also_after_an_interruption(tmp_path, parts
     parts.bad = None
     measure(parts.wanted, "quick", tmp_path, "sets")
     assert parts.done == ["a", "b", "c"] and not kept.exists()
-    rows = json.loads(path.read_text())["values"]
-    assert rows == [{"part": p, "profile": "quick", "data": "sets", "number": i} for i, p in enumerate("abc", 1)]
+    made = json.loads(path.read_text())
+    assert "earlier_environments" not in made
+    assert made["values"] == [{"part": p, "profile": "quick", "data": "sets", "number": i} for i, p in enumerate("abc", 1)]
 
 
 def test_a_row_of_a_part_that_is_no_longer_asked_for_is_left_out(tmp_path, parts):
     kept = tmp_path / "measurements" / "slow-quick.parts"
     kept.parent.mkdir()
-    kept.write_text(json.dumps({repr("z"): 26, repr("c"): 3}))
+    old, here = {"commit": "old"}, record.environment()
+    kept.write_text(json.dumps({repr("z"): {"row": 26, "environment": here}, repr("c"): {"row": 3, "environment": old}}))
     measure(parts.wanted, "quick", tmp_path)
-    rows = json.loads(kept.with_suffix(".json").read_text())["values"]
-    assert parts.done == ["a", "b"] and [row["part"] for row in rows[:2]] == ["a", "b"] and rows[2] == 3
+    made = json.loads(kept.with_suffix(".json").read_text())
+    assert parts.done == ["a", "b"] and [row["part"] for row in made["values"][:2]] == ["a", "b"] and made["values"][2] == 3
+    assert made["environment"] == here and made["earlier_environments"] == [old]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff", '{"a": 1}', '{"a": {"row": 1}}'])
 def test_a_damaged_file_of_parts_is_named_and_kept(tmp_path, parts, text):
     kept = tmp_path / "measurements" / "slow-quick.parts"
     kept.parent.mkdir()
     kept.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"slow-quick\.parts: .*remove it to measure all parts again"):
+    with pytest.raises(ValueError, match=r"slow-quick\.parts: .*remove it to measure all of them again"):
         measure(parts.wanted, "quick", tmp_path)
     assert not parts.done and kept.read_bytes() == text.encode("latin-1")
 

@@ -206,7 +206,7 @@ def test_a_mean_of_rows_with_single_runs_has_no_interval(tmp_path):
         put(tmp_path, (accuracy,), data="fmnist", method=method, augment="none")
     execute("verdicts", tmp_path, "paper")
     cause = claims(tmp_path, "paper")["1: redraw beats fixed"][-1]
-    assert cause == "Augmentation costs FPD more than RBD: without it the lead is +9.0 points (paper +8.4, 1 rows)."
+    assert cause == "Augmentation costs FPD more than RBD: without it the lead is +9.0 points (paper +8.4, 1 row)."
 
 
 def test_runs_of_one_basis_count_once(tmp_path):

@@ -85,11 +85,11 @@ def find_lowest(profile: str, config: RunConfig) -> int:
 
 
 def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
-    """Epochs of a search run: fewer than those of the reported ones; more for nes, which takes d batches a step.
+    """Epochs of a search run; more for nes, which takes d batches a step.
 
     With few images, as many as the reported runs have: rates that CNNs and ResNet-8 found in fewer diverged later or lay at
-    the edge, and the FC net's at d = 50 cost nine points. The exceptions are the FC net's keys with two seeds, and those at
-    which dense runs are slow.
+    the edge, and the FC net's at d = 50 cost nine points. Fewer where the FC net is searched with two seeds, and where
+    dense runs are slow.
     """
     if config.method == "nes":
         return min(config.epochs, {"fc": 20, "cnn": 10}.get(config.model, 10 if profile == "paper" else 4))
