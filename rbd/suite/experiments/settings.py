@@ -8,13 +8,14 @@ from itertools import product
 from rbd.suite.config import RunConfig, find_size
 from rbd.suite.experiment import SEEDS, Experiment
 from rbd.suite.paper import LEARNING_RATES
+from rbd.suite.rates import Request, tuned
 from rbd.suite.verdicts import RATIO
 
 DIM = 250  # the default of the released configuration
 
 
-def runs(profile: str) -> Iterator[RunConfig]:
-    """One seed of everything before the next one; NES at the rates that it inherits in the released configuration."""
+def runs(profile: str) -> Iterator[RunConfig | Request]:
+    """One seed of everything before the next one; NES at the rates that it inherits in the released code, and at ours."""
     if profile != "paper":
         return
     for seed, augment, (model, data) in product(SEEDS, (None, "none"), LEARNING_RATES):
@@ -24,6 +25,7 @@ def runs(profile: str) -> Iterator[RunConfig]:
             yield RunConfig(model, data, method, dim=dim, lr=rates[method], seed=seed, augment=augment)
         for dim in choose_dims(model, data):
             yield RunConfig(model, data, "nes", dim=dim, seed=seed, augment=augment)
+        yield tuned(model=model, data=data, method="nes", seed=seed, augment=augment)
 
 
 def choose_dims(model: str, data: str) -> tuple[int, ...]:
