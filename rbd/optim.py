@@ -31,7 +31,7 @@ from rbd.distributed.fsdp import (
 )
 from rbd.distributed.variants import VARIANTS, Direction, Part
 from rbd.distribution import distribution as distribution_of
-from rbd.kernels.memory import is_expanded, is_ordinary
+from rbd.kernels.memory import is_expanded, is_ordinary, is_watched
 from rbd.partition import Partition, check_ordered, parse
 from rbd.partition import partition as partition_of
 from rbd.philox import STREAM_VERSION
@@ -369,6 +369,15 @@ def _gradients(params: list[Tensor]) -> list[Tensor | None]:
     return grads
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Addresses of the gradients and of the parameters of a group, and the products that work there."""
+
+    products: kernels.Prepared
+    grads: list[int]
+    params: list[int]
+
+
 class _Vectors:
     """Gradient and update of a parameter group as vectors of length D, kept from step to step.
 
@@ -383,31 +392,20 @@ class _Vectors:
         self.partition = partition
         self.g = torch.empty(partition.size, dtype=torch.float64 if wide else torch.float32, device=params[0].device)  # (D,)
         self.u = torch.empty_like(self.g)  # (D,)
+        self.c = self.g.new_empty(partition.dim)  # (d,)
         pieces = [x.split([p.numel() for p in params]) for x in (self.g, self.u)]
         self._gradients, self._updates = ([v.view(p.shape) for v, p in zip(cut, params)] for cut in pieces)
         self._narrow = wide and any(p.dtype == torch.float32 for p in params)
         self._spec = BasisSpec(partition.compartments, distribution_of(group["distribution"]), group["seed"], 0, 0)
         self._prepared = kernels.prepare(self._spec, [p.numel() for p in params], params[0].device)
 
-    @property
-    def can_work_in_place(self) -> bool:
-        """Whether the kernels of this distribution and device read and write tensors where they are."""
-        return self._prepared is not None
-
-    def project_in_place(self, params: list[Tensor], step: int | Tensor) -> Tensor | None:
-        """Φ g (d,) of gradients read where they are; None where the kernels cannot do that."""
-        grads = _gradients(params)
-        if self._prepared is None or any(g is not None and g.shape != p.shape for g, p in zip(grads, params)):
+    def find_places(self, params: list[Tensor]) -> _Places | None:
+        """Where the gradients and the parameters are, if the kernels of this distribution and device can work there."""
+        grads, products = [p.grad if p.requires_grad else None for p in params], self._prepared
+        if products is None or any(g is None or g.shape != p.shape for g, p in zip(grads, params)):
             return None
-        return self._prepared.project(grads, self.g.dtype, step)
-
-    def add_in_place(self, c: Tensor, params: list[Tensor], alpha: float, step: int | Tensor) -> bool:
-        """θ += alpha Φᵀ c, in one pass and with the bits of torch's add; whether the kernels can do that."""
-        return self._prepared is not None and bool(self._prepared.add(c, params, alpha, step))
-
-    def expand(self, c: Tensor, step: int | Tensor) -> Tensor:
-        """Φᵀ c (D,)."""
-        return kernels.expand(c, replace(self._spec, step=step), self.u)
+        read, written = products.find_read(grads, self.g.dtype), products.find_written(params, self.g.dtype)
+        return None if read is None or written is None else _Places(products, read, written)
 
     def read(self, params: list[Tensor]) -> Tensor:
         """g, with zeros where there is no gradient."""
@@ -425,9 +423,10 @@ class _Vectors:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Vectors of all groups, and the settings and shapes that they were made for."""
+    """Vectors of all groups, and what they were made for: the choices last checked, and the tensors' shapes."""
 
-    settings: list
+    choices: list[tuple] | None
+    tensors: list
     vectors: list[_Vectors]
 
 
@@ -513,8 +512,10 @@ class RBD(_RandomBases):
         the last step is checked as at first.
         """
         self._check_changes()
-        with torch.enable_grad():
-            loss = closure() if closure else None
+        loss = None
+        if closure:
+            with torch.enable_grad():
+                loss = closure()
         self._warn_of_unfrozen()
         if self._capturable:
             self._queue()
@@ -548,18 +549,17 @@ class RBD(_RandomBases):
             group["step"] += counted
 
     def _step_in_place(self, kept: list[_Vectors]) -> bool:
-        """The update, if all gradients can be read where they are and the coordinates are finite; whether it is made."""
-        if not all(v.can_work_in_place for v in kept):
+        """The update, if the kernels can read all gradients and write all parameters where they are; whether it is made."""
+        places = [at for group, v in zip(self.param_groups, kept) if (at := v.find_places(group["params"]))]
+        if is_watched() or len(places) < len(kept):
             return False
         steps = [self._basis_step(group) for group in self.param_groups]
-        found = [v.project_in_place(group["params"], step) for group, v, step in zip(self.param_groups, kept, steps)]
-        if any(c is None or not math.isfinite(float(c.sum())) for c in found):
+        found = [at.products.project_at(at.grads, step, v.c) for at, step, v in zip(places, steps, kept)]
+        if not all(at.products.is_finite(c) for at, c in zip(places, found)):
             return False
         counted = self._is_moving()
-        for group, vectors, c, step in zip(self.param_groups, kept, found, steps):
-            params, alpha = group["params"], -float(group["lr"])
-            if not vectors.add_in_place(c, params, alpha, step):
-                self._move(group, params, vectors.cut(vectors.expand(c, step), params))
+        for group, at, c, step in zip(self.param_groups, places, found, steps):
+            at.products.add_at(at.params, group["params"], c, -float(group["lr"]), step)
             group["step"] += counted
         return True
 
@@ -604,11 +604,10 @@ class RBD(_RandomBases):
 
     def _vectors(self) -> list[_Vectors]:
         """Those of every group, made anew when a setting, shape, dtype or device has changed since the last step."""
-        names = "partition", "dim", "distribution", "seed"
-        facts = [([group.get(name) for name in names], [(p.shape, p.dtype, p.device) for p in group["params"]])
-                 for group in self.param_groups]  # fmt: skip
-        if self._kept is None or self._kept.settings != facts:
-            self._kept = _Kept(facts, [_Vectors(group, self.partition(i)) for i, group in enumerate(self.param_groups)])
+        facts = [[(p.shape, p.dtype, p.device) for p in group["params"]] for group in self.param_groups]
+        if self._kept is None or self._kept.choices is not self._checked or self._kept.tensors != facts:
+            vectors = [_Vectors(group, self.partition(i)) for i, group in enumerate(self.param_groups)]
+            self._kept = _Kept(self._checked, facts, vectors)
         return self._kept.vectors
 
     def _direction_alone(self, group: dict, vectors: _Vectors) -> Direction:

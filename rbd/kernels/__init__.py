@@ -114,8 +114,7 @@ def add(c: torch.Tensor, spec: BasisSpec, params: Sequence[torch.Tensor], backen
         return _copy(shift(c, spec, params, backend), params)
     memory.check_memory("c", x)
     memory.check_memory("params", *params)
-    for p in params:
-        memory.count_change(p)
+    memory.count_change(*params)
     module.add(_apart(x.to(sum_dtype(x.dtype)), *params), _spec_for(module, spec), params)
 
 

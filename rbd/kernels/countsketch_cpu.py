@@ -717,5 +717,8 @@ class Prepared(in_place.Prepared):
     def read_from(self, places: list[int], name: Name, out: torch.Tensor) -> None:
         _read_from(places, self.bounds, self._project_plan, name, out)
 
+    def is_finite(self, c: torch.Tensor) -> bool:
+        return cpu.are_finite(c.numpy())
+
     def write_to(self, targets: list[int], sources: list[int], name: Name, c: torch.Tensor, alpha: float = 1.0) -> None:
         _write_to(targets, sources, self._expand_plan, name, c, alpha)

@@ -489,6 +489,16 @@ def _add_parts(sums, scales, partial, out):
             out[place + r] *= scales[sums[n, _OF_SUM.compartment]]
 
 
+@_jit
+def are_finite(values):
+    """Whether none of them is NaN or infinite."""
+    zero = values.dtype.type(0)
+    total = zero
+    for x in values:
+        total += x * zero  # NaN if x is not finite
+    return total == 0
+
+
 @dataclass(frozen=True)
 class _Plan:
     """How the work on some compartments is cut: a pure function of their sizes, never of the number of threads."""
@@ -633,6 +643,9 @@ class Prepared(in_place.Prepared):
 
     def read_from(self, places: list[int], name: Name, out: torch.Tensor) -> None:
         _read_from(places, self.bounds, self._project_plan, self.spec.distribution, name, out)
+
+    def is_finite(self, c: torch.Tensor) -> bool:
+        return are_finite(c.numpy())
 
     def write_to(self, targets: list[int], sources: list[int], name: Name, c: torch.Tensor, alpha: float = 1.0) -> None:
         _write_to(targets, sources, self.bounds, self._expand_plan, self.spec.distribution, name, c, alpha)

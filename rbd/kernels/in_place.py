@@ -33,9 +33,10 @@ def name_of(spec: BasisSpec) -> Name:
 class Prepared(ABC):
     """Products with the bases of one spec, for a vector that is cut into tensors of the same sizes in every call.
 
-    ``expand``, ``shift``, ``add`` and ``project`` return None for tensors that the kernels cannot read or write in place:
-    use the function of the same name in ``rbd.kernels`` then. ``add`` and ``project`` take the step of the basis, by default
-    the spec's. A backend's own class looks its plans up once, and defines ``read_from`` and ``write_to``.
+    ``expand``, ``shift`` and ``project`` return None for tensors that the kernels cannot read or write in place: use the
+    function of the same name in ``rbd.kernels`` then. ``project_at`` and ``add_at`` take another step of the basis, and
+    addresses from ``find_read`` and ``find_written``. A backend's own class looks its plans up once, and defines
+    ``read_from``, ``write_to`` and ``is_finite``.
     """
 
     def __init__(self, spec: BasisSpec, sizes: Sequence[int]):
@@ -47,14 +48,21 @@ class Prepared(ABC):
         """out = the coordinates of the vector whose tensors are at these addresses."""
 
     @abstractmethod
+    def is_finite(self, c: torch.Tensor) -> bool:
+        """Whether no value of c, (d,) contiguous, is NaN or infinite.
+
+        A product leaves torch's code outside the caches, where even a sum of few values takes 30 µs; this takes a few.
+        """
+
+    @abstractmethod
     def write_to(self, targets: list[int], sources: list[int], name: Name, c: torch.Tensor, alpha: float = 1.0) -> None:
         """Write the vector with coordinates c to tensors at these addresses.
 
         If there are sources, alpha times the vector is added to the tensors there, and every sum is rounded once.
         """
 
-    def _name_at(self, step: int | None) -> Name:
-        return self._name if step is None else self._name._replace(step=int(step) % 2**32)
+    def _name_at(self, step: int) -> Name:
+        return Name(self._name.seed, self._name.stream, int(step) % 2**32, self._name.row)
 
     def expand(self, c: torch.Tensor, u: torch.Tensor | None = None) -> torch.Tensor | None:
         """The vector with coordinates c, (d,) -> (D,); u, if given, is overwritten by it."""
@@ -83,28 +91,37 @@ class Prepared(ABC):
         self.write_to([p.data_ptr() for p in made], sources, self._name, c)
         return made
 
-    def add(self, c: torch.Tensor, params: Sequence[torch.Tensor], alpha: float, step: int | None = None) -> bool | None:
-        """params += alpha times the vector with coordinates c, with the bits of torch's add: one pass. True if done."""
-        if is_watched() or _addresses((c,), (self._dim,), c.dtype) is None or not _is_add_fused(c.dtype):
+    def find_read(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype) -> list[int] | None:
+        """Addresses for ``project_at``; None if one is not a contiguous CPU tensor of that dtype and of its size."""
+        return _addresses(parts, self.sizes, dtype)
+
+    def find_written(self, params: Sequence[torch.Tensor], dtype: torch.dtype) -> list[int] | None:
+        """Addresses for ``add_at``; None also where torch would refuse to change one in place, or would round twice."""
+        places = _addresses(params, self.sizes, dtype) if _is_add_fused(dtype) else None
+        if places is None or _overlap(places, self.sizes, dtype.itemsize) or any(find_obstacle(p) for p in params):
             return None
-        places = _addresses(params, self.sizes, c.dtype)
-        if places is None or _overlap(places, params) or any(find_obstacle(p) for p in params):
-            return None
-        for p in params:
-            count_change(p)
+        return places
+
+    def project_at(self, places: list[int], step: int, out: torch.Tensor) -> torch.Tensor:
+        """out, (d,), overwritten by the coordinates of the vector whose tensors are at these addresses."""
+        self.read_from(places, self._name_at(step), out)
+        return out
+
+    def add_at(self, places: list[int], params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float, step: int) -> None:
+        """params, which are there, += alpha times the vector with coordinates c, with the bits of torch's add: one pass."""
+        count_change(*params)
         self.write_to(places, places, self._name_at(step), c, alpha)
-        return True
 
     def add_any(self, c: torch.Tensor, params: Sequence[torch.Tensor]) -> None:
         """params += the vector with coordinates c: see ``reference.add``. Only params of another dtype need a vector."""
         places = [p.data_ptr() for p in params]
-        if params[0].dtype == c.dtype and not _overlap(places, params):
+        if params[0].dtype == c.dtype and not _overlap(places, self.sizes, c.dtype.itemsize):
             return self.write_to(places, places, self._name, c)
         u = torch.empty(self._size, dtype=c.dtype, device=c.device)
         self._fill(u, c)
         torch._foreach_add_(list(params), [v.view_as(p) for p, v in zip(params, u.split(list(self.sizes)))])
 
-    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype, step: int | None = None,
+    def project(self, parts: Sequence[torch.Tensor | None], dtype: torch.dtype,
                 out: torch.Tensor | None = None) -> torch.Tensor | None:  # fmt: skip
         """Coordinates, (d,) of that dtype, of the vector cut into these parts; out, if given, is overwritten by them."""
         if is_watched() or (places := _addresses(parts, self.sizes, dtype)) is None:
@@ -117,14 +134,14 @@ class Prepared(ABC):
             if any(p is not None and share_memory(p, out) for p in parts):
                 return None
             count_change(out)
-        self.read_from(places, self._name_at(step), out)
+        self.read_from(places, self._name, out)
         return out
 
 
-def _overlap(places: list[int], tensors: Sequence[torch.Tensor]) -> bool:
+def _overlap(places: list[int], sizes: Sequence[int], width: int) -> bool:
     """Whether contiguous tensors at these addresses share memory: threads would add to the same values at once."""
-    spans = sorted(zip(places, (x.nbytes for x in tensors)))
-    return any(first + length > following for (first, length), (following, _) in zip(spans, spans[1:]))
+    spans = sorted(zip(places, sizes))
+    return any(first + size * width > following for (first, size), (following, _) in zip(spans, spans[1:]))
 
 
 @cache

@@ -89,10 +89,9 @@ def check_writable(name: str, tensors: Sequence[torch.Tensor]) -> None:
             raise RuntimeError(f"{name}: got {reason}")
 
 
-def count_change(x: torch.Tensor) -> None:
-    """Increment autograd's version counter of x, which kernels that write through addresses bypass."""
-    if not x.is_inference():  # inference tensors have no counter
-        torch.autograd.graph.increment_version(x)
+def count_change(*tensors: torch.Tensor) -> None:
+    """Increment autograd's version counters, which kernels that write through addresses bypass."""
+    torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])  # those have no counter
 
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

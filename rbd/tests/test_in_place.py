@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -45,8 +46,9 @@ def test_one_pass_adds_what_torch_adds(name, dim, dtype):
         params = list(normal(20_000, 23, dtype).split(sizes))
         wanted = [torch.add(p, v, alpha=alpha) for p, v in zip(params, kernels.expand(c, spec).split(sizes))]
         params = [p.clone() for p in params]
-        if not prepared.add(c, params, alpha):
+        if (places := prepared.find_written(params, dtype)) is None:
             pytest.skip("torch.add rounds twice on this machine, so optimizers add a vector")
+        prepared.add_at(places, params, c, alpha, spec.step)
         assert all(map(same_bits, params, wanted)) and all(p._version == 1 for p in params)
 
 
@@ -54,7 +56,7 @@ def test_one_pass_adds_what_torch_adds(name, dim, dtype):
 def test_a_step_in_one_pass_has_the_bits_of_one_by_way_of_a_vector(distribution, large, monkeypatch):
     """Two groups, one with a parameter that cannot be written where it is; coordinates of a sketch whose sum overflows."""
     found = []
-    for method in ("add", "project", None):
+    for method in ("find_read", "find_written", None):
         torch.manual_seed(0)
         models = [torch.nn.Linear(40, 30), torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)]
         groups = [{"params": m.parameters(), "dim": d} for m, d in zip(models, (600, 70))]
@@ -88,25 +90,26 @@ def test_prepared_products_are_the_general_ones(name):
     moved = torch.cat([p.reshape(-1) for p in prepared.shift(c, params)])
     assert same_bits(moved, g + kernels.expand(c, spec))
     later, u = replace(spec, step=9), torch.full((600,), math.nan)
-    assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
+    places, out = prepared.find_read(params, f32), torch.empty(50)
     assert prepared.expand(c, u) is u and same_bits(u, kernels.expand(c, spec))
-    for step in (torch.tensor(9), 9.0, 9 + 2**32):  # as the general products take it
-        assert same_bits(prepared.project(params, f32, step), kernels.project(g, later))
+    for step in (9, torch.tensor(9), 9.0, 9 + 2**32):  # as the general products take it
+        assert same_bits(prepared.project_at(places, step, out), kernels.project(g, later))
     with torch.device("meta"):  # torch's default device does not matter
-        assert same_bits(prepared.project(params, f32, 9), kernels.project(g, later))
+        assert same_bits(prepared.project(params, f32), kernels.project(g, spec))
         assert same_bits(prepared.expand(c), u)
         in_place._is_add_fused.cache_clear()
-        prepared.add(c, [p.clone() for p in params], 1.0)
+        prepared.find_written(params, f32)
     zeros = torch._efficientzerotensor((100,))  # has no memory
     others = (params[0].t(), None), (params[0].double(), None), (params[0].to_sparse(), None), (params[0], zeros)
     others += (params[0], torch._neg_view(params[1])), (params[0], params[1][:99]), (params[0], None)
     others += ((params[0], params[1].as_subclass(Elsewhere)),)
-    assert all(prepared.project(other, f32) is None for other in others)
+    assert all(prepared.project(other, f32) is None and prepared.find_read(other, f32) is None for other in others)
     assert prepared.shift(normal(49, 2), params) is None and prepared.shift(c.half(), params) is None
     before = [p.clone() for p in params]
     with torch.inference_mode():
         apart = [p.clone() for p in params]
-    assert not any(prepared.add(c, other, 1.0) for other in [*others, apart, [p.requires_grad_() for p in before]])
+    for other in [*others, apart, [p.requires_grad_() for p in before]]:
+        assert prepared.find_written(other, f32) is None
     assert prepared.expand(normal(49, 2), u) is None and prepared.expand(c, u.double()) is None
 
 
@@ -118,7 +121,7 @@ def test_parameters_that_share_memory_are_added_to_one_after_the_other(name):
     for part, place in zip(kernels.expand(c, spec).split(300), (0, 150)):
         wanted[place : place + 300] += part
     params = [memory[:300], memory[150:]]
-    assert not kernels.prepare(spec, [300, 300], torch.device("cpu")).add(c, params, 1.0)
+    assert not kernels.prepare(spec, [300, 300], torch.device("cpu")).find_written(params, memory.dtype)
     kernels.add(c, spec, params)
     assert same_bits(memory, wanted)
 
@@ -129,3 +132,16 @@ def test_coordinates_in_the_memory_that_is_added_to(name):
     wanted = memory + kernels.expand(memory[:50].clone(), spec)
     kernels.add(memory[:50], spec, [memory])
     assert same_bits(memory, wanted)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", ["countsketch", "rademacher"])
+def test_is_finite_sees_every_value(name, dtype):
+    """Values whose sum overflows are finite; one that is not is found at any place."""
+    for count in (1, 7, 16, 250, 1001):
+        spec = BasisSpec((Compartment(0, 0, count, count),), distribution_of(name), 1, 2, 3)
+        is_finite = kernels.prepare(spec, [count], torch.device("cpu")).is_finite
+        c = torch.full((count,), torch.finfo(dtype).max, dtype=dtype)
+        assert is_finite(c) and is_finite(-c) and is_finite(torch.zeros_like(c))
+        for place, bad in itertools.product({0, count // 2, count - 1}, (math.nan, math.inf, -math.inf)):
+            assert not is_finite(c.index_fill(0, torch.tensor(place), bad))
