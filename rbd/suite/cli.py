@@ -166,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (reproduce, train, sweep):
         command.set_defaults(kept="the last full epoch")
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default: cpu)")
+    sweep.set_defaults(kept="the last full epoch, or part of a measurement")
     for command, default in {reproduce: 1, train: "torch's"}.items():
         command.add_argument("--threads", type=_parse_positive, help=f"CPU threads of a run (default: {default})")
 
