@@ -108,7 +108,7 @@ class Prepared(ABC):
         return out
 
     def add_at(self, places: list[int], params: Sequence[torch.Tensor], c: torch.Tensor, alpha: float, step: int) -> None:
-        """params, of these addresses, += alpha times the vector with coordinates c, with the bits of torch's add: one pass."""
+        """params, at these addresses, += alpha times the vector with coordinates c: one pass, bits as of torch's add."""
         count_change(*params)
         self.write_to(places, places, self._name_at(step), c, alpha)
 
