@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rbd.suite.rates import Request
 NAME = "learning_rate"
 SEEDS = (100, 101)  # no run in the results uses these
 OCTAVES = 9
-DENSE = 2500  # largest d for which rates are searched with dense signs, whose cost grows with d
+DENSE = 500  # largest d for which rates are searched with dense signs, whose cost grows with d
 
 
 def runs(profile: str) -> Iterator[RunConfig]:
@@ -79,9 +80,15 @@ def find_lowest(profile: str, config: RunConfig) -> int:
         return 2  # η grows with the length of a perturbation
     if config.method == "sgd":
         return -7 - long
-    shift = -3 if is_sparse(config) else 3 if config.dim is not None and config.dim < 50 else 0  # η grows with √(D/d)
     low = {"fc": -2, "fc200": -2, "cnn": -4, "lenet": -4, "resnet8": -3}[config.model]
-    return low + shift - long
+    return low + shift_octaves(config) - long
+
+
+def shift_octaves(config: RunConfig) -> int:
+    """Octaves from the rates for d = 250: η grows with √(D/d); by at most three, which the grid has on both sides."""
+    if is_sparse(config):
+        return -min(3, round(math.log2((config.dim or 0) / 250) / 2))
+    return 3 if config.dim is not None and config.dim < 50 else 0
 
 
 def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
@@ -95,10 +102,7 @@ def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
         return min(config.epochs, {"fc": 20, "cnn": 10}.get(config.model, 10 if profile == "paper" else 4))
     if config.method == "rbd-nes":
         return 1
-    large = config.model == "fc" and (config.dim or 0) > 250 and not is_sparse(config)
-    if profile == "quick":
-        return 3 if large else 10 if main else config.epochs
-    return 2 if large else 10
+    return config.epochs if profile == "quick" and not main else 10
 
 
 EXPERIMENT = Experiment(NAME, __doc__, runs, conclude=rates.conclude)
