@@ -87,7 +87,7 @@ def find_lowest(profile: str, config: RunConfig) -> int:
 def shift_octaves(config: RunConfig) -> int:
     """Octaves from the rates for d = 250: η grows with √(D/d); by at most three, which the grid has on both sides."""
     if is_sparse(config):
-        return -min(3, round(math.log2((config.dim or 0) / 250) / 2))
+        return -min(3, math.ceil(math.log2((config.dim or 0) / 250) / 2))
     return 3 if config.dim is not None and config.dim < 50 else 0
 
 
