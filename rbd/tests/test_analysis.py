@@ -1318,6 +1318,10 @@ def test_the_price_of_a_step_by_hand(results, tmp_path, notes):
     fixed = names["fixed"]  # of the sweeps dimension and table1, in the same setting
     assert list(fixed[(*fc, "rbd", "rademacher", 10)]) == [60.0] * 3 and (*fc, "rbd", "countsketch", 250) not in fixed
     assert "Time of a step: the runs' records (FC, CNN)." in notes[0][1].replace("\n", " ")
+    key = (*fc, "rbd", "rademacher", 250)
+    (moved, *_) = [path for path in records(tmp_path, "price") if path.stem in set(names["cells"][key].id)]
+    change(moved, lambda r: r["environment"].update(cpu="another") or r.update(seconds=[9 * s for s in r["seconds"]]))
+    assert len(names["times"][key]) == 3 and len(execute("price", tmp_path)["times"][key]) == 2  # not of other processors
 
 
 def test_the_price_of_a_step_as_asv_measured_it(results, tmp_path, notes):

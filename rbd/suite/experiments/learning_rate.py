@@ -14,7 +14,8 @@ from rbd.suite.rates import Request
 NAME = "learning_rate"
 SEEDS = (100, 101)  # no run in the results uses these
 OCTAVES = 9
-DENSE = 500  # largest d for which rates are searched with dense signs, whose cost grows with d
+DENSE = {"fc": 500}  # largest d for which rates are searched with dense signs: most of the cost of the FC net's step there
+DENSE_ELSE = 2500  # of networks with slower steps
 
 
 def runs(profile: str) -> Iterator[RunConfig]:
@@ -57,7 +58,7 @@ def grid(profile: str, config: RunConfig) -> Iterator[RunConfig]:
 
 def is_sparse(config: RunConfig) -> bool:
     """Whether a rate is searched with the sparse distribution."""
-    return (config.dim or 0) > DENSE
+    return (config.dim or 0) > DENSE.get(config.model, DENSE_ELSE)
 
 
 def choose_octaves(profile: str, config: RunConfig) -> range:
