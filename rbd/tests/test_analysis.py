@@ -985,7 +985,7 @@ def test_no_rate_of_nes_is_called_the_papers(tmp_path, notes):
         ("FC, MNIST", "NES"): ["–", "319"], ("FC, MNIST", "RBD"): ["1", "–"], ("FC, F-MNIST", "NES"): ["–", "160"],
     }  # fmt: skip
     evidence = json.loads((tmp_path / "tables" / "learning_rate-paper.json").read_text("utf-8"))["evidence"]
-    assert "; the released configuration's: 319)" in evidence[0] and "; paper's η: 1)" in evidence[1]
+    assert "; the released configuration's η: 319)" in evidence[0] and "; paper's η: 1)" in evidence[1]
 
 
 def test_no_committed_row_of_nes_has_the_papers_rates():
