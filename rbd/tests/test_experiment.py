@@ -265,11 +265,11 @@ def test_learning_rate_searches_octaves_for_whatever_is_asked_for(profile):
 
 def test_searches_at_full_scale_are_long_enough_and_cost_less_than_a_run():
     """In one to three epochs CNNs and ResNet-8 found rates that diverged later, so searches have ten."""
-    epochs: dict[tuple, list[int]] = {}
+    epochs: dict[str, list[int]] = {}
     for c in whole("learning_rate", "paper"):
         if "nes" not in c.method:
-            epochs.setdefault((c.model, rates.key(c)), []).append(c.epochs)
-    for (_, key), of in epochs.items():
+            epochs.setdefault(rates.key(c), []).append(c.epochs)
+    for key, of in epochs.items():
         assert set(of) == {10}, key
         assert sum(of) <= 100, key
     assert {c.epochs for c in whole("learning_rate", "paper") if c.method == "nes" and c.model == "resnet8"} == {10}
