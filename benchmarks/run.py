@@ -24,7 +24,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from benchmarks._suite import suite
 HERE = Path(__file__).parent
 COLUMNS = ("result", "params", "version", "started_at", "duration")
 FIRST = ("ratios", "step", "generation")  # the modules that answer most, in case there is no time for the others
+AT_ONCE = 2  # modules of the quick set: its times mean nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,19 @@ def everything(chosen: list[Benchmark]) -> Iterator[tuple[Benchmark, Outcome]]:
         if module.__name__ not in caches:
             caches[module.__name__] = module.setup_cache() if hasattr(module, "setup_cache") else None
         yield benchmark, run(benchmark, caches[module.__name__])
+
+
+def side_by_side(chosen: list[Benchmark]) -> Iterator[tuple[Benchmark, Outcome]]:
+    """As `everything`, but several modules at once, so that no time is worth keeping."""
+    modules = [list(group) for _, group in itertools.groupby(chosen, lambda benchmark: benchmark.module.__name__)]
+    names = [[benchmark.name for benchmark in module] for module in modules]
+    with ProcessPoolExecutor(AT_ONCE, get_context("spawn")) as pool:
+        for module, outcomes in zip(modules, pool.map(_run_named, names)):
+            yield from zip(module, outcomes)
+
+
+def _run_named(names: list[str]) -> list[Outcome]:
+    return [outcome for _, outcome in everything([b for b in benchmarks() if b.name in names])]
 
 
 def save(results: dict[Benchmark, Outcome], folder: Path, commit: str, date: int) -> Path:
@@ -276,8 +292,8 @@ def main(arguments: list[str] | None = None) -> int:
         _read(path, "results")
         if given.quick:
             raise SystemExit(f"--quick: got --save with {path}, allowed a folder without results of that commit")
-    results = {}
-    for benchmark, outcome in everything([b for b in benchmarks(given.bench) if given.only is None or b.on(given.only)]):
+    results, chosen = {}, [b for b in benchmarks(given.bench) if given.only is None or b.on(given.only)]
+    for benchmark, outcome in (side_by_side if given.quick and not commit else everything)(chosen):
         results[benchmark] = outcome
         _show(benchmark, outcome)
         if commit:  # each time, so that an interruption loses little

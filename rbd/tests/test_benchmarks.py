@@ -504,6 +504,16 @@ def test_saving_again_keeps_what_was_measured_before(benchmarks, monkeypatch, tm
         damaged.write_text('{"results": {}}')
 
 
+def test_modules_side_by_side_give_what_they_give_in_turn(benchmarks):
+    run = benchmarks("run")
+    chosen = run.benchmarks("^(data|size.Stored)")
+    assert len({b.module for b in chosen}) == 2
+    found = dict(run.side_by_side(chosen))
+    assert list(found) == chosen and all(None not in outcome.values for outcome in found.values())
+    sizes = [b for b in chosen if b.name.startswith("size")]
+    assert [found[b].values for b in sizes] == [outcome.values for _, outcome in run.everything(sizes)]
+
+
 def test_bad_input_of_the_commands_is_refused_in_a_line(benchmarks, tmp_path, monkeypatch, capsys):
     """Before anything is measured, or a rented GPU waits for data."""
     run, file, commit = benchmarks("run"), tmp_path / "file", ["--commit", f"{COMMIT} 1"]
