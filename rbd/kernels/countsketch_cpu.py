@@ -3,7 +3,8 @@
 A sketch has one nonzero in each column (distribution.py). The columns of a segment belong to consecutive rows, from its
 offset on and wrapping round once, so a segment is two runs in which columns and rows are both contiguous:
 
-- project: columns are signed as they are read, and added, run by run, to sums in float64.
+- project: columns are signed as they are read, and added, run by run, to sums in float64; for float64 columns, what each
+  addition loses by rounding is summed too (compensated sums).
 - expand: runs of coordinates are copied to scratch memory, then signed, scaled and written. There are no sums to round.
 - up to 16 rows: a register holds one segment or several, which a permute rotates.
 
@@ -48,6 +49,7 @@ from rbd.kernels.simd import (
     bits_of,
     float_bits,
     from_place,
+    is_double,
     lane_numbers,
     like,
     load,
@@ -77,7 +79,8 @@ _FRONT = LANES  # x: of the chunk; the room before it is for a segment that begi
 _TABLE = _FRONT + CHUNK + 2 * LANES  # x: of the table of coordinates, in expand
 _JOINED = _TABLE + WORDS * LANES  # x: of a chunk that is spread over several tensors, in project
 _SCRATCH = _TABLE + 2 * DOUBLED + 2 * LANES  # x: its length
-_SUMS = UNIT_ROWS + LANES  # sums: its length
+_LOST = UNIT_ROWS + LANES  # sums: of what additions to the sums lost by rounding, for float64 columns
+_SUMS = {"f": _LOST, "d": 2 * _LOST}  # sums: its length, by the columns' dtype
 _SHIFTS = WORDS + LANES  # words: of those of the offsets of 64 segments, after the signs of a chunk and 16 of them again
 _TURNS = _SHIFTS + WORDS  # words: of the turns of 64 segments of up to 16 rows; a register is read from any of them
 _LANES = _TURNS + WORDS + LANES  # words: of the two vectors of _make_lanes
@@ -167,6 +170,24 @@ def _sign_some(g, low, high, column, words, x):
 
 
 @_inline
+def _keep_lost(s, term, sums, place, first, last):
+    """Keep what s + term loses by rounding, in the lanes first ... last - 1: exact (TwoSum of Knuth)."""
+    total = s + term
+    part = total - s
+    lost = load(sums, _LOST + place)
+    more = lost + ((s - (total - part)) + (term - part))
+    store(sums, _LOST + place, replace_lanes(lost, more, splat_u32(first), splat_u32(last)))
+
+
+@_inline
+def _restore_lost(sums, count):
+    """sums += what they lost, which is NaN for sums that are not finite."""
+    for i in range(count):
+        lost = sums[_LOST + i]
+        sums[i] += lost if lost == lost else 0.0
+
+
+@_inline
 def _accumulate_lanes(g, column, first, last, start, stop, words, sums, place, fresh, x):
     """sums += signed columns in the lanes first ... last - 1 of a register, which begins at that column and place."""
     gi, s = load(x, _FRONT), load(sums, place)
@@ -177,6 +198,8 @@ def _accumulate_lanes(g, column, first, last, start, stop, words, sums, place, f
             x[_FRONT + lane] = g[column + lane]
         gi = load(x, _FRONT)
     signed = like(_sign(words, column & (CHUNK - 1), gi) * gi, s)
+    if is_double(x) and not fresh:
+        _keep_lost(s, signed, sums, place, first, last)
     store(sums, place, replace_lanes(s, signed if fresh else s + signed, splat_u32(first), splat_u32(last)))
 
 
@@ -197,7 +220,10 @@ def _accumulate(g, column, count, start, stop, words, sums, place, fresh, x):
         i += LANES
     while i + LANES <= end:
         gi, s = load(g, column + i), load(sums, place + i)
-        store(sums, place + i, s + like(_sign(words, (column + i) & (CHUNK - 1), gi) * gi, s))
+        signed = like(_sign(words, (column + i) & (CHUNK - 1), gi) * gi, s)
+        if is_double(x):
+            _keep_lost(s, signed, sums, place + i, 0, LANES)
+        store(sums, place + i, s + signed)
         i += LANES
     if i < end:
         _accumulate_lanes(g, column + i, 0, end - i, start, stop, words, sums, place + i, fresh, x)
@@ -322,9 +348,15 @@ def _add_small_segments(vector, low, high, total, q0, q1, name, words, x, sums):
                 turned = _turn(words, (q & 63) + i * each, total) + begins
                 store(x, _TABLE + LANES * i, permute(segments, turned))
             for i in range(registers):
-                even, odd = odd, even + like(load(x, _TABLE + LANES * i), even)
+                term = like(load(x, _TABLE + LANES * i), even)
+                if is_double(x):
+                    _keep_lost(even, term, sums, 0, 0, LANES)
+                even, odd = odd, even + term
             q += count
     store(sums, 0, even + odd)
+    if is_double(x):
+        _keep_lost(even, odd, sums, 0, 0, LANES)
+        _restore_lost(sums, LANES)
     for i in range(total, each * total):
         sums[i % total] += sums[i]
 
@@ -381,6 +413,10 @@ def _project(units, first, last, tensors, count, seed, stream, step, row0, scale
         place, k = table[unit + _OF_PROJECT.place], table[unit + _OF_PROJECT.compartment]
         name = table[unit + _OF_PROJECT.number], seed, stream, step
         vector = addresses, bounds, table[unit + _OF_PROJECT.origin]
+        kinds = 1 if total <= SMALL else _kinds(total)
+        filled = CHUNK if total == 1 else LANES if total <= SMALL else kinds * rows
+        if is_double(px):
+            sums[_LOST : _LOST + filled + LANES] = 0
         if 1 < total <= SMALL:
             sums[:LANES] = 0
             x[_FRONT + CHUNK : _TABLE] = 0
@@ -388,18 +424,18 @@ def _project(units, first, last, tensors, count, seed, stream, step, row0, scale
             if row:
                 for r in range(rows):
                     ps[r] = ps[row + r]
-            kinds = 1
         else:
-            kinds = _kinds(total)
-            fresh = kinds == 1 and low <= q0 * total and (q0 + 1) * total <= high  # the first segment has all rows
-            sums[: CHUNK if total == 1 else 0 if fresh else kinds * rows + LANES] = 0
+            fresh = total > ONE_RUN and low <= q0 * total and (q0 + 1) * total <= high  # the first segment has all rows
+            sums[: 0 if fresh else filled + LANES] = 0
             _add_segments(vector, low, high, total, row, rows, q0, q1, fresh, name, pw, px, ps)
+            if is_double(px):
+                _restore_lost(ps, filled)
         if total == 1:
-            all_lanes = load(ps, 0)
-            for i in range(LANES, CHUNK, LANES):
-                all_lanes = all_lanes + load(ps, i)
-            ps[0] = add_lanes(all_lanes)
-            kinds = 1
+            while filled > LANES:
+                filled //= 2
+                for i in range(0, filled, LANES):
+                    store(ps, i, load(ps, i) + load(ps, filled + i))
+            ps[0] = add_lanes(load(ps, 0))
         if table[unit + _OF_PROJECT.to_out]:
             _finish(ps, kinds, rows, x.dtype.type(factor[k]), c, place)
         else:
@@ -646,7 +682,8 @@ def _take_scratch(dtype: np.dtype) -> _Scratch:
     try:
         return _free[dtype.char].pop()
     except IndexError:
-        return _aligned(_SCRATCH, dtype), _aligned(_SUMS, np.dtype(np.float64)), _aligned(_WORDS, np.dtype(np.uint32))
+        sums = _aligned(_SUMS[dtype.char], np.dtype(np.float64))
+        return _aligned(_SCRATCH, dtype), sums, _aligned(_WORDS, np.dtype(np.uint32))
 
 
 def _run(kernel: Callable, plan: _Plan, dtype: np.dtype, *args) -> None:

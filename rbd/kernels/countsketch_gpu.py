@@ -93,6 +93,14 @@ def _signed(x, words, place, column, mask):
     return tl.where((word >> ((column // _WORDS) % 32).to(tl.int32)) & 1 == 1, -x, x)
 
 
+@triton.jit
+def _lost(s, term):
+    """What s + term loses by rounding: exact (TwoSum of Knuth), but NaN if the sum is not finite."""
+    total = s + term
+    part = total - s
+    return (s - (total - part)) + (term - part)
+
+
 class _ProjectRow(NamedTuple):
     """A row of the table of ``_project``: a compartment, which has some programs that follow each other."""
 
@@ -134,6 +142,7 @@ def _project(g, owners, table, scales, words, partial, counters, out, row0, R: t
     local = group * R + tl.arange(0, R)  # (R,)
     r = (row + local)[None, :]
     total = tl.zeros((S, R), tl.float64)
+    lost = tl.zeros((S, R), tl.float64)  # by the additions, of float64 columns
     q0 = first + slot * per
     stop = tl.minimum(q0 + per, last)
     while q0 < stop:
@@ -142,9 +151,12 @@ def _project(g, owners, table, scales, words, partial, counters, out, row0, R: t
         column = q * d + tl.where(r < o, r - o + d, r - o)  # (S, R)
         mask = (q < stop) & (local < rows)[None, :] & (column >= low) & (column < high)
         x = tl.load(g + origin + column, mask=mask, other=0).to(tl.float64)
-        total += _signed(x, words, signs, column, mask)
+        term = _signed(x, words, signs, column, mask)
+        if g.dtype.element_ty == tl.float64:
+            lost += _lost(total, term)
+        total += term
         q0 += S
-    sums = tl.sum(total, 0)  # (R,)
+    sums = tl.sum(total + tl.where(lost == lost, lost, 0), 0)  # (R,)
     is_last = programs == 1
     if programs > 1:
         at = partial + tl.load(fields + _PROJECT.value.partial) + local

@@ -159,6 +159,13 @@ def as_elements(typingctx, x, pointer):
 
 
 @intrinsic
+def is_double(typingctx, pointer):
+    """Whether it points to float64: a constant, so that the branch that is not taken leaves no code."""
+    double = _OF_SCALAR[pointer.dtype] == f64
+    return types.boolean(pointer), lambda context, builder, sig, args: context.get_constant(types.boolean, double)
+
+
+@intrinsic
 def splat_like(typingctx, x, pointer):
     """The scalar x in every lane, in the precision of what the pointer points to."""
 
