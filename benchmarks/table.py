@@ -134,7 +134,11 @@ def sketches(results: Results, device: str) -> str:
 
 
 def _times(x: float) -> str:
-    return "n/a" if math.isnan(x) else f"{x:.0f} ×" if x >= 20 else f"{x:.1f} ×" if x >= 2 else f"{x:.2f} ×"
+    return "n/a" if math.isnan(x) else f"{x:.0f} ×" if x >= 20 else f"{x:.1f} ×" if x >= 2 else f"{_hundredths(x)} ×"
+
+
+def _hundredths(x: float) -> str:
+    return f"{x:.2f}".replace("-", "−")
 
 
 def products(results: Results, device: str, dim: str = "1000") -> str:
@@ -215,7 +219,7 @@ def beside_sgd(results: Results, device: str) -> str:
     dims = ("250", "10000", "100000")
     found = {way: [results.get("memory.BesideSGD.track_step", device, way, dim) for dim in dims]
              for way in ("countsketch", "rademacher")}  # fmt: skip
-    rows = [[NAME.get(way, way), *("n/a" if math.isnan(x) else f"{x:.2f}" for x in line)] for way, line in found.items()]
+    rows = [[NAME.get(way, way), *("n/a" if math.isnan(x) else _hundredths(x) for x in line)] for way, line in found.items()]
     head = f"peak of a step beyond SGD's, in vectors of D floats; D = {MEMORY_LARGE:,}"
     return _table([head, *(f"d = {int(dim):,}" for dim in dims)], rows) if _any(rows) else ""
 
