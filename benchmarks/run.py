@@ -35,7 +35,7 @@ from benchmarks._suite import suite
 HERE = Path(__file__).parent
 COLUMNS = ("result", "params", "version", "started_at", "duration")
 FIRST = ("ratios", "step", "generation")  # the modules that answer most, in case there is no time for the others
-AT_ONCE = 2  # modules of the quick set: its times mean nothing
+AT_ONCE = 2  # modules of the quick set that run side by side, since its times mean nothing
 
 
 @dataclass(frozen=True, eq=False)

@@ -414,7 +414,7 @@ def _project(units, first, last, tensors, count, seed, stream, step, row0, scale
         name = table[unit + _OF_PROJECT.number], seed, stream, step
         vector = addresses, bounds, table[unit + _OF_PROJECT.origin]
         kinds = 1 if total <= SMALL else _kinds(total)
-        filled = CHUNK if total == 1 else LANES if total <= SMALL else kinds * rows
+        filled = CHUNK if total == 1 else LANES if total <= SMALL else kinds * rows  # sums that are used
         if is_double(px):
             sums[_LOST : _LOST + filled + LANES] = 0
         if 1 < total <= SMALL:

@@ -3,8 +3,9 @@
 A first launch makes the words that define the nonzeros: 64 for the signs of 2048 columns, one for the offset of a segment,
 D/8 + 4 D/d bytes. So the product is bound by memory: if each column made its own word, that would cost some eighty
 instructions for one bit. A program of project has some rows and some segments, of which it adds a tile at a time, in
-float64; a program of expand has some columns and looks up their coordinates. There are no float atomics: the last program
-of a row group adds up the sums of the others, as in ``gpu``. The order of every sum depends on the shape (d, D) alone.
+float64, and for float64 columns also what these additions lose by rounding; a program of expand has some columns and
+looks up their coordinates. There are no float atomics: the last program of a row group adds up the sums of the others, as
+in ``gpu``. The order of every sum depends on the shape (d, D) alone.
 """
 
 from __future__ import annotations
