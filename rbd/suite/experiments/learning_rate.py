@@ -97,8 +97,8 @@ def choose_epochs(profile: str, config: RunConfig, main: bool) -> int:
     """Epochs of a search run; more for nes, which takes d batches a step.
 
     With few images, as many as the reported runs have: rates that CNNs and ResNet-8 found in fewer diverged later or lay at
-    the edge, and the FC net's at d = 50 cost nine points. Fewer for the keys of table 1 and of
-    compartments (`main`).
+    the edge, and the FC net's at d = 50 cost nine points. Fewer for the keys of table 1 and of compartments
+    (`main`).
     """
     if config.method == "nes":
         return min(config.epochs, {"fc": 20, "cnn": 10}.get(config.model, 10 if profile == "paper" else 4))
