@@ -116,10 +116,9 @@ def explain(method: str, theirs: float, ours: Runs | None, bare: Runs | None, ve
         return _join([f"agrees without augmentation{_tell_cost(ours, bare)}", *elsewhere, *unrun, *alone])
     if ours is None:
         return "No run with augmentation yet."
-    unknown = ["whether the paper's runs had this learning rate is unknown"] if method == "nes" else []
+    unknown = ["the paper's η is unknown"] if method == "nes" else []
     rise = format_number(beside.rise, signed=True)
-    rising = [f"with augmentation still rising at the end, {rise} points in the last two fifths of the epochs"]
-    rising = rising if beside.rise > POINTS else []
+    rising = [f"with augmentation still rising, {rise} points in the last 40 % of epochs"] if beside.rise > POINTS else []
     return _join([*elsewhere, _compare(theirs, ours, bare), *unknown, *unrun, *rising, *alone])
 
 
@@ -136,9 +135,8 @@ def explain_gap(
         return explain(method, theirs, ours, bare, verdict, Beside())
     leads = [f"RBD leads here too, by {'fewer' if ours.value < theirs else 'more'} points"] if ours.value > 0 else []
     number = f"n = {counts[0]} each" if len(set(counts)) == 1 else f"n = {' + '.join(map(str, counts))}"
-    searched = f"from a search of {search}, neighbouring ones not run at full length" if search else "our own"
-    rates = f"rates {searched} (the paper's are unknown)"
-    return _join([*leads, number, rates, _compare(theirs, ours, bare)])
+    rates = f"of a search over {search}, no neighbour run as long" if search else "our own"
+    return _join([*leads, number, f"rates {rates} (the paper's are unknown)", _compare(theirs, ours, bare)])
 
 
 def _tell_cost(ours: Runs | None, bare: Runs | None) -> str:
@@ -150,8 +148,7 @@ def _tell_cost(ours: Runs | None, bare: Runs | None) -> str:
 
 
 def _tell_alone(bases: Runs) -> str:
-    spread = format_number(bases.std)
-    return f"one basis only (FC, MNIST has a standard deviation of {spread} points over {bases.n} seeds)"
+    return f"one basis only (FC, MNIST: ± {format_number(bases.std)} over {bases.n} seeds)"
 
 
 def _compare(theirs: float, ours: Runs, bare: Runs | None) -> str:

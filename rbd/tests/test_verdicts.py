@@ -69,7 +69,7 @@ def test_numbers_of_ours_by_hand():
 
 
 RATE, DIM, RISE, BASES = Beside(rate=0.5), Beside(dim=987), Beside(rise=4.0), Beside(bases=Runs(55.0, 3.0, 3))
-ALONE_TOLD = "one basis only (FC, MNIST has a standard deviation of 3.0 points over 3 seeds)"
+ALONE_TOLD = "one basis only (FC, MNIST: ± 3.0 over 3 seeds)"
 
 
 @pytest.mark.parametrize(("method", "ours", "bare", "beside", "words"), [
@@ -80,10 +80,10 @@ ALONE_TOLD = "one basis only (FC, MNIST has a standard deviation of 3.0 points o
     ("rbd", 80.0, 93.0, RATE, "Agrees without augmentation, which costs 13.0 points here; with augmentation, agrees at η ="),
     ("rbd", 80.0, 93.0, DIM, "Agrees without augmentation, which costs 13.0 points here; D/400 = 987 not run."),
     ("rbd", None, 80.0, DIM, "No run with augmentation yet."),
-    ("nes", 10.0, None, Beside(), "Without augmentation not run yet; whether the paper's runs had this learning rate is"),
-    ("nes", 96.0, 97.0, Beside(), "Both settings are above the paper; whether the paper's runs had this learning rate is"),
+    ("nes", 10.0, None, Beside(), "Without augmentation not run yet; the paper's η is unknown."),
+    ("nes", 96.0, 97.0, Beside(), "Both settings are above the paper; the paper's η is unknown."),
     ("rbd", 80.0, None, Beside(rise=1.5), "Without augmentation not run yet."),
-    ("rbd", 80.0, None, RISE, "Without augmentation not run yet; with augmentation still rising at the end, +4.0 points"),
+    ("rbd", 80.0, None, RISE, "Without augmentation not run yet; with augmentation still rising, +4.0 points"),
     ("rbd", 80.0, None, RATE, "With augmentation, agrees at η = 0.5; without augmentation not run yet."),
     ("rbd", 90.0, 99.0, Beside(), "The paper's number lies between ours with and without augmentation."),
     ("rbd", 80.0, 90.0, DIM, "Both settings are below the paper; D/400 = 987 not run."),
@@ -104,8 +104,8 @@ def test_every_cause_is_one_sentence(method, ours, bare, beside, words):
 
 
 @pytest.mark.parametrize(("gap", "bare", "counts", "search", "words"), [
-    (17.7, None, (1, 1), "10 epochs", "RBD leads here too, by fewer points; n = 1 each; rates from a search of 10 epochs, "
-     "neighbouring ones not run at full length (the paper's are unknown); without augmentation not run yet."),
+    (17.7, None, (1, 1), "10 epochs", "RBD leads here too, by fewer points; n = 1 each; rates of a search over 10 "
+     "epochs, no neighbour run as long (the paper's are unknown); without augmentation not run yet."),
     (26.0, 23.0, (2, 1), "", "RBD leads here too, by more points; n = 2 + 1; rates our own (the paper's are unknown); both "
      "settings are above the paper."),
     (-2.0, None, (1, 1), "", "N = 1 each; rates our own (the paper's are unknown); without augmentation not run yet."),
@@ -183,7 +183,7 @@ def test_causes_come_from_the_records(tmp_path):
     cells = [("F-MNIST", "RBD"), ("F-MNIST", "SGD"), ("F-MNIST", "FPD"), ("CIFAR-10", "RBD")]
     rbd, sgd, fpd, cifar = (find(tmp_path, f"FC, {data}", method)["cause"] for data, method in cells)
     unrun = "Without augmentation not run yet"
-    assert rbd == f"{unrun}; with augmentation still rising at the end, +4.0 points in the last two fifths of the epochs."
+    assert rbd == f"{unrun}; with augmentation still rising, +4.0 points in the last 40 % of epochs."
     assert sgd == "Agrees without augmentation, which costs 2.9 points here; with augmentation, agrees at η = 0.0625."
     assert fpd == f"{unrun}." and cifar == f"{unrun}; D/400 = 987 not run."
 
@@ -233,7 +233,7 @@ def test_runs_of_one_basis_count_once(tmp_path):
     execute("verdicts", tmp_path, "paper")
     row = claims(tmp_path, "paper")["2: compartments improve"]
     assert row[0] == NOT_REPRODUCED
-    assert row[-1] == "Perhaps the rates (our own; from K = 4 on, half of one basis's); only FC was run."
+    assert row[-1] == "Not known (rates of our own; from K = 4 on, half of one basis's); only FC was run."
 
 
 def test_d_is_that_of_the_table_where_it_was_run(tmp_path):
@@ -268,7 +268,7 @@ def test_differences_of_figure_1(tmp_path):
     assert (fpd["ours"], fpd["n"], fpd["verdict"]) == ("+26.6", "4", NOT_REPRODUCED)
     assert (nes["ours"], nes["n"], nes["verdict"]) == ("+40.0", "3", REPRODUCED)
     assert fpd["cause"].startswith("RBD leads here too, by more points; n = 2 each; rates our own (the paper")
-    told = ["; rates from a search of 10 epochs, neighbouring ones not run at full length (the", "; rates our own (the"]
+    told = ["; rates of a search over 10 epochs, no neighbour run as long (the", "; rates our own (the"]
     for (name, epochs), words in zip((("learning_rate", 10), ("full_length", 100)), told):
         other = RunConfig(**resnet, method="rbd", lr=16.0, epochs=epochs, seed=100)
         last = (Point(epochs, 1, 32, 1, 1.0, 40.0, None),)
@@ -327,7 +327,7 @@ def test_claims_on_made_up_results(tmp_path):
     told = {name: row[-1] for name, row in found.items()}
     assert all(re.fullmatch(r"[A-Z].*\.", cause) and ". " not in cause and len(cause) <= 120 for cause in told.values())
     assert told["1: redraw beats fixed"].startswith("Quick profile only (5,000 images, ")
-    assert told["2: compartments improve"] == "Perhaps the rates (of a search over 2 epochs); only FC was run."
+    assert told["2: compartments improve"] == "Not known (rates of a search over 2 epochs); only FC was run."
     assert re.search(r"normal entries, of 16 bits, reach [\d.]+ ×\.$", told["3: up to 10 × faster"])
     assert told["4: workers share seeds"].startswith("Quick profile only (5,000 images, 3 epochs, one machine): the diff")
     assert re.search(r"least lead is \+[\d.]+ points \(.*; n = 3 \+ 3\)\.$", told["5: on all networks and data"])
