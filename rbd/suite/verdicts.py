@@ -90,7 +90,7 @@ class Beside:
         dim: D/400, where it is more than a tenth away from the d of our runs and was not run; else None.
         other_dim: another d at which ours agrees; None if there is none.
         other_bare: whether it agrees there without augmentation only.
-        rise: accuracy gained over the last two fifths of the epochs, with augmentation (points); NaN if not run.
+        rise: accuracy gained over the last 40 % of epochs, with augmentation (points); NaN if not run.
         bases: our runs of FPD, FC, MNIST, with other seeds, whose spread a single run cannot show; None if there are none.
     """
 
@@ -148,7 +148,7 @@ def _tell_cost(ours: Runs | None, bare: Runs | None) -> str:
 
 
 def _tell_alone(bases: Runs) -> str:
-    return f"one basis only (FC, MNIST: ± {format_number(bases.std)} over {bases.n} seeds)"
+    return f"one basis only (FC, MNIST: ± {format_number(bases.std)} points over {bases.n} seeds)"
 
 
 def _compare(theirs: float, ours: Runs, bare: Runs | None) -> str:

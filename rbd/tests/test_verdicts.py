@@ -69,7 +69,7 @@ def test_numbers_of_ours_by_hand():
 
 
 RATE, DIM, RISE, BASES = Beside(rate=0.5), Beside(dim=987), Beside(rise=4.0), Beside(bases=Runs(55.0, 3.0, 3))
-ALONE_TOLD = "one basis only (FC, MNIST: ± 3.0 over 3 seeds)"
+ALONE_TOLD = "one basis only (FC, MNIST: ± 3.0 points over 3 seeds)"
 
 
 @pytest.mark.parametrize(("method", "ours", "bare", "beside", "words"), [
